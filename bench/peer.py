@@ -1,0 +1,93 @@
+"""transformers as the peer of the step bench, in a process of its own.
+
+Two thread teams in one process would slow each other down: OpenMP waits less eagerly when it counts more threads
+than cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Run:
+    """What one side did with one set of prompts. Times in seconds; `elsewhere`: CPUs that others kept busy."""
+
+    def __init__(self, wall: float, steps: Sequence[float], tokens: int, streams: int) -> None:
+        self.wall = wall
+        self.elsewhere = 0.0
+        self.step = statistics.median(steps)
+        self.whole_rate = tokens / wall
+        self.decode_rate = streams / self.step
+
+
+class Peer:
+    """The other process. `run` blocks until it is done; while it waits for work it computes nothing."""
+
+    def __init__(self, folder: Path, dtype: str, threads: int) -> None:
+        fresh = multiprocessing.get_context("spawn")
+        self.link, other = fresh.Pipe()
+        self.process = fresh.Process(target=serve, args=(other, str(folder), dtype, threads), daemon=True)
+        self.process.start()
+        other.close()
+        assert self.link.recv() == "ready"
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def run(self, prompts: list[list[int]], count: int) -> Run:
+        """`count` greedy tokens for every prompt, as one batch padded on the left."""
+        self.link.send((prompts, count))
+        wall, gaps = self.link.recv()
+        return Run(wall, gaps, count * len(prompts), len(prompts))
+
+    def close(self) -> None:
+        self.link.send(None)
+        self.process.join()
+
+
+def serve(link: Any, folder: str, dtype: str, threads: int) -> None:
+    """The main function of the other process."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    link.send("ready")
+    while (work := link.recv()) is not None:
+        link.send(generate(torch, model, *work))
+
+
+def generate(torch: Any, model: Any, prompts: list[list[int]], count: int) -> tuple[float, list[float]]:
+    """Seconds for everything, and the gaps between the steps after the first."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    stamps: list[float] = []
+
+    # A streamer would be refused for batches; a stopping criterion sees every step, and here never stops.
+    def stamp(input_ids: Any, scores: Any, **rest: Any) -> Any:
+        stamps.append(time.perf_counter())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+            pad_token_id=0,
+            eos_token_id=None,
+            stopping_criteria=[stamp],
+        )
+    wall = time.perf_counter() - begin
+    assert out.shape == (len(prompts), longest + count)
+    return wall, [after - before for before, after in itertools.pairwise(stamps)]

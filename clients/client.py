@@ -1,0 +1,267 @@
+"""An asynchronous client: many answers at once over one websocket. Knows addresses, keys and reconnecting.
+
+async with connect("http://127.0.0.1:8000") as client:
+    stream = await client.respond("Why is the sky blue?")
+    async for text in stream.text():
+        print(text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import ipaddress
+import random
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from websockets.asyncio.client import connect as open_socket
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+from headrace.clients.errors import ServerRefused, ServerUnreachable
+from headrace.clients.events import NotAnEvent, read_model_ids, read_refusal
+from headrace.clients.link import Link
+from headrace.clients.stream import ResponseStream
+
+__all__ = ["Client", "connect"]
+
+Input = str | Sequence[Mapping[str, Any]]
+
+MESSAGE_LIMIT = 16 << 20  # one server event; the last event of a response repeats its whole text
+
+
+@asynccontextmanager
+async def connect(
+    url: str = "http://127.0.0.1:8000",
+    api_key: str | None = None,
+    *,
+    model: str | None = None,
+    lanes: int = 16,
+    open_timeout: float = 10.0,
+    reconnect_within: float = 30.0,
+) -> AsyncIterator[Client]:
+    """A client connected to the server at `url` (http, https, ws or wss; a path up to `/v1` may follow).
+
+    `model` is what requests without a model ask for; None asks the server for its list and takes the first.
+    `lanes`: answers in flight at once; further requests wait for their turn. Raises ServerUnreachable if nothing
+    answers within `open_timeout` seconds, ServerRefused for a wrong key, ValueError for a malformed `url`.
+
+    When a socket is lost, the streams on it end with ConnectionLost, and the next request opens another one,
+    trying with growing, jittered pauses for `reconnect_within` seconds.
+    """
+    client = Client(url, api_key, model, lanes, open_timeout, reconnect_within)
+    try:
+        await client.open()
+        yield client
+    finally:
+        await client.close()
+
+
+class Client:
+    """Made by `connect`."""
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        model: str | None,
+        lanes: int,
+        open_timeout: float,
+        reconnect_within: float,
+    ) -> None:
+        if not 1 <= lanes <= 32:
+            raise ValueError("a connection has 1 to 32 lanes")
+        self.http_url, self.socket_url = _addresses(url)
+        self.model = model
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._lanes = lanes
+        self._seats = asyncio.Semaphore(lanes)
+        self._open_timeout = open_timeout
+        self._reconnect_within = reconnect_within
+        self._link: Link | None = None
+        self._linking = asyncio.Lock()
+        self._closed = False
+
+    async def open(self) -> None:
+        """Connect now, once, and learn the model's name if none was given."""
+        if self.model is None:
+            names = await self.models()
+            if not names:
+                raise ServerRefused("model_not_found", "the server offers no model")
+            self.model = names[0]
+        self._link = await self._dial()
+
+    async def close(self) -> None:
+        """Close the connection; answers still running end with ConnectionLost (and are cancelled there)."""
+        self._closed = True
+        if self._link is not None:
+            await self._link.close()
+
+    async def models(self) -> list[str]:
+        """The names of the models that the server offers."""
+        body = await asyncio.to_thread(self._get, "/v1/models")
+        try:
+            return read_model_ids(body)
+        except NotAnEvent as error:
+            raise ServerUnreachable(f"{self.http_url} does not speak the OpenAI protocol: {error}") from None
+
+    async def respond(
+        self,
+        input: Input,
+        *,
+        instructions: str | None = None,
+        previous: ResponseStream | str | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        max_output_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        store: bool | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> ResponseStream:
+        """Ask for an answer; returns when the server has taken the request (nothing need be generated yet).
+
+        `input` is a text, or messages like `{"role": "user", "content": "..."}`. `previous` continues an earlier
+        answer (its stream or its id); `instructions` are not inherited from it. `extra` holds further fields of
+        a `response.create` event. None means the server's default.
+
+        Raises ServerRefused with code, param and message if the server does not take it, ConnectionLost if the
+        connection ends meanwhile, ServerUnreachable if no connection can be had.
+        """
+        request = {
+            "type": "response.create",
+            "model": model or self.model,
+            "input": input if isinstance(input, str) else list(input),
+            "instructions": instructions,
+            "previous_response_id": previous.response_id
+            if isinstance(previous, ResponseStream)
+            else previous,
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_output_tokens": max_output_tokens,
+            "stop": stop,
+            "seed": seed,
+            "store": store,
+            **(extra or {}),
+        }
+        request = {name: value for name, value in request.items() if value is not None}
+        await self._seats.acquire()
+        try:
+            link = await self._linked()
+        except BaseException:
+            self._seats.release()
+            raise
+        # From here on the seat belongs to the stream, which gives it back when it ends, however it ends.
+        stream = link.open(
+            self._seats.release, previous.lane if isinstance(previous, ResponseStream) else None
+        )
+        try:
+            await asyncio.shield(link.post({**request, "stream_id": stream.lane}))
+            await stream.created()
+        except BaseException:
+            stream.abandon()
+            raise
+        return stream
+
+    # -- connecting ------------------------------------------------------------------------------------------
+
+    async def _linked(self) -> Link:
+        """The living connection, a new one if the last was lost."""
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        # One caller dials, the others wait for the same connection.
+        async with self._linking:
+            if self._link is None or self._link.lost is not None:
+                self._link = await self._redial()
+            return self._link
+
+    async def _redial(self) -> Link:
+        """Try until `reconnect_within` is over. Pauses double from 0.25 s to 8 s, each cut to 50-100 % at random:
+        a thousand clients of a restarted server must not all come back in the same moment."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._reconnect_within
+        pause = 0.25
+        while True:
+            try:
+                return await self._dial()
+            except (ServerUnreachable, ServerRefused) as error:
+                if isinstance(error, ServerRefused) and error.status not in (429, 503):
+                    raise
+                advised = error.retry_after if isinstance(error, ServerRefused) else None
+                wait = max(pause * random.uniform(0.5, 1.0), advised or 0.0)
+                if clock() + wait > deadline:
+                    raise
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, 8.0)
+
+    async def _dial(self) -> Link:
+        """One attempt."""
+        local = _is_loopback(urllib.parse.urlsplit(self.socket_url).hostname or "")
+        try:
+            socket = await open_socket(
+                self.socket_url,
+                additional_headers=self._headers,
+                compression=None,  # deltas are small: compressing them costs time and 32 KiB per connection
+                open_timeout=self._open_timeout,
+                close_timeout=2.0,
+                max_size=MESSAGE_LIMIT,
+                proxy=None if local else True,
+            )
+        except InvalidStatus as refused:
+            raise read_refusal(refused.response.status_code, bytes(refused.response.body or b"")) from None
+        except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
+            raise self._unreachable(error) from None
+        return Link(socket, self._lanes)
+
+    def _get(self, path: str) -> bytes:
+        """One blocking GET, for a thread."""
+        request = urllib.request.Request(self.http_url + path, headers=self._headers)
+        local = _is_loopback(urllib.parse.urlsplit(self.http_url).hostname or "")
+        proxies = [urllib.request.ProxyHandler({})] if local else []
+        try:
+            with urllib.request.build_opener(*proxies).open(request, timeout=self._open_timeout) as reply:
+                return bytes(reply.read(MESSAGE_LIMIT))
+        except urllib.error.HTTPError as refused:
+            raise read_refusal(refused.code, refused.read(MESSAGE_LIMIT)) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> ServerUnreachable:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, ConnectionRefusedError):
+            return ServerUnreachable(f"nothing listens at {self.http_url}; `headrace serve` starts a server")
+        if isinstance(cause, TimeoutError):
+            return ServerUnreachable(f"{self.http_url} did not answer within {self._open_timeout:g} s")
+        if isinstance(cause, ssl.SSLError):
+            return ServerUnreachable(f"no secure connection to {self.http_url}: {cause}")
+        return ServerUnreachable(f"no connection to {self.http_url}: {cause or type(cause).__name__}")
+
+
+def _addresses(url: str) -> tuple[str, str]:
+    """(base for HTTP, address of the websocket). Raises ValueError with a sentence for a person."""
+    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+    schemes = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+    if parts.scheme not in schemes or not parts.hostname:
+        raise ValueError(f"{url!r} is no server address; one looks like http://127.0.0.1:8000")
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError(f"{url!r} has more than a scheme, a host, a port and a path")
+    _ = parts.port  # raises ValueError for a port that is none
+    path = parts.path.rstrip("/").removesuffix("/v1/responses").removesuffix("/v1")
+    socket_scheme = schemes[parts.scheme]
+    http_scheme = "https" if socket_scheme == "wss" else "http"
+    return f"{http_scheme}://{parts.netloc}{path}", f"{socket_scheme}://{parts.netloc}{path}/v1/responses"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

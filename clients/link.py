@@ -1,0 +1,129 @@
+"""One websocket and the lanes on it. Lives once: when the socket ends, so does every stream it carries."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from headrace.clients.errors import ConnectionLost
+from headrace.clients.events import ErrorFrame, NotAnEvent, lane_of, read_event, refusal_of
+from headrace.clients.stream import ResponseStream
+
+log = logging.getLogger("headrace.client")
+
+
+class Link:
+    """Routes what one socket says to the streams on its lanes. A lane carries one answer at a time; a free lane is
+    used again, the one that rested longest first, because the server remembers the last answer of each."""
+
+    def __init__(self, socket: ClientConnection, lanes: int) -> None:
+        self.lost: ConnectionLost | None = None
+        self._socket = socket
+        self._free = deque(f"lane-{number}" for number in range(lanes))
+        self._streams: dict[str, ResponseStream] = {}
+        self._writes: set[asyncio.Task[None]] = set()
+        self._reader = asyncio.create_task(self._read(), name="headrace-client-link")
+
+    def open(self, ended: Callable[[], None], lane: str | None = None) -> ResponseStream:
+        """A stream on a free lane, on `lane` if that one is free. There must be a free lane. `ended` is called
+        once, when the server has said its last word on it or the socket is gone."""
+        assert self._free and self.lost is None
+        if lane is not None and lane in self._free:
+            self._free.remove(lane)
+        else:
+            lane = self._free.popleft()
+
+        def leave(stream: ResponseStream) -> None:
+            del self._streams[stream.lane]
+            self._free.append(stream.lane)
+            ended()
+
+        stream = ResponseStream(lane, self.post, leave)
+        self._streams[lane] = stream
+        return stream
+
+    def post(self, event: dict[str, Any]) -> asyncio.Task[None]:
+        """Write one client event. The write is a task of its own: it happens even if its caller is cancelled
+        meanwhile, so a request is never half asked. The task raises ConnectionLost if the socket is gone."""
+        task = asyncio.create_task(self._write(event))
+        self._writes.add(task)
+        task.add_done_callback(self._written)
+        return task
+
+    async def close(self) -> None:
+        """Close the socket; streams still on it end with ConnectionLost."""
+        await self._socket.close()
+        await asyncio.wait([self._reader])
+
+    async def _write(self, event: dict[str, Any]) -> None:
+        try:
+            await self._socket.send(msgspec.json.encode(event), text=True)
+        except ConnectionClosed:
+            # The reader knows why; it sees the end at the same moment.
+            await asyncio.wait([self._reader])
+            assert self.lost is not None
+            raise self.lost from None
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writes.discard(task)
+        # Looked at here, because a caller that went away will not: what it was about ended with the connection.
+        if not task.cancelled():
+            task.exception()
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                self._route(await self._socket.recv(decode=False))
+        except ConnectionClosed as closed:
+            self._lose(_why(closed))
+        except NotAnEvent as error:
+            self._lose(ConnectionLost(str(error)))
+            await self._socket.close(1002)
+
+    def _lose(self, lost: ConnectionLost) -> None:
+        # In one turn of the loop: nobody can open a stream on a lost link in between.
+        self.lost = lost
+        for stream in list(self._streams.values()):
+            stream.end("lost", ConnectionLost(str(lost), lost.close_code))
+
+    def _route(self, message: bytes) -> None:
+        event = read_event(message)
+        lane = lane_of(event)
+        if lane is not None:
+            # Silence about a lane without a stream: its stream has ended here, and the server did not know yet.
+            if stream := self._streams.get(lane):
+                stream.feed(event)
+            return
+        if isinstance(event, ErrorFrame):
+            # The server could not even read which lane it was about: any request that has no answer yet.
+            waiting = [stream for stream in self._streams.values() if stream.status == "queued"]
+            for stream in waiting:
+                stream.end("failed", refusal_of(event.error, event.status))
+            if not waiting:
+                log.warning("the server said an error that answers nothing: %s", event.error.message)
+
+
+def _why(closed: ConnectionClosed) -> ConnectionLost:
+    frame = closed.rcvd
+    if frame is None:
+        own = closed.sent
+        if own is not None and own.code == 1011:
+            return ConnectionLost("the server stopped answering pings")
+        return ConnectionLost("the connection to the server broke")
+    words = {
+        1000: "the connection was closed",
+        1001: "the server closed an idle connection",
+        1008: "the server closed the connection for breaking its rules",
+        1009: "the server refused a message as too big",
+        1011: "the server failed",
+        1012: "the server is restarting",
+        1013: "the server is overloaded",
+    }.get(frame.code, f"the server closed the connection with code {frame.code}")
+    return ConnectionLost(f"{words}: {frame.reason}" if frame.reason else words, frame.code)

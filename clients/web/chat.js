@@ -1,0 +1,159 @@
+// Questions and answers: which request goes out, what its answer does to the conversation. No DOM.
+
+import { Answer, createEvent, isTerminal, measures, pool, splitThinking } from "./protocol.js";
+import { addNode, path, titleFrom } from "./store.js";
+
+const STOP_MS = 3_000; // a stop that the server does not confirm within this time is settled here
+const KEPT_GAPS = 180;
+
+const LOST = {
+  lanes: "Too many chats are answering at once. Stop one of them and try again.",
+  1013: "The server is too busy and closed the connection. Try again in a moment.",
+  1012: "The server is restarting. Try again when the connection is back.",
+  1009: "This message is larger than the server accepts.",
+};
+
+export class Chat {
+  constructor({ store, link, onupdate, now = () => performance.now() }) {
+    Object.assign(this, { store, link, onupdate, now });
+    this.model = null; // {id, max_model_len} of GET /v1/models
+    this.runs = new Map(); // node id -> {conversation, node, answer, exchange, full}
+    this.chains = new Map(); // answer node id -> {id, epoch}: what the server still remembers on this socket
+  }
+
+  runOf(conversation) {
+    return [...this.runs.values()].find((run) => run.conversation.id === conversation.id) ?? null;
+  }
+
+  /** Add a user message after `parent` (null: at the root) and ask for its answer. */
+  send(conversation, text, parent = conversation.leaf) {
+    const user = addNode(conversation, { parent, role: "user", text });
+    conversation.title ||= titleFrom(text);
+    return this.answer(conversation, user);
+  }
+
+  /** Ask for an answer (the first, or one more) to the message `user`. */
+  answer(conversation, user) {
+    const model = this.model?.id;
+    const node = addNode(conversation, { parent: user.id, role: "assistant", text: "", status: "waiting", model });
+    const run = { conversation, node, answer: new Answer(this.now()), full: false, continued: false, timer: null,
+      before: this.#estimate(conversation, user), window: this.model?.max_model_len ?? null };
+    run.exchange = {
+      owner: conversation.id,
+      body: (lane, epoch) => this.#body(run, user, lane, epoch),
+      event: (event) => this.#event(run, event),
+      lost: (why) => this.#lost(run, why),
+    };
+    this.runs.set(node.id, run);
+    this.store.save(conversation);
+    this.onupdate(run);
+    this.link.send(run.exchange);
+    return run;
+  }
+
+  stop(conversation) {
+    const run = this.runOf(conversation);
+    if (!run || run.timer) return;
+    if (this.link.cancel(run.exchange)) {
+      run.timer = setTimeout(() => {
+        this.#settle(run, "stopped");
+        if (this.now() - this.link.heardAt > STOP_MS) this.link.renew("dead");
+      }, STOP_MS);
+    } else this.#settle(run, "stopped");
+  }
+
+  /** Stop, and keep nothing: the conversation is being deleted. */
+  drop(conversation) {
+    const run = this.runOf(conversation);
+    if (!run) return;
+    this.link.cancel(run.exchange);
+    clearTimeout(run.timer);
+    run.node.status = "stopped";
+    this.runs.delete(run.node.id);
+  }
+
+  /** What the prompt will be in tokens, about: the last counted answer, and the rest by its characters per token. */
+  #estimate(conversation, user) {
+    const messages = path(conversation, user.id);
+    const last = messages.findLastIndex((node) => node.measured?.exact);
+    const length = (nodes) => nodes.reduce((sum, node) => sum + node.text.length, 0);
+    const known = last < 0 ? 0 : messages[last].measured.context;
+    const usual = this.model?.x_embedded ? 1 : 4; // the model inside the package reads bytes
+    const perToken = last < 0 ? usual : Math.max(1, length(messages.slice(0, last + 1)) / known);
+    return known + Math.ceil(length(messages.slice(last + 1)) / perToken);
+  }
+
+  #body(run, user, lane, epoch) {
+    const { conversation } = run;
+    const messages = path(conversation, user.id);
+    const chain = this.chains.get(user.parent);
+    run.continued = Boolean(chain && chain.epoch === epoch && !run.full);
+    run.epoch = epoch;
+    run.answer.sentAt = this.now();
+    const whole = messages.map(({ role, text }) => ({ role, text: splitThinking(text).text }));
+    return createEvent({
+      model: this.model?.id, lane, system: conversation.system, settings: conversation.settings,
+      messages: run.continued ? whole.slice(-1) : whole,
+      previous: run.continued ? chain.id : null,
+    });
+  }
+
+  #event(run, event) {
+    const { answer, node, conversation } = run;
+    if (!this.runs.has(node.id)) return;
+    const code = event.type === "error" ? event.error?.code : null;
+    if (code === "previous_response_not_found" && run.continued) {
+      // The server forgot: tell it the whole conversation instead.
+      run.full = true;
+      this.chains.delete(path(conversation, node.id).at(-3)?.id);
+      this.link.send(run.exchange);
+      return;
+    }
+    if (code === "websocket_connection_limit_reached" && !run.renewed) {
+      run.renewed = true;
+      this.link.renew();
+      this.link.send(run.exchange);
+      return;
+    }
+    if (!answer.apply(event, this.now())) return;
+    if (isTerminal(event.type) || event.type === "error") {
+      if (answer.responseId && answer.status !== "failed") {
+        this.chains.set(node.id, { id: answer.responseId, epoch: run.epoch });
+      }
+      this.#settle(run, answer.status);
+    } else {
+      Object.assign(node, { text: answer.text, status: "streaming" });
+      if (answer.thinking) node.thinking = answer.thinking;
+      this.store.save(conversation);
+      this.onupdate(run);
+    }
+  }
+
+  #lost(run, why) {
+    if (!this.runs.has(run.node.id)) return;
+    if (run.exchange.stopped) {
+      this.#settle(run, "stopped");
+      return;
+    }
+    const when = run.answer.text ? "while this answer was coming in" : "before an answer came";
+    const said = typeof why === "string" && why.includes(" ") ? why : `The connection was lost ${when}.`;
+    run.answer.fail({ message: LOST[why] ?? said });
+    this.#settle(run, "failed");
+  }
+
+  #settle(run, status) {
+    const { answer, node, conversation } = run;
+    clearTimeout(run.timer);
+    answer.status = status;
+    const gaps = pool(answer.gaps, KEPT_GAPS).map((gap) => Math.round(gap * 10) / 10);
+    Object.assign(node, { text: answer.text, status, gaps });
+    if (answer.thinking) node.thinking = answer.thinking;
+    if (answer.error) node.error = answer.error.sentence;
+    if (answer.firstAt !== null) node.measured = { ...measures(answer, run.before), window: run.window };
+    conversation.updated = Date.now();
+    this.runs.delete(node.id);
+    this.store.save(conversation);
+    this.store.flush();
+    this.onupdate(run, answer.error);
+  }
+}

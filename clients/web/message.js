@@ -1,0 +1,179 @@
+// One message of the conversation, as the reader sees it.
+
+import { h, icon, iconButton } from "./dom.js";
+import { Markdown } from "./markdown.js";
+import { measures, splitThinking } from "./protocol.js";
+import { drawTimeline } from "./timeline.js";
+
+const NOTES = {
+  stopped: "Stopped.",
+  length: "Cut at the token limit.",
+  interrupted: "The page was closed while this answer was coming in.",
+};
+const NUMBERS_MS = 250; // numbers that change with every frame cannot be read
+const number = (value) => value.toLocaleString("en");
+const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
+
+/** The parts of the measured line, ready to show. */
+export function measuredLine(measured, windowSize) {
+  const { ttft, rate, tokens, context, exact } = measured;
+  const about = exact ? "" : "≈ ";
+  const parts = [];
+  if (ttft !== null) parts.push(["First token", duration(ttft)]);
+  if (rate !== null) parts.push(["Speed", `${about}${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tok/s`]);
+  parts.push(["Tokens", `${about}${number(tokens)}`]);
+  const size = windowSize ? ` / ${number(windowSize)}` : "";
+  if (context !== null) parts.push(["Context", about + number(context) + size]);
+  return parts;
+}
+
+export class MessageView {
+  /** `act(name, node, value)` is called for copy, edit, again and branch. */
+  constructor(node, act) {
+    this.node = node;
+    this.act = act;
+    this.frame = null;
+    this.nextAt = 0;
+    this.body = h("div", { class: "body" });
+    this.tools = h("div", { class: "tools" });
+    const speaker = node.role === "user" ? "You" : "Answer";
+    this.element = h("article", { class: `message ${node.role}`, "data-node": node.id, "aria-label": speaker });
+    if (node.role === "assistant") {
+      this.thought = h("div", { class: "thought" });
+      this.thinking = h("details", { class: "thinking", hidden: true }, h("summary", {}, "Thinking"), this.thought);
+      this.note = h("div", { class: "note", hidden: true });
+      this.numbers = h("dl", { class: "numbers" });
+      this.canvas = h("canvas", { class: "timeline", role: "img", hidden: true });
+      this.line = h("div", { class: "measured" }, this.numbers, this.canvas);
+      this.markdown = new Markdown(this.body);
+      this.element.append(this.thinking, this.body, this.note, h("footer", {}, this.line, this.tools));
+    } else {
+      this.body.classList.add("plain");
+      this.element.append(this.body, h("footer", {}, this.tools));
+    }
+  }
+
+  /** Show the node as it is now; `run` while its answer comes in, `place` = {index, count} among its branches. */
+  update(run, place) {
+    this.run = run;
+    const { node, element } = this;
+    if (node.role === "user") {
+      if (!this.editing && this.body.textContent !== node.text) this.body.textContent = node.text;
+    } else {
+      const streaming = Boolean(run);
+      element.classList.toggle("streaming", streaming);
+      element.classList.toggle("waiting", streaming && run.answer.firstAt === null);
+      if (streaming) {
+        this.#soon();
+        if (!this.wasStreaming) this.#note(null);
+      } else this.#draw(true);
+      if (this.wasStreaming !== streaming) this.#tools(place);
+      this.wasStreaming = streaming;
+    }
+    const key = `${place.index}/${place.count}`;
+    if (key !== this.place) this.#tools(place);
+    this.place = key;
+  }
+
+  /** Draw in the next frame, or later when the last drawing took long: a frame budget, whatever the text. */
+  #soon() {
+    this.frame ??= requestAnimationFrame((at) => {
+      this.frame = null;
+      if (!this.run) return;
+      if (at < this.nextAt) this.#soon();
+      else this.#draw(false);
+    });
+  }
+
+  #draw(final) {
+    const { node, run } = this;
+    const began = performance.now();
+    const own = splitThinking(node.text);
+    const thinking = [node.thinking, own.thinking].filter(Boolean).join("\n\n");
+    this.thinking.hidden = !thinking;
+    if (thinking && this.thought.textContent !== thinking) this.thought.textContent = thinking;
+    this.thinking.classList.toggle("busy", !final && !own.text);
+    this.markdown.show(own.text, !final);
+    if (final) this.#note(node.status);
+    if (final) this.#numbers();
+    else this.numbersTimer ??= setTimeout(() => this.#numbers(), this.numbersTimer === undefined ? 0 : NUMBERS_MS);
+    drawTimeline(this.canvas, run?.answer.gaps ?? node.gaps ?? [], Boolean(run));
+    const cost = performance.now() - began;
+    this.nextAt = began + (cost > 4 ? cost * 5 : 0);
+    this.ondraw?.();
+  }
+
+  #numbers() {
+    clearTimeout(this.numbersTimer);
+    this.numbersTimer = null;
+    const { node, run } = this;
+    const measured = run ? { ...measures(run.answer, run.before), window: run.window } : node.measured;
+    const parts = measured && measured.tokens ? measuredLine(measured, measured.window) : [];
+    this.numbers.replaceChildren(...parts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+    this.line.classList.toggle("empty", !parts.length);
+  }
+
+  #note(status) {
+    const said = status === "failed" ? this.node.error ?? "This answer failed." : NOTES[status];
+    this.note.hidden = !said;
+    this.note.classList.toggle("error", status === "failed" || status === "interrupted");
+    if (!said) return;
+    const again = h("button", { type: "button", class: "small", click: () => this.act("again", this.node) },
+      icon("refresh"), "Try again");
+    this.note.replaceChildren(h("p", {}, said), status === "stopped" ? "" : again);
+  }
+
+  #tools({ index, count }) {
+    const { node } = this;
+    const tools = [];
+    if (count > 1) {
+      const step = (by) => () => this.act("branch", node, index + by);
+      tools.push(h("span", { class: "branches" },
+        iconButton("left", "Previous version", step(-1), { disabled: index === 0 }),
+        h("span", { "aria-label": `Version ${index + 1} of ${count}` }, `${index + 1}/${count}`),
+        iconButton("right", "Next version", step(1), { disabled: index === count - 1 })));
+    }
+    if (!this.run) {
+      tools.push(iconButton("copy", "Copy message", (event) => this.act("copy", node, event.currentTarget)));
+      if (node.role === "user") tools.push(iconButton("pencil", "Edit and resend", () => this.edit()));
+      else tools.push(iconButton("refresh", "Another answer", () => this.act("again", node)));
+    }
+    this.tools.replaceChildren(...tools);
+  }
+
+  /** Turn a user message into a small form; sending it starts a new branch. */
+  edit() {
+    if (this.editing) return;
+    const area = h("textarea", { "aria-label": "Edit message", rows: 1 });
+    area.value = this.node.text;
+    const fit = () => {
+      area.rows = Math.min(12, area.value.split("\n").length + 1);
+    };
+    const done = (send) => {
+      this.editing = null;
+      const text = area.value.trim();
+      this.body.textContent = this.node.text;
+      this.element.classList.remove("editing");
+      if (send && text) this.act("resend", this.node, text);
+      else this.act("focus", this.node);
+    };
+    area.addEventListener("input", fit);
+    area.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        done(false);
+      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        done(true);
+      }
+    });
+    this.editing = area;
+    this.element.classList.add("editing");
+    this.body.replaceChildren(area, h("div", { class: "row" },
+      h("button", { type: "button", click: () => done(false) }, "Cancel"),
+      h("button", { type: "button", class: "primary", click: () => done(true) }, "Send")));
+    fit();
+    area.focus();
+    area.setSelectionRange(area.value.length, area.value.length);
+  }
+}

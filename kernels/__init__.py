@@ -1,0 +1,7 @@
+"""Operations on tensors, each beside its plain-torch twin."""
+
+if not __name__.startswith("headrace."):
+    raise ImportError(
+        f"{__name__!r} was imported from a folder of the headrace source tree; install it with "
+        "'pip install -e .' and import 'headrace.kernels' instead"
+    )

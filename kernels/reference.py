@@ -1,0 +1,123 @@
+"""Every op in plain torch: the meaning that fused kernels must keep, and what the CPU backend runs where nothing
+faster exists. Takes tensors and numbers only.
+
+Shapes: T tokens, R rows, S slots, P pages of `page_size` cells, H query heads, G kv heads (H is a multiple of G),
+D head size. A cell is one token's place in the KV slab: page * page_size + offset. A row of slot -1 and a cell of
+-1 are padding: nothing is read or written for them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resolve_tokens(token_ids: Tensor, slots: Tensor, last_tokens: Tensor) -> Tensor:
+    """Token ids to compute: where token_ids is -1, the token that its slot sampled last.
+
+    token_ids: int64 [T]. slots: int32 [T]. last_tokens: int64 [S]. Padding (slot -1) asks for an id itself.
+    """
+    return torch.where(token_ids < 0, last_tokens[slots.clamp_min(0).long()], token_ids)
+
+
+def kv_cells(page_table: Tensor, slots: Tensor, positions: Tensor, page_size: int) -> Tensor:
+    """The cell of each token: int64 [T]; -1 for padding.
+
+    page_table: int32 [S, pages per slot]. slots: int32 [T]. positions: int64 [T].
+    """
+    pages = page_table[slots.clamp_min(0).long(), positions // page_size].long()
+    return torch.where(slots < 0, -1, pages * page_size + positions % page_size)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., N] over its root mean square in float32, times weight (shape of x's last dims), in x's dtype.
+
+    Rounded before the weight is applied, as the reference models do."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return wide.to(x.dtype) * weight
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, heads, D] rotated by position. cos, sin: [T, 1, D]; the first half of `sin` is negated already, so that
+    no half needs a sign of its own."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """silu(x[:, :N]) * x[:, N:] for x [T, 2N]."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def store_kv(keys: Tensor, values: Tensor, key_cells: Tensor, value_cells: Tensor, cells: Tensor) -> None:
+    """Write keys and values [T, G, D] to the cells [P * page_size, G, D] of one layer. Cell -1 is not written."""
+    live = cells >= 0
+    key_cells[cells[live]] = keys[live]
+    value_cells[cells[live]] = values[live]
+
+
+def copy_pages(slab: Tensor, sources: Tensor, targets: Tensor) -> None:
+    """slab [..., P, page_size, G, D]: page targets[i] becomes a copy of sources[i]. Targets are distinct and none
+    of them is a source."""
+    slab.index_copy_(-4, targets, slab.index_select(-4, sources))
+
+
+def decode_attention(
+    query: Tensor,
+    key_cells: Tensor,
+    value_cells: Tensor,
+    page_table: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    page_size: int,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """Each row's one query attends to the newest `window` (0 = all) of its `lengths` tokens, itself included.
+
+    query [R, H, D]; key_cells, value_cells [P * page_size, G, D]; slots, lengths int32 [R]. Returns [R, H, D] in
+    query's dtype; zeros for padded rows. Cells beyond a row's length are never read: they may hold anything.
+    """
+    offsets = torch.zeros(len(slots) + 1, dtype=torch.int32)
+    offsets[1:] = torch.arange(1, len(slots) + 1)
+    return extend_attention(
+        query, key_cells, value_cells, page_table, slots, lengths, offsets, page_size, scale, window
+    )
+
+
+def extend_attention(
+    query: Tensor,
+    key_cells: Tensor,
+    value_cells: Tensor,
+    page_table: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    row_offsets: Tensor,
+    page_size: int,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """Row r holds queries [row_offsets[r], row_offsets[r + 1]), the newest tokens of its `lengths[r]` tokens, each
+    attending to the newest `window` (0 = all) tokens up to itself. Otherwise as decode_attention; query [T, H, D].
+    """
+    out = torch.zeros_like(query)
+    heads, kv_heads = query.shape[1], key_cells.shape[1]
+    edges = row_offsets.tolist()
+    for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
+        begin, end = edges[row], edges[row + 1]
+        if slot < 0 or begin == end:
+            continue
+        places = torch.arange(length)
+        cells = page_table[slot, places // page_size].long() * page_size + places % page_size
+        keys = key_cells[cells].repeat_interleave(heads // kv_heads, 1).float()
+        values = value_cells[cells].repeat_interleave(heads // kv_heads, 1).float()
+        scores = torch.einsum("qhd,khd->hqk", query[begin:end].float(), keys) * scale
+        own = torch.arange(length - (end - begin), length)[:, None]
+        hidden = places > own
+        if window:
+            hidden |= places <= own - window
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        out[begin:end] = torch.einsum("hqk,khd->qhd", weights, values).to(query.dtype)
+    return out

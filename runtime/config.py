@@ -1,0 +1,111 @@
+"""Engine settings. Frozen; flags are derived from these fields, so a knob is spelled once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the model is run. 0 means "choose from the model and the machine" where the description says auto."""
+
+    device: Annotated[
+        Literal["auto", "cpu"], Meta(description="where to run; auto takes the best backend present")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Meta(description="compute type; auto: bfloat16 where the CPU has it, else float32"),
+    ] = "auto"
+    threads: Annotated[
+        int, Meta(ge=0, description="compute threads (0 = auto: physical cores; one for a tiny model)")
+    ] = 0
+    page_size: Annotated[int, Meta(ge=1, le=256, description="tokens per KV page")] = 16
+    kv_memory_mb: Annotated[
+        int, Meta(ge=0, description="size of the KV slab in MiB (0 = auto: from the model and free memory)")
+    ] = 0
+    max_running: Annotated[int, Meta(ge=1, le=4096, description="requests in one step at most (slots)")] = 64
+    max_context: Annotated[
+        int, Meta(ge=0, description="tokens of prompt plus answer at most (0 = auto: the model's own limit)")
+    ] = 0
+    chunk_tokens: Annotated[int, Meta(ge=0, description="prompt tokens per step at most (0 = auto)")] = 0
+    waiting_limit: Annotated[
+        int, Meta(ge=1, description="requests waiting for a slot before new ones are refused")
+    ] = 1024
+    prefix_cache: Annotated[bool, Meta(description="reuse the KV of equal prompt beginnings")] = True
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What `resolve` needs to know about the model and the machine. Sizes in bytes; nothing here is a choice."""
+
+    bf16: bool  # the CPU computes in bfloat16
+    cores: int  # physical cores this process may use
+    free_memory: int
+    weight_elements: int  # as kept in memory
+    kv_token_elements: int  # keys and values of one token, all layers
+    max_positions: int  # the model's own limit
+
+
+KV_FRACTION = 0.5  # of what the weights leave free
+KV_CEILING = 4 << 30  # an automatic slab is never larger: all of it is touched at start
+LONE_THREAD_BYTES = 32 << 20  # weights
+STEP_OPERATIONS = 250e9  # of one prompt chunk: about 0.3 s on two cores with bfloat16
+SMALL_WEIGHTS = 64 << 20  # read in 4 ms by one core: more threads would mostly wait for each other
+
+
+class SettingError(ValueError):
+    """The settings cannot work with this model on this machine. The message is for the person who gave them."""
+
+
+def resolve(config: EngineConfig, facts: Facts) -> EngineConfig:
+    """`config` with every automatic choice replaced by a value. Pure; raises SettingError where nothing fits.
+
+    `max_context` never exceeds the model nor the slab. The slab has `kv_memory_mb` over the bytes of a page, whole
+    pages only.
+    """
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if facts.bf16 else "float32"
+    item = 2 if dtype == "bfloat16" else 4
+    token = facts.kv_token_elements * item
+    page = token * config.page_size
+    limit = min(config.max_context or facts.max_positions, facts.max_positions)
+    if config.max_context > facts.max_positions:
+        raise SettingError(
+            f"max_context {config.max_context} is more than the {facts.max_positions} positions of this model"
+        )
+    left = facts.free_memory - facts.weight_elements * item
+    if config.kv_memory_mb:
+        pages = (config.kv_memory_mb << 20) // page
+        if config.kv_memory_mb << 20 > left:
+            raise SettingError(
+                f"kv_memory_mb {config.kv_memory_mb} does not fit: {max(left, 0) >> 20} MiB are free beside weights"
+            )
+    else:
+        wish = -(-limit // config.page_size) * config.max_running
+        pages = min(wish, int(min(left * KV_FRACTION, KV_CEILING)) // page)
+    held = pages * config.page_size
+    if held < 2 or (config.max_context and held < config.max_context):
+        raise SettingError(
+            f"the KV slab holds {max(held, 0)} tokens, {config.max_context or 2} are needed: give it more memory "
+            "(kv_memory_mb), lower max_context, or run a smaller model"
+        )
+    context = min(limit, held)
+    chunk = config.chunk_tokens
+    if not chunk:
+        # A chunk delays every decoding stream, so it is bounded in time; a power of two from 32 to 512.
+        room = STEP_OPERATIONS * (1 if dtype == "bfloat16" else 0.25) / (2 * facts.weight_elements)
+        chunk = next((size for size in (512, 256, 128, 64) if size <= room), 32)
+    # Below this a matrix product is shorter than waking a second thread for it, and where another process has that
+    # core, waiting for it costs tens of milliseconds a step (28 ms against 2 on a busy two-core machine).
+    lone = facts.weight_elements * item <= LONE_THREAD_BYTES
+    return msgspec.structs.replace(
+        config,
+        device="cpu",
+        dtype=dtype,
+        threads=config.threads or (1 if lone else facts.cores),
+        kv_memory_mb=config.kv_memory_mb or -(-pages * page >> 20),
+        max_context=context,
+        chunk_tokens=min(chunk, context),
+    )

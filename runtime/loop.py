@@ -1,0 +1,306 @@
+"""The only place where the event loop meets the device: plan, launch, retire, feed streams, flush sockets.
+
+Everything here runs on the event loop's thread. The engine runs elsewhere and answers with a future; its
+landing is the only thing that crosses threads, through `call_soon_threadsafe`.
+
+One turn: retire what has landed, launch what can be launched, and only then turn tokens into text and write.
+The device works on step N+1 while the readers of step N are served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.runtime.plan import StepPlan, StepResult
+from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import FinishReason, Req
+from headrace.runtime.scheduler import Retired, Scheduler
+from headrace.runtime.stream import Entry, TokenStream
+
+if TYPE_CHECKING:
+    from headrace.runtime.interface import TextCutter
+
+
+log = logging.getLogger("headrace.loop")
+
+
+class Engine(Protocol):
+    """What runs a step. `launch` returns at once; steps land in the order they were launched."""
+
+    def launch(self, plan: StepPlan) -> Future[StepResult]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One live request with its reader: ids on one side, text on the other."""
+
+    req: Req
+    stream: TokenStream
+    cutter: TextCutter
+    deadline: asyncio.TimerHandle | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it."""
+
+    seconds: float
+    decode_rows: int
+    prefill_rows: int
+    prefill_tokens: int
+
+
+def _ignore_step(facts: StepFacts) -> None:
+    pass
+
+
+def _ignore_stream(stream: TokenStream) -> None:
+    pass
+
+
+def _ignore_gap(seconds: float) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass
+
+
+class StepLoop:
+    """Drives Scheduler and Engine. `depth`: steps launched and not retired at most (1: launch when one lands).
+
+    Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
+    streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens of a stream; `on_end`
+    for each stream that ended here; `on_idle` when the last one has. `on_fault` when the engine failed or an
+    assertion of ours did: every stream is told, and the loop stops for good (neither is repaired here).
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        engine: Engine,
+        *,
+        depth: int = 1,
+        request_limit: float = 1800.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert depth >= 1
+        self.scheduler = scheduler
+        self.engine = engine
+        self.depth = depth
+        self.request_limit = request_limit
+        self.clock = clock
+        self.on_flush: Callable[[], None] = _nothing
+        self.on_step: Callable[[StepFacts], None] = _ignore_step
+        self.on_gap: Callable[[float], None] = _ignore_gap
+        self.on_end: Callable[[TokenStream], None] = _ignore_stream
+        self.on_idle: Callable[[], None] = _nothing
+        self.on_fault: Callable[[BaseException], None] | None = None
+        self.fault: BaseException | None = None
+        self.progress_at = clock()  # when a step was last launched or landed
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._flight: deque[tuple[StepPlan, Future[StepResult], float]] = deque()
+        self._live: dict[int, Generation] = {}
+        self._scheduled = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> int:
+        """Generations that have not ended."""
+        return len(self._live)
+
+    def join(self, generation: Generation) -> None:
+        """The generation takes part from the next step. Raises Refusal as `Scheduler.add` does."""
+        if self.fault is not None:
+            raise Refusal("server_error", "the engine has stopped after a fault")
+        self.scheduler.add(generation.req)
+        self._live[generation.req.id] = generation
+        self._empty.clear()
+        generation.stream.times.joined = self.clock()
+        generation.stream.wake = lambda stream: self._wake_reader(generation)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        generation.deadline = self._loop.call_later(self.request_limit, self._expire, generation)
+        self._schedule()
+
+    def cancel(self, generation: Generation, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """The generation is in no plan from now on; its stream ends here and now."""
+        if generation.req.finish is None:
+            self.scheduler.cancel(generation.req, reason)
+        self._end(generation, reason)
+        self._schedule()
+
+    def cancel_all(self) -> None:
+        for generation in list(self._live.values()):
+            self.cancel(generation)
+
+    async def emptied(self) -> None:
+        """Returns when no generation is live."""
+        await self._empty.wait()
+
+    @property
+    def stalled_for(self) -> float:
+        """Seconds since the last sign of life while a step is in flight; 0 when idle."""
+        return self.clock() - self.progress_at if self._flight else 0.0
+
+    # -- turns -------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """One turn soon. Several reasons within one loop iteration make one turn."""
+        if not self._scheduled and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _landed(self, future: Future[StepResult]) -> None:
+        # Runs in the engine's thread, or inside `launch` when the engine is synchronous. The loop may be closed
+        # already when the server stops with a step in flight: then nobody waits for the result.
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self.fault is not None:
+            return
+        try:
+            self._retire_launch_tell()
+        except Exception as error:
+            # Without this the event loop would log it and go on, and every stream would hang for ever.
+            self.fail(error)
+
+    def _retire_launch_tell(self) -> None:
+        events: list[Retired] = []
+        while self._flight and self._flight[0][1].done():
+            plan, future, launched = self._flight.popleft()
+            result = future.result()
+            now = self.clock()
+            self.progress_at = now
+            events += self.scheduler.retire(plan, result)
+            self.on_step(StepFacts(now - launched, len(plan.decode), len(plan.prefill), plan.prefill_tokens))
+        self._launch()
+        for event in events:
+            try:
+                self._tell(event)
+            except Exception:
+                # Whatever a request's tokens do to its own text stays that request's error.
+                self._broken_text(event)
+        self.on_flush()
+        if not self._flight:
+            # Telling may have ended or paused requests and so made room that the launch above did not see.
+            self._launch()
+            if not self._flight and not self._live:
+                self.on_idle()
+
+    def _launch(self) -> None:
+        while len(self._flight) < self.depth:
+            plan = self.scheduler.plan()
+            if plan is None:
+                return
+            now = self.clock()
+            self.progress_at = now
+            for grant in plan.grants:
+                self._admitted(grant.req_id, now)
+            future = self.engine.launch(plan)
+            self._flight.append((plan, future, now))
+            future.add_done_callback(self._landed)
+
+    def _admitted(self, req_id: int, now: float) -> None:
+        generation = self._live.get(req_id)
+        assert generation is not None, "a slot was granted to a request that has ended"
+        stream = generation.stream
+        if stream.times.admitted is None:
+            stream.times.admitted = now
+            stream.cached_tokens = generation.req.cached_len
+
+    def _tell(self, event: Retired) -> None:
+        """Hand one token to its reader, as text."""
+        generation = self._live.get(event.req.id)
+        if generation is None:
+            return  # cancelled from inside this turn, by the reader of an earlier event
+        stream, cutter = generation.stream, generation.cutter
+        if event.token is None:
+            error = Refusal("server_error", "the model produced no finite number for this request")
+            self._end(generation, FinishReason.ERROR, error)
+            return
+        now = self.clock()
+        if stream.times.last_token is None:
+            stream.times.first_token = now
+        else:
+            self.on_gap(now - stream.times.last_token)
+        stream.times.last_token = now
+        if event.finish is FinishReason.STOP:
+            # The token that ends it counts, but its text is not part of the answer.
+            stream.matched_stop = event.token
+            stream.push(Entry(event.token, ""))
+            self._end(generation, FinishReason.STOP)
+            return
+        stream.push(Entry(event.token, cutter.push(event.token)))
+        if cutter.matched is not None:
+            stream.matched_stop = cutter.matched
+            self.scheduler.cancel(event.req, FinishReason.STOP)
+            self._end(generation, FinishReason.STOP)
+        elif event.finish is not None:
+            self._end(generation, event.finish)
+        elif stream.full:
+            self.scheduler.pause(event.req)
+
+    def _broken_text(self, event: Retired) -> None:
+        log.exception("the text of a request could not be told; that request ends")
+        generation = self._live.get(event.req.id)
+        if generation is not None:
+            self.scheduler.cancel(event.req, FinishReason.ERROR)
+            self._end(generation, FinishReason.ERROR, Refusal("server_error", "the answer could not be told"))
+
+    def _wake_reader(self, generation: Generation) -> None:
+        if generation.req.pausing:
+            self.scheduler.resume(generation.req)
+            self._schedule()
+
+    def _expire(self, generation: Generation) -> None:
+        self.scheduler.cancel(generation.req, FinishReason.ERROR)
+        seconds = f"{self.request_limit:g}"
+        self._end(
+            generation,
+            FinishReason.ERROR,
+            Refusal("timeout", f"the request ran longer than {seconds} seconds"),
+        )
+        self._schedule()
+
+    def _end(self, generation: Generation, finish: FinishReason, error: Refusal | None = None) -> None:
+        """The stream ends and the generation is forgotten; the scheduler frees the rest on its own time."""
+        if generation.req.id not in self._live:
+            return
+        told = finish in (FinishReason.STOP, FinishReason.LENGTH)
+        tail = generation.cutter.finish() if told else ""  # may raise: then this generation is still live
+        del self._live[generation.req.id]
+        if generation.deadline is not None:
+            generation.deadline.cancel()
+        stream = generation.stream
+        stream.times.ended = self.clock()
+        stream.end(finish, tail=tail, error=error)
+        self.on_end(stream)
+        if not self._live:
+            self._empty.set()
+
+    def fail(self, error: BaseException) -> None:
+        """The device or the books are broken: every stream is told, and nothing more is promised."""
+        self.fault = error
+        refusal = Refusal("server_error", "the engine stopped after a fault; the server restarts")
+        for generation in list(self._live.values()):
+            self._end(generation, FinishReason.ERROR, refusal)
+        self.on_flush()
+        if self.on_fault is not None:
+            self.on_fault(error)

@@ -1,0 +1,86 @@
+"""Attention over paged KV: what one layer computes, and what all layers of one step share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headrace.graphs.inputs import StepInputs
+from headrace.runtime.backends.base import Ops, Reach
+from headrace.runtime.models.config import ModelConfig
+from headrace.runtime.models.layers import WeightSource, fused_linear
+from headrace.runtime.slab import KVSlab
+
+
+class StepView(NamedTuple):
+    """Computed once per step and read by every layer. reach[w]: what a layer of window `w` reads."""
+
+    cos: Tensor
+    sin: Tensor
+    cells: Tensor
+    reach: dict[int, Reach]
+
+
+def view_step(
+    ops: Ops, inputs: StepInputs, kv: KVSlab, cos: Tensor, sin: Tensor, windows: Sequence[int]
+) -> StepView:
+    """Where this step's tokens are written and what each row reads."""
+    cells = ops.kv_cells(kv.page_table, inputs.token_slots, inputs.positions, kv.page_size)
+    reach = {window: ops.reach(inputs, kv.page_table, kv.page_size, window) for window in windows}
+    return StepView(cos, sin, cells, reach)
+
+
+class HeadNorm:
+    """RMS norm of each query and key head by itself; one weight for all query heads and one for all key heads."""
+
+    def __init__(self, source: WeightSource, ops: Ops, name: str, config: ModelConfig) -> None:
+        size = (config.head_dim,)
+        query = source.tensor([(f"{name}.q_norm.weight", size)])
+        key = source.tensor([(f"{name}.k_norm.weight", size)])
+        heads = (query.expand(config.heads, -1), key.expand(config.kv_heads, -1))
+        self.weight = torch.cat(heads).contiguous()
+        self.eps = config.norm_eps
+        self.op = ops.rms_norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.op(x, self.weight, self.eps)
+
+
+class PagedAttention:
+    """qkv in one matrix, rotary positions, KV into its cells, attention, output matrix plus residual."""
+
+    def __init__(self, source: WeightSource, ops: Ops, name: str, config: ModelConfig, layer: int) -> None:
+        self.heads = config.heads
+        self.kv_heads = config.kv_heads
+        self.head_dim = config.head_dim
+        self.scale = config.scale
+        self.window = config.windows[layer]
+        self.ops = ops
+        size = config.hidden_size
+        query, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.qkv = fused_linear(
+            source,
+            [(f"{name}.q_proj", query), (f"{name}.k_proj", shared), (f"{name}.v_proj", shared)],
+            size,
+            config.qkv_bias,
+        )
+        self.norm = HeadNorm(source, ops, name, config) if config.qk_norm else None
+        self.out = fused_linear(source, [(f"{name}.o_proj", size)], query, config.output_bias)
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, step: StepView, key_cells: Tensor, value_cells: Tensor
+    ) -> Tensor:
+        """x, residual [T, hidden]; key_cells, value_cells: this layer's cells of the slab."""
+        rotated = self.heads + self.kv_heads
+        qkv = self.qkv(x).view(-1, rotated + self.kv_heads, self.head_dim)
+        turning = qkv[:, :rotated]
+        if self.norm is not None:
+            turning = self.norm(turning)
+        turning = self.ops.rope(turning, step.cos, step.sin)
+        self.ops.store_kv(turning[:, self.heads :], qkv[:, rotated:], key_cells, value_cells, step.cells)
+        reach = step.reach[self.window]
+        read = self.ops.attend(turning[:, : self.heads], key_cells, value_cells, reach, self.scale)
+        return self.out(read.reshape(-1, self.heads * self.head_dim), residual)

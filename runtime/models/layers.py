@@ -1,0 +1,163 @@
+"""The layers that architectures are made of. Each names the checkpoint tensors it takes and how they are fused.
+
+A layer is born complete: it asks a WeightSource for its tensors while it is built. Building a model from an Outline
+instead of a real source lists every tensor the model needs, with its shape, before any memory is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.runtime.backends.base import Linear, Ops
+from headrace.runtime.models.config import RopeConfig
+
+Part = tuple[str, tuple[int, ...]]  # name and shape of one checkpoint tensor
+
+
+class WeightSource(Protocol):
+    """Where layers get their weights. Parts are stacked along their first dimension, in order."""
+
+    def tensor(self, parts: Sequence[Part]) -> Tensor:
+        """The stacked parts, in the compute dtype, owned by the caller."""
+
+    def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
+        """The stacked parts as a matrix [out, in], ready to multiply with on the backend."""
+
+
+class Outline:
+    """A WeightSource that only takes notes: `parts` has every tensor asked for, by name, with its shape."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, tuple[int, ...]] = {}
+        self.kept = 0  # elements that the built model would hold
+
+    def tensor(self, parts: Sequence[Part]) -> Tensor:
+        for name, shape in parts:
+            assert self.parts.setdefault(name, shape) == shape, name
+            self.kept += math.prod(shape)
+        rows = sum(shape[0] for _, shape in parts)
+        return torch.empty((rows, *parts[0][1][1:]), device="meta")
+
+    def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
+        self.tensor(weight)
+        if bias is not None:
+            self.tensor(bias)
+        return _NotComputed()
+
+
+class _NotComputed:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        raise AssertionError("an outlined model has no weights")
+
+
+def fused_linear(
+    source: WeightSource, names: Sequence[tuple[str, int]], columns: int, bias: bool = False
+) -> Linear:
+    """One matrix made of several checkpoint matrices: `names` are (name without suffix, rows), in order."""
+    return source.linear(
+        [(f"{name}.weight", (rows, columns)) for name, rows in names],
+        [(f"{name}.bias", (rows,)) for name, rows in names] if bias else None,
+    )
+
+
+class RMSNorm:
+    """x over its root mean square, times a weight."""
+
+    def __init__(self, source: WeightSource, ops: Ops, name: str, size: int, eps: float) -> None:
+        self.weight = source.tensor([(f"{name}.weight", (size,))])
+        self.eps = eps
+        self.op = ops.rms_norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.op(x, self.weight, self.eps)
+
+
+class Embedding:
+    """Token ids to rows: int64 [T] -> [T, size]."""
+
+    def __init__(self, source: WeightSource, name: str, rows: int, size: int) -> None:
+        self.weight = source.tensor([(f"{name}.weight", (rows, size))])
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self.weight.index_select(0, ids)
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)) + residual; gate and up are one matrix."""
+
+    def __init__(
+        self, source: WeightSource, ops: Ops, name: str, size: int, inner: int, bias: bool = False
+    ) -> None:
+        self.gate_up = fused_linear(
+            source, [(f"{name}.gate_proj", inner), (f"{name}.up_proj", inner)], size, bias
+        )
+        self.down = fused_linear(source, [(f"{name}.down_proj", size)], inner, bias)
+        self.silu_mul = ops.silu_mul
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.down(self.silu_mul(self.gate_up(x)), residual)
+
+
+class Rotary:
+    """cos and sin rows for positions, computed when asked for: no table that grows with the context."""
+
+    def __init__(self, rope: RopeConfig, head_dim: int, dtype: torch.dtype) -> None:
+        self.frequencies = _FREQUENCIES[rope.kind](rope, head_dim)
+        self.attention = rope.attention
+        self.dtype = dtype
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions int64 [T] -> cos, sin [T, 1, head_dim] in the compute dtype; the first half of sin negated."""
+        angles = positions.float()[:, None, None] * self.frequencies
+        cos, sin = angles.cos(), angles.sin()
+        if self.attention != 1.0:
+            cos, sin = cos * self.attention, sin * self.attention
+        return torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype)
+
+
+def _default(rope: RopeConfig, head_dim: int) -> Tensor:
+    return 1.0 / (rope.theta ** (torch.arange(0, head_dim, 2).float() / head_dim))
+
+
+def _linear(rope: RopeConfig, head_dim: int) -> Tensor:
+    return _default(rope, head_dim) / rope.factor
+
+
+def _llama3(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Slow waves (longer than original / low) are stretched by the factor, fast ones (shorter than original /
+    high) stay, and those between blend from one to the other."""
+    frequency = _default(rope, head_dim)
+    waves = rope.original * frequency / (2 * math.pi)  # how often each wave fits in the original context
+    blend = ((waves - rope.low) / (rope.high - rope.low)).clamp(0.0, 1.0)
+    return (1.0 - blend) * frequency / rope.factor + blend * frequency
+
+
+def _yarn(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Like llama3, but the ramp between stretched and kept runs over dimensions, from where a wave turns `fast`
+    times in the original context to where it turns `slow` times."""
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    first, last = dimension(rope.fast), dimension(rope.slow)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    if first == last:
+        last += 0.001
+    stretched = ((torch.arange(head_dim // 2).float() - first) / (last - first)).clamp(0.0, 1.0)
+    frequency = _default(rope, head_dim)
+    return stretched * frequency / rope.factor + (1.0 - stretched) * frequency
+
+
+_FREQUENCIES: dict[str, Callable[[RopeConfig, int], Tensor]] = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,0 +1,68 @@
+"""Llama, and everything that differs from it in settings only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headrace.graphs.inputs import StepInputs
+from headrace.runtime.backends.base import Ops
+from headrace.runtime.models.attention import PagedAttention, StepView, view_step
+from headrace.runtime.models.config import Fields, ModelConfig, read_decoder
+from headrace.runtime.models.layers import Embedding, GatedMLP, RMSNorm, Rotary, WeightSource, fused_linear
+from headrace.runtime.slab import KVSlab
+
+
+def read(fields: Fields) -> ModelConfig:
+    """Llama 2, 3, 3.1, 3.2 and models of their shape."""
+    bias = fields.flag("attention_bias", False)
+    return read_decoder(
+        "LlamaForCausalLM",
+        fields,
+        qkv_bias=bias,
+        output_bias=bias,
+        mlp_bias=fields.flag("mlp_bias", False),
+    )
+
+
+class DecoderLayer:
+    """Attention and MLP, each after a norm and added to what came in."""
+
+    def __init__(self, source: WeightSource, ops: Ops, name: str, config: ModelConfig, layer: int) -> None:
+        size, eps = config.hidden_size, config.norm_eps
+        self.before_attention = RMSNorm(source, ops, f"{name}.input_layernorm", size, eps)
+        self.attention = PagedAttention(source, ops, f"{name}.self_attn", config, layer)
+        self.before_mlp = RMSNorm(source, ops, f"{name}.post_attention_layernorm", size, eps)
+        self.mlp = GatedMLP(source, ops, f"{name}.mlp", size, config.intermediate_size, config.mlp_bias)
+
+    def __call__(self, x: Tensor, step: StepView, key_cells: Tensor, value_cells: Tensor) -> Tensor:
+        x = self.attention(self.before_attention(x), x, step, key_cells, value_cells)
+        return self.mlp(self.before_mlp(x), x)
+
+
+class Llama:
+    """A decoder of Llama's structure. `forward` takes its tensors as arguments and holds no state."""
+
+    def __init__(self, config: ModelConfig, source: WeightSource, ops: Ops, dtype: torch.dtype) -> None:
+        self.config = config
+        self.ops = ops
+        self.windows = tuple(sorted(set(config.windows)))
+        self.rotary = Rotary(config.rope, config.head_dim, dtype)
+        self.embedding = Embedding(source, "model.embed_tokens", config.vocab_size, config.hidden_size)
+        self.layers = [
+            DecoderLayer(source, ops, f"model.layers.{layer}", config, layer)
+            for layer in range(config.layers)
+        ]
+        self.norm = RMSNorm(source, ops, "model.norm", config.hidden_size, config.norm_eps)
+        head = "model.embed_tokens" if config.tied_head else "lm_head"
+        self.head = fused_linear(source, [(head, config.vocab_size)], config.hidden_size)
+
+    def forward(self, inputs: StepInputs, kv: KVSlab) -> Tensor:
+        """Writes this step's KV into `kv` and returns logits [samples, vocab] of the wanted tokens."""
+        ids = self.ops.resolve_tokens(inputs.token_ids, inputs.token_slots, kv.last_tokens)
+        cos, sin = self.rotary(inputs.positions)
+        step = view_step(self.ops, inputs, kv, cos, sin, self.windows)
+        x = self.embedding(ids)
+        for layer, (key_cells, value_cells) in zip(self.layers, kv.layers, strict=True):
+            x = layer(x, step, key_cells, value_cells)
+        return self.head(self.norm(x.index_select(0, inputs.sample_tokens)))

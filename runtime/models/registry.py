@@ -1,0 +1,43 @@
+"""Which architectures are served. One line per architecture; everything else about it is in its own module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.runtime.checkpoint import CheckpointError
+from headrace.runtime.models import llama, mistral, qwen2, qwen3
+from headrace.runtime.models.config import Fields, ModelConfig, read_config
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """`read` makes the config from the file's fields; `model` is the class built from it."""
+
+    read: Callable[[Fields], ModelConfig]
+    model: type[llama.Llama]
+
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture(llama.read, llama.Llama),
+    "MistralForCausalLM": Architecture(mistral.read, llama.Llama),
+    "Qwen2ForCausalLM": Architecture(qwen2.read, llama.Llama),
+    "Qwen3ForCausalLM": Architecture(qwen3.read, llama.Llama),
+}
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The config of the model in `folder`. Raises CheckpointError for everything that cannot be served."""
+    name, fields = read_config(folder)
+    known = ARCHITECTURES.get(name)
+    if known is None:
+        raise CheckpointError(
+            f"config.json: architecture {name[:100]!r} is not supported (known: {', '.join(ARCHITECTURES)})"
+        )
+    return known.read(fields)
+
+
+def model_class(config: ModelConfig) -> type[llama.Llama]:
+    """The class that computes `config`."""
+    return ARCHITECTURES[config.architecture].model

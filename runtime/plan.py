@@ -1,0 +1,95 @@
+"""What one step runs: frozen ids and lengths. Knows no tensor; the Engine turns it into tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.runtime.request import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SlotGrant:
+    """Slot `slot` belongs to request `req_id` from this step on.
+
+    The Engine resets every per-slot table from it: page table (`pages`, in order), sampling parameters, and,
+    when `params.needs_history`, the token history (`history`: all known tokens; the first `prompt_len` of
+    them are the prompt). `history` is empty when no penalty needs it.
+    """
+
+    slot: int
+    req_id: int
+    params: SamplingParams
+    prompt_len: int
+    pages: tuple[int, ...]
+    history: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PagePatch:
+    """Entry `index` of the page table of `slot` becomes `page`."""
+
+    slot: int
+    index: int
+    page: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """The whole of page `source` is copied to page `target`, before any row of the step writes or reads."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """Compute the KV of tokens [start, start + count) of the request in `slot`.
+
+    ids: the token ids, or None for a decode row (count 1), whose token is the last one sampled for this slot
+    and lives on the device. sample: choose the token at index start + count (that index keys its randomness)
+    and keep it as the slot's last token. The row may read KV of [0, start + count) through the page table.
+    """
+
+    req_id: int
+    slot: int
+    start: int
+    count: int
+    ids: tuple[int, ...] | None
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step, in order: grants, patches, copies, then all rows at once (decode first, then prefill).
+
+    A promise: the scheduler has already moved its state forward as if the step had run. Rows are for distinct
+    slots. `prefill_tokens` is the sum of counts over `prefill`.
+    """
+
+    number: int
+    grants: tuple[SlotGrant, ...]
+    patches: tuple[PagePatch, ...]
+    copies: tuple[PageCopy, ...]
+    decode: tuple[PlanRow, ...]
+    prefill: tuple[PlanRow, ...]
+
+    @property
+    def rows(self) -> tuple[PlanRow, ...]:
+        return self.decode + self.prefill
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(row.count for row in self.prefill)
+
+
+NON_FINITE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What landed: one token per sampling row, in the order of `StepPlan.rows`.
+
+    NON_FINITE stands for a row whose logits held a NaN or no finite value: that request fails, alone.
+    """
+
+    tokens: tuple[int, ...]

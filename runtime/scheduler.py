@@ -1,0 +1,555 @@
+"""Which request computes what in the next step. Ids and lengths only: no tensor, no event loop, no clock.
+
+State moves forward once, in `plan`, as if the step had run, and is settled once, in `retire`, when it has.
+Between the two nothing is freed: cancel, pause and retraction are marks that `_settle` reads when no launched
+step holds the request any more. That is what makes plan N+1 before retire N safe.
+
+Who holds a page, from birth to end:
+
+    granted to a Req (at admission, or when a decode row crosses a page edge)    Req
+    its step retired and the page is full                                        Req + tree
+    the Req ends or is retracted                                                 tree
+    evicted, and no other Req or fork holds it                                   free
+    source of a fork's part page, from `add` until the copying step retires      parent's owners + the fork
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from headrace.runtime.audit import audit
+from headrace.runtime.pages import PagePool, SlotPool
+from headrace.runtime.plan import NON_FINITE, PageCopy, PagePatch, PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.prefix import PrefixTree
+from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import FinishReason, Phase, Req
+
+
+@dataclass(slots=True)
+class Counters:
+    """Facts since the start; they only grow."""
+
+    steps: int = 0
+    prefill_tokens_computed: int = 0  # input tokens run through the model (cache hits and forks are not)
+    decode_tokens_computed: int = 0  # sampled positions
+    cached_tokens: int = 0  # input tokens that a prefix hit or a fork saved
+    admissions: int = 0
+    retractions: int = 0
+    evicted_pages: int = 0
+    copied_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """What one landed row means: `token` was generated (None: the row failed), `finish` if that ended it."""
+
+    req: Req
+    token: int | None
+    finish: FinishReason | None
+
+
+class Scheduler:
+    """`add, cancel, pause, resume, plan, retire`. A Req is in exactly one of `waiting, running, paused`.
+
+    page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
+    step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
+    a low value packs more requests and retracts more often.
+    """
+
+    def __init__(
+        self,
+        page_count: int,
+        page_size: int,
+        slots: int,
+        chunk_tokens: int,
+        *,
+        prefix_cache: bool = True,
+        waiting_limit: int = 1024,
+        ahead_tokens: int = 64,
+    ) -> None:
+        assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
+        self.page_size = page_size
+        self.chunk_tokens = chunk_tokens
+        self.prefix_cache = prefix_cache
+        self.waiting_limit = waiting_limit
+        self.ahead_tokens = ahead_tokens
+        self.pool = PagePool(page_count)
+        self.slots = SlotPool(slots)
+        self.tree = PrefixTree(self.pool, page_size)
+        self.waiting: OrderedDict[int, Req] = OrderedDict()
+        self.running: dict[int, Req] = {}
+        self.paused: dict[int, Req] = {}
+        self.counters = Counters()
+        self._flight: deque[StepPlan] = deque()
+        self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
+        self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
+
+    # -- verbs -------------------------------------------------------------------------------------------------
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest `Req.max_len` that can ever run: its last token needs no KV."""
+        return self.pool.count * self.page_size + 1
+
+    def add(self, req: Req) -> None:
+        """`req` waits for admission. Raises Refusal if it can never fit or too many wait already.
+
+        A fork takes its references to the parent's pages here, so the parent may end at any time after."""
+        assert req.phase is Phase.WAITING and req.id not in self.waiting and req.finish is None
+        if req.max_len > self.max_tokens:
+            raise Refusal(
+                "context_length_exceeded",
+                f"prompt and answer need {req.max_len} tokens; this server can hold {self.max_tokens}",
+            )
+        if len(self.waiting) >= self.waiting_limit:
+            raise Refusal(
+                "server_is_overloaded", f"{len(self.waiting)} requests are waiting already", retry_after=1.0
+            )
+        if req.fork is not None:
+            self._share_parent(req)
+        self.waiting[req.id] = req
+
+    def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
+
+        Harmless on a request that has ended: the first reason stays."""
+        if req.finish is not None:
+            return
+        req.finish = reason
+        self._settle(req)
+
+    def pause(self, req: Req) -> None:
+        """`req` leaves the batch and keeps its pages (until others need them); its slot goes back."""
+        if req.finish is None and not req.pausing:
+            req.pausing = True
+            self._settle(req)
+
+    def resume(self, req: Req) -> None:
+        """A paused `req` is first in line again. It decodes on at once if it still has its pages."""
+        if req.finish is not None or not req.pausing:
+            return
+        req.pausing = False
+        if req.phase is Phase.PAUSED:
+            del self.paused[req.id]
+            self._wait_first(req)
+
+    def plan(self, budget: int | None = None) -> StepPlan | None:
+        """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step.
+
+        Decode rows first, then prompt chunks in order of admission, then admissions while budget, slots and
+        pages last. All state is moved forward: the plan must be launched, and retired in order."""
+        room = self.chunk_tokens if budget is None else budget
+        grants: list[SlotGrant] = []
+        patches: list[PagePatch] = []
+        copies: list[PageCopy] = []
+        decode: list[PlanRow] = []
+        prefill: list[PlanRow] = []
+        self._dry = False
+        for req in list(self.running.values()):
+            if req.phase is Phase.DECODE and self._plannable(req) and self._next_page(req, patches):
+                decode.append(self._decode_row(req))
+        for req in list(self.running.values()):
+            if room > 0 and req.phase is Phase.PREFILL and self._plannable(req):
+                row = self._prefill_row(req, room)
+                prefill.append(row)
+                room -= row.count
+        # Summed once: a burst of admissions costs as much per request as a single one.
+        reserved = sum(map(self._growth, self.running.values())) if self.waiting else 0
+        while room > 0 and self.waiting and self.slots.free_count:
+            req = next(iter(self.waiting.values()))
+            if not self._admit(req, reserved, grants, copies):
+                break
+            row = self._prefill_row(req, room)
+            prefill.append(row)
+            room -= row.count
+            reserved += self._growth(req)
+        if not decode and not prefill:
+            assert not grants and not copies and not patches, "a page was granted to nobody's step"
+            return None
+        plan = StepPlan(
+            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), tuple(decode), tuple(prefill)
+        )
+        self.counters.steps += 1
+        self._flight.append(plan)
+        return plan
+
+    def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
+        """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
+
+        One Retired for each sampling row whose request had not ended before."""
+        assert self._flight and self._flight[0] is plan, "steps retire in the order they were planned"
+        self._flight.popleft()
+        for copy in plan.copies:
+            self._drop_source(copy.source)  # held since `add` of the fork, so that it could not be reused
+        events: list[Retired] = []
+        sampled = 0
+        for row in plan.rows:
+            req = self.running[row.req_id]
+            req.inflight -= 1
+            if not req.spoilt:
+                req.landed_len = row.start + row.count
+            if row.sample:
+                token = result.tokens[sampled]
+                sampled += 1
+                event = self._take_token(req, token)
+                if event is not None:
+                    events.append(event)
+            self._enter_tree(req)
+            self._settle(req)
+        assert sampled == len(result.tokens), "one token per sampling row"
+        return events
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in flight and no plan could be made now (paused requests may exist)."""
+        return not self._flight and not self.running and not self.waiting
+
+    @property
+    def flight(self) -> int:
+        """Steps launched and not retired."""
+        return len(self._flight)
+
+    @property
+    def pages_in_use(self) -> int:
+        """Pages that a live request holds; the rest of the used ones are only cached."""
+        return self.pool.used_count - self._evictable
+
+    def flush_cache(self) -> int:
+        """Drop every cached page that no live request holds; returns how many."""
+        return self.tree.clear()
+
+    # -- rows --------------------------------------------------------------------------------------------------
+
+    def _plannable(self, req: Req) -> bool:
+        # At max_len the last sample is launched already; only its retirement is missing.
+        return (
+            req.finish is None
+            and not req.pausing
+            and not req.retracting
+            and req.slot is not None
+            and req.total_len < req.max_len
+        )
+
+    def _decode_row(self, req: Req) -> PlanRow:
+        assert req.slot is not None and req.total_len == req.computed_len + 1
+        row = PlanRow(req.id, req.slot, req.computed_len, 1, None, True)
+        req.computed_len += 1
+        req.total_len += 1
+        req.inflight += 1
+        self.counters.decode_tokens_computed += 1
+        return row
+
+    def _prefill_row(self, req: Req, room: int) -> PlanRow:
+        """The next chunk, at most `room` tokens. A Req that comes back with one token to feed decodes at once."""
+        assert req.slot is not None and req.phase is Phase.PREFILL and req.total_len == len(req.tokens)
+        start = req.computed_len
+        count = min(room, req.total_len - start)
+        assert count >= 1
+        last = start + count == req.total_len
+        row = PlanRow(req.id, req.slot, start, count, tuple(req.tokens[start : start + count]), last)
+        req.computed_len += count
+        req.inflight += 1
+        refeed = last and count == 1 and (req.output_len > 0 or start < req.forked_len)
+        if not refeed:
+            self.counters.prefill_tokens_computed += count
+        if last:
+            req.total_len += 1
+            req.phase = Phase.DECODE
+            self.counters.decode_tokens_computed += 1
+        return row
+
+    # -- pages -------------------------------------------------------------------------------------------------
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def _next_page(self, req: Req, patches: list[PagePatch]) -> bool:
+        """Room for the KV of token `computed_len`. False: `req` sits this step out (or was retracted itself)."""
+        if req.computed_len < len(req.pages) * self.page_size:
+            return True
+        while not self._make_room(1):
+            # One look for a victim in vain is enough: it reads every waiting and paused request.
+            victim = None if self._dry else self._victim()
+            if victim is None:
+                self._dry = True
+                return False  # marked ones are still in flight; their pages come when they land
+            self._retract(victim)
+            if victim is req:
+                return False
+        assert req.slot is not None
+        page = self.pool.take(req.salt)
+        patches.append(PagePatch(req.slot, len(req.pages), page))
+        req.pages.append(page)
+        return True
+
+    @property
+    def _evictable(self) -> int:
+        """Cached pages that eviction would free. The source of a copy may lie idle in the tree when the parent
+        of its fork has ended; its hold keeps it from becoming free, so it is none of them."""
+        return self.tree.idle_pages - sum(map(self.tree.is_idle, self._sources))
+
+    def _make_room(self, count: int) -> bool:
+        """Evict until `count` pages are free. False if the cache has no more to give."""
+        while self.pool.free_count < count:
+            if not self.tree.evict_one():
+                return False
+            self.counters.evicted_pages += 1
+        return True
+
+    def _victim(self) -> Req | None:
+        """Who gives pages back: first those that do not move anyway, and the youngest of a kind.
+
+        The oldest running request is never chosen while anybody else holds a page, and alone it always fits
+        (`add` saw to that), so the oldest always advances and nothing can wait for ever. While a marked one is
+        still in flight nobody else is marked: its pages may be enough."""
+        for held in (self.paused, self.waiting):
+            holders = [req for req in held.values() if req.pages or req.copy_from is not None]
+            if holders:
+                return max(holders, key=_age)
+        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
+            return None
+        return max(self.running.values(), key=_age, default=None)
+
+    def _retract(self, req: Req) -> None:
+        """Take the pages of `req`: now, or when its last step retires. It starts over from its tokens later."""
+        req.retracting = True
+        req.retractions += 1
+        self.counters.retractions += 1
+        self._settle(req)
+
+    def _share_parent(self, req: Req) -> None:
+        """Take the references of a fork: the parent's full pages, and the part page as the source of a copy."""
+        assert req.fork is not None
+        parent, at = req.fork.parent, req.fork.at
+        assert parent.salt == req.salt, "a fork stays within its tenant"
+        assert parent.phase is not Phase.DONE and 0 <= at <= len(parent.tokens)
+        assert req.tokens[:at] == parent.tokens[:at], "a fork repeats its parent up to the fork point"
+        # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
+        req.fork = None
+        req.forked_len = at
+        # The last token is always fed, so that there are logits to sample from.
+        shared = min(at, parent.landed_len, len(req.tokens) - 1, len(parent.pages) * self.page_size)
+        if not shared:
+            return  # no lease either: at admission the cache may hold what the parent has not landed yet
+        full = shared // self.page_size
+        for page in parent.pages[:full]:
+            self.pool.share(page, req.salt)
+            req.pages.append(page)
+        req.computed_len = req.landed_len = full * self.page_size
+        if parent.lease is not None:
+            req.lease = self.tree.lease_upto(parent.lease, min(full, parent.lease.depth))
+        if shared > req.computed_len:
+            req.copy_from = parent.pages[full]
+            req.copy_len = shared
+            self.pool.share(req.copy_from, req.salt)
+            self._sources[req.copy_from] = self._sources.get(req.copy_from, 0) + 1
+
+    def _drop_source(self, page: int) -> None:
+        """One copy less needs `page`."""
+        self._sources[page] -= 1
+        if not self._sources[page]:
+            del self._sources[page]
+        self.pool.drop(page)
+
+    def _enter_tree(self, req: Req) -> None:
+        """Every page of `req` that is full and landed becomes findable by others of its tenant."""
+        if req.lease is None or not req.lease.node.attached:
+            return  # no cache, or what it builds on was condemned
+        size = self.page_size
+        known = min(req.landed_len, len(req.tokens))
+        while (req.lease.depth + 1) * size <= known:
+            depth = req.lease.depth
+            self.tree.extend(
+                req.lease, tuple(req.tokens[depth * size : (depth + 1) * size]), req.pages[depth]
+            )
+
+    # -- admission ---------------------------------------------------------------------------------------------
+
+    def _admit(self, req: Req, reserved: int, grants: list[SlotGrant], copies: list[PageCopy]) -> bool:
+        """Give the first waiting request a slot and pages for all it knows; False if it must wait.
+        `reserved`: pages kept for the growth of those who run.
+
+        First come, first served: nobody overtakes, so a large request is not starved by small ones."""
+        while True:
+            hit = self._find_prefix(req)
+            need = self._pages_for(len(req.tokens)) - len(req.pages) - hit
+            if self._fits(req, need, reserved):
+                break
+            if not req.pages and req.copy_from is None:
+                self._drop_lease(req)  # not while waiting: the cache may have more for it by then
+            victim = self._stuck_holder(req)
+            if victim is None:
+                return False
+            self._retract(victim)
+        if hit:
+            assert req.lease is not None
+            for page in req.lease.pages():
+                self.pool.share(page, req.salt)
+                req.pages.append(page)
+            req.computed_len = req.landed_len = hit * self.page_size
+        found = self._make_room(need)
+        assert found, "idle pages were counted that eviction did not find"
+        req.pages.extend(self.pool.take(req.salt) for _ in range(need))
+        if req.copy_from is not None:
+            target = req.pages[req.computed_len // self.page_size]
+            # The hold on the source ends when the step retires.
+            copies.append(PageCopy(req.copy_from, target))
+            req.computed_len = req.copy_len
+            req.copy_from = None
+            self.counters.copied_pages += 1
+        if hit or not req.admitted:
+            self.counters.cached_tokens += req.computed_len
+        if not req.admitted:
+            req.admitted = True
+            req.cached_len = req.computed_len
+        del self.waiting[req.id]
+        self.running[req.id] = req
+        req.phase = Phase.PREFILL
+        req.slot = self.slots.take()
+        self.counters.admissions += 1
+        history = tuple(req.tokens) if req.params.needs_history else ()
+        grants.append(SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history))
+        return True
+
+    def _find_prefix(self, req: Req) -> int:
+        """Lease what the cache holds of a request that has no pages of its own; the number of pages found."""
+        if req.pages or req.copy_from is not None or not self.prefix_cache:
+            return 0
+        if req.lease is None:
+            # The last token is always fed, so that there are logits to sample from.
+            reusable = (len(req.tokens) - 1) // self.page_size
+            req.lease = self.tree.match(req.salt, req.tokens, reusable)
+        return req.lease.depth
+
+    def _fits(self, req: Req, need: int, reserved: int) -> bool:
+        """Are `need` pages to be had, and some for everybody's growth? Alone, a request needs no headroom."""
+        available = self.pool.free_count + self._evictable
+        if not self.running:
+            return need <= available
+        return need + self._growth(req, self._pages_for(len(req.tokens))) + reserved <= available
+
+    def _growth(self, req: Req, pages: int | None = None) -> int:
+        """Pages beyond `pages` (None: those it has) that the next `ahead_tokens` tokens of `req` will need."""
+        reach = min(req.max_len - 1, req.total_len + self.ahead_tokens)
+        return max(0, self._pages_for(reach) - (len(req.pages) if pages is None else pages))
+
+    def _stuck_holder(self, head: Req) -> Req | None:
+        """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
+        if self.running:
+            return None
+        holders = [
+            req
+            for held in (self.paused, self.waiting)
+            for req in held.values()
+            if req is not head and (req.pages or req.copy_from is not None)
+        ]
+        if not holders and (head.pages or head.copy_from is not None):
+            return head
+        return max(holders, key=_age, default=None)
+
+    # -- ends --------------------------------------------------------------------------------------------------
+
+    def _take_token(self, req: Req, token: int) -> Retired | None:
+        """Append what landed. None if the request had ended before: its neighbours' steps went on with it, the
+        token is real content of its KV, but nobody is told."""
+        ended = req.finish is not None
+        if token == NON_FINITE and not req.spoilt:
+            self._distrust(req)
+        if req.spoilt:  # then what later rows sampled came after a token that does not exist
+            req.total_len -= 1
+            req.computed_len = min(req.computed_len, req.total_len)
+            if ended:
+                return None
+            req.finish = FinishReason.ERROR
+            return Retired(req, None, req.finish)
+        req.tokens.append(token)
+        if ended:
+            return None
+        if token in req.params.stop_ids and req.output_len > req.params.min_tokens:
+            req.finish = FinishReason.STOP
+        elif len(req.tokens) == req.max_len:
+            req.finish = FinishReason.LENGTH
+        return Retired(req, token, req.finish)
+
+    def _distrust(self, req: Req) -> None:
+        """A row of `req` met a NaN, and any of its KV may hold it: chunks that sampled nothing were never seen
+        to be finite. Nobody shares it from now on; those who share already fail by themselves if they meet it.
+        Left in the cache it would fail every request with this prefix, and be kept because it is in demand."""
+        req.spoilt = True
+        req.landed_len = 0
+        if req.lease is not None:
+            self.tree.condemn(req.lease)
+            req.lease = None
+
+    def _settle(self, req: Req) -> None:
+        """Act on the marks of `req`, if no launched step holds it. The only reader of marks."""
+        if req.inflight:
+            return
+        if req.finish is not None:
+            self._release(req)
+            return
+        if req.retracting:
+            req.retracting = False
+            self._give_back(req)
+            req.computed_len = req.landed_len = 0
+            if req.slot is not None and not req.pausing:
+                self._leave_batch(req)
+                self._wait_first(req)
+        if req.pausing and req.phase is not Phase.PAUSED:
+            self._leave_batch(req)
+            self.waiting.pop(req.id, None)
+            self.paused[req.id] = req
+            req.phase = Phase.PAUSED
+
+    def _release(self, req: Req) -> None:
+        """The one place where a request ends and everything it holds goes back."""
+        assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
+        self._give_back(req)
+        self._leave_batch(req)
+        self.waiting.pop(req.id, None)
+        self.paused.pop(req.id, None)
+        req.phase = Phase.DONE
+
+    def _give_back(self, req: Req) -> None:
+        """Pages and lease. What of it is in the tree stays cached there."""
+        for page in req.pages:
+            self.pool.drop(page)
+        req.pages.clear()
+        if req.copy_from is not None:
+            self._drop_source(req.copy_from)
+            req.copy_from = None
+        self._drop_lease(req)
+
+    def _drop_lease(self, req: Req) -> None:
+        if req.lease is not None:
+            self.tree.release(req.lease)
+            req.lease = None
+
+    def _leave_batch(self, req: Req) -> None:
+        if req.slot is not None:
+            self.slots.give_back(req.slot)
+            req.slot = None
+            del self.running[req.id]
+
+    def _wait_first(self, req: Req) -> None:
+        req.phase = Phase.WAITING
+        self.waiting[req.id] = req
+        self.waiting.move_to_end(req.id, last=False)
+
+    # -- truth -------------------------------------------------------------------------------------------------
+
+    def reqs(self) -> Iterator[Req]:
+        """Every live request."""
+        for held in (self.waiting, self.running, self.paused):
+            yield from held.values()
+
+    def check(self) -> None:
+        """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
+        audit(self, self._flight, self._sources)
+
+
+def _age(req: Req) -> int:
+    """Ids are given in order of arrival: the largest is the youngest."""
+    return req.id

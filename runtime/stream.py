@@ -1,0 +1,158 @@
+"""A generation's output as the server sees it: a bounded ring of entries. No torch, no asyncio, no wire format."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import FinishReason, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One retired token. `text` is what became certain with it: possibly "" (half a character, a possible stop
+    string) or more than this token's own characters (what was held back before)."""
+
+    token: int
+    text: str
+
+
+@dataclass(slots=True)
+class StreamTimes:
+    """Monotonic seconds; None until it happened."""
+
+    opened: float
+    joined: float | None = None  # prompt prepared, handed to the scheduler
+    admitted: float | None = None  # first row launched
+    first_token: float | None = None
+    last_token: float | None = None
+    ended: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one generation. `cached_tokens` are prompt tokens that needed no computing."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+def _nobody(stream: TokenStream) -> None:
+    """Who listens to a stream that has ended."""
+
+
+class TokenStream:
+    """A ring of entries between the step loop (writer) and one connection (reader), both on the loop thread.
+
+    Indices count tokens from 0: `floor <= sent <= head`. Entries in [floor, sent) are kept for a reader that
+    comes back; [sent, head) wait for the reader. When `head - sent` reaches `window` the loop pauses the
+    request (`full`), and wakes it when the reader has drained below half of it (`drained`).
+    `tail` is text that became certain only with the end (after the last entry); it is final once `finish` is.
+
+    `listener(stream)` is called whenever there is something new to read, and must only mark, never write.
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "error",
+        "finish",
+        "head",
+        "keep",
+        "listener",
+        "matched_stop",
+        "params",
+        "prompt_tokens",
+        "ring",
+        "sent",
+        "tail",
+        "times",
+        "wake",
+        "window",
+    )
+
+    def __init__(
+        self, listener: Callable[[TokenStream], None], opened: float, window: int = 512, keep: int = 0
+    ) -> None:
+        self.listener = listener
+        self.wake: Callable[[TokenStream], None] | None = None  # set by the loop: called when drained
+        self.window = window
+        self.keep = keep
+        self.ring: deque[Entry] = deque()
+        self.head = 0
+        self.sent = 0
+        self.tail = ""
+        self.finish: FinishReason | None = None
+        self.error: Refusal | None = None
+        self.matched_stop: str | int | None = None  # which stop string or stop id ended it
+        self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.times = StreamTimes(opened)
+
+    # -- writer side -------------------------------------------------------------------------------------------
+
+    def push(self, entry: Entry) -> None:
+        """Append one retired token and tell the listener."""
+        assert self.finish is None, "nothing follows the end of a stream"
+        self.ring.append(entry)
+        self.head += 1
+        self.listener(self)
+
+    def end(self, finish: FinishReason, tail: str = "", error: Refusal | None = None) -> None:
+        """Close the stream once; `error` says why when `finish` is ERROR. A second call changes nothing."""
+        if self.finish is not None:
+            return
+        assert (finish is FinishReason.ERROR) == (error is not None)
+        self.finish = finish
+        self.tail = tail
+        # A raised error remembers the frames it came through, and one of them holds this stream.
+        self.error = None if error is None else error.with_traceback(None)
+        # The last word. Both callbacks usually hold something that holds this stream: letting go of them here
+        # keeps a finished request from waiting for the cycle collector, which rarely runs while others stream.
+        listener, self.listener = self.listener, _nobody
+        self.wake = None
+        listener(self)
+
+    @property
+    def full(self) -> bool:
+        """The reader is a whole window behind: the request should leave the batch."""
+        return self.head - self.sent >= self.window
+
+    # -- reader side -------------------------------------------------------------------------------------------
+
+    @property
+    def floor(self) -> int:
+        return self.head - len(self.ring)
+
+    @property
+    def pending(self) -> int:
+        """Entries waiting for the reader."""
+        return self.head - self.sent
+
+    @property
+    def ended(self) -> bool:
+        """Finished and fully read: only the tail and the finish remain to be told."""
+        return self.finish is not None and self.sent == self.head
+
+    def take(self, limit: int | None = None) -> list[Entry]:
+        """The next waiting entries, oldest first, at most `limit`; they count as sent."""
+        count = self.pending if limit is None else min(limit, self.pending)
+        start = self.sent - self.floor
+        taken = [self.ring[start + i] for i in range(count)]
+        self.sent += count
+        while self.sent - self.floor > self.keep:
+            self.ring.popleft()
+        if count and self.wake is not None and self.pending <= self.window // 2:
+            self.wake(self)
+        return taken
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.cached_tokens, self.head)
+
+    def check(self) -> None:
+        assert 0 <= self.floor <= self.sent <= self.head, self
+        assert self.sent - self.floor <= self.keep, self

@@ -1,0 +1,144 @@
+"""HTTP replies that take time: a stream read to its end, told whole or as server-sent events.
+
+Knows when the head goes out and what a failure becomes before and after it; knows no endpoint's objects.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from headrace.runtime.interface import Ask, FinishReason, Refusal, Runtime, TokenStream
+from headrace.server.exchange import STREAM_END, HttpReply, Part, StreamHead, Wire
+from headrace.server.protocol.codec import encode
+from headrace.server.protocol.errors import WireError
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+IGNORED_HEADER = "x-ignored-fields"
+
+
+def error_reply(error: WireError | Refusal, headers: Mapping[str, str] | None = None) -> HttpReply:
+    """A refused request as a whole HTTP reply."""
+    wire = WireError.of(error)
+    return HttpReply(
+        wire.status, encode(wire.fields().nested()), headers={**(headers or {}), **wire.headers()}
+    )
+
+
+def ignored_header(names: tuple[str, ...]) -> dict[str, str]:
+    """The reply header that names unknown fields: printable ASCII only, whatever the client called them."""
+    if not names:
+        return {}
+    safe = [
+        "".join(c if c.isascii() and (c.isalnum() or c in "_.-[]") else "?" for c in name[:64])
+        for name in names
+    ]
+    return {IGNORED_HEADER: ", ".join(safe)}
+
+
+def sse(data: bytes) -> bytes:
+    """One event without a name."""
+    return b"data: " + data + b"\n\n"
+
+
+class StreamAnswer(ABC):
+    """An Answer (exchange.py) about one token stream.
+
+    Subclasses say what the stream has become: `whole()` once, or `parts()` as it grows. Until the first byte
+    went out a failure is an HTTP error with its own status; afterwards it is `failure()` inside the stream.
+    """
+
+    def __init__(self, runtime: Runtime, wire: Wire, headers: Mapping[str, str], *, streamed: bool) -> None:
+        self._runtime = runtime
+        self._wire = wire
+        self._headers = headers
+        self._streamed = streamed
+        self._head_sent = False
+        self._over = False
+        self._gone = False
+        self.stream: TokenStream | None = None
+
+    def open(self, ask: Ask) -> TokenStream:
+        """Start the generation. Raises Refusal if the server takes no request now."""
+        self.stream = self._runtime.open(ask, self._listen)
+        self._wire.dirty()
+        return self.stream
+
+    def _listen(self, stream: TokenStream) -> None:
+        if not self._gone:
+            self._wire.dirty()
+
+    def render(self) -> list[Part]:
+        """See exchange.Answer."""
+        stream = self.stream
+        assert stream is not None, "an answer is rendered after it was opened"
+        if self._over:
+            return []
+        told = self.parts(stream)
+        failed = stream.finish is FinishReason.ERROR and stream.ended
+        if self._streamed:
+            return self._render_stream(stream, told, failed)
+        if not stream.ended:
+            return []
+        self._over = True
+        if stream.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
+            return [error_reply(self._reason(stream), self._headers)]
+        return [HttpReply(200, self.whole(stream), headers=self._headers)]
+
+    def _render_stream(self, stream: TokenStream, told: list[bytes], failed: bool) -> list[Part]:
+        parts: list[Part] = []
+        if stream.ended and not self._head_sent and not told:
+            self._over = True
+            return [error_reply(self._reason(stream), self._headers)]
+        if told:
+            parts += self._head()
+        parts += told
+        if stream.ended:
+            self._over = True
+            if failed or stream.finish is FinishReason.CANCELLED:
+                parts += self.failure(self._reason(stream))
+            parts += [DONE, STREAM_END]
+        return parts
+
+    def ping(self) -> list[Part]:
+        """See exchange.Answer. A whole reply cannot be kept alive this way."""
+        return [*self._head(), PING] if self._streamed and not self._over else []
+
+    def closed(self) -> None:
+        """See exchange.Answer: the client is gone, so is its request."""
+        self._gone = True
+        if self.stream is not None and self.stream.finish is None:
+            self._runtime.cancel(self.stream)
+        self.dropped()
+
+    def _head(self) -> list[Part]:
+        if self._head_sent:
+            return []
+        self._head_sent = True
+        return [StreamHead(headers={"cache-control": "no-cache", **self._headers})]
+
+    @staticmethod
+    def _reason(stream: TokenStream) -> WireError:
+        if stream.error is not None:
+            return WireError.of(stream.error)
+        # Nobody else may cancel a plain HTTP request: the server itself ended it, to stop.
+        return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
+
+    # -- what an endpoint says ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def parts(self, stream: TokenStream) -> list[bytes]:
+        """Read what waits in the stream; the SSE bytes it becomes (nothing, for a whole reply)."""
+
+    @abstractmethod
+    def whole(self, stream: TokenStream) -> bytes:
+        """The body of a whole reply; the stream has ended well."""
+
+    @abstractmethod
+    def failure(self, error: WireError) -> list[bytes]:
+        """SSE bytes for an end that went wrong after the head was sent."""
+
+    def dropped(self) -> None:
+        """The client went away before the end: give back what is held. Nothing by default."""
+        return

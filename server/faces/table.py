@@ -1,0 +1,81 @@
+"""Every path of the port and the face behind it; what is not here is a 404. Knows no protocol itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from headrace.runtime.interface import Runtime
+from headrace.server.conversation import Conversations
+from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTable, SocketRoute, Wire
+from headrace.server.faces.answers import error_reply
+from headrace.server.faces.asks import check_model
+from headrace.server.faces.chat_http import ChatFace
+from headrace.server.faces.facts_http import FactsFace
+from headrace.server.faces.responses_http import ResponsesFace
+from headrace.server.faces.responses_ws import ResponsesSocket
+from headrace.server.faces.settings import FaceSettings
+from headrace.server.protocol.errors import WireError
+from headrace.server.session import WaitingBudget
+
+GET = frozenset({"GET"})
+POST = frozenset({"POST"})
+
+
+def build_routes(
+    runtime: Runtime,
+    settings: FaceSettings,
+    store: Conversations,
+    metrics_text: Callable[[], tuple[bytes, str]],
+    page_files: Mapping[str, tuple[bytes, str]],
+    alive: Callable[[], bool] = lambda: True,
+) -> RouteTable:
+    """The route table of one server.
+
+    `metrics_text()` gives (text, content type). `page_files` maps a path ("/", "/app.js") to (bytes, content
+    type). `alive()` says whether the step loop runs. Health and page need no key; everything else does.
+    """
+    chat = ChatFace(runtime, settings)
+    responses = ResponsesFace(runtime, settings, store)
+    budget = WaitingBudget(settings.waiting_bytes)
+    facts = FactsFace(runtime, settings, metrics_text, alive)
+
+    def refuse_socket(request: HttpRequest) -> HttpReply | None:
+        model = request.query.get("model")
+        if model is None:
+            return None
+        try:
+            check_model(model, runtime.card, settings.model_aliases)
+        except WireError as error:
+            return error_reply(error)
+        return None
+
+    http = {
+        "/v1/chat/completions": HttpRoute(POST, chat.respond),
+        "/v1/responses": HttpRoute(POST, responses.create),
+        "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
+        "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
+        "/v1/models": HttpRoute(GET, facts.models),
+        "/v1/models/{id:path}": HttpRoute(GET, facts.model),
+        "/health": HttpRoute(GET, facts.health, public=True),
+        "/healthz": HttpRoute(GET, facts.health, public=True),
+        "/ready": HttpRoute(GET, facts.ready, public=True),
+        "/readyz": HttpRoute(GET, facts.ready, public=True),
+        "/version": HttpRoute(GET, facts.version),
+        "/metrics": HttpRoute(GET, facts.metrics),
+    }
+    for path, (body, content_type) in page_files.items():
+        assert path not in http, f"a page file hides the route {path}"
+        http[path] = HttpRoute(GET, _page(body, content_type), public=True)
+    sockets = {
+        "/v1/responses": SocketRoute(
+            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
+            refuse=refuse_socket,
+            protocols=("openai-beta.responses.v1",),
+        )
+    }
+    return RouteTable(http, sockets)
+
+
+def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:
+    reply = HttpReply(200, body, content_type, {"cache-control": "no-cache"})
+    return lambda request, wire: reply

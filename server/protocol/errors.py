@@ -1,0 +1,88 @@
+"""What an error looks like on the wire. Knows statuses, codes and shapes; knows no request and no socket."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.runtime.refusal import Refusal, shorten
+
+STATUS = {
+    "invalid_json": 400,
+    "invalid_value": 400,
+    "missing_required_parameter": 400,
+    "unsupported_parameter": 400,
+    "unknown_parameter": 400,
+    "unknown_event": 400,
+    "invalid_stream_id": 400,
+    "websocket_stream_limit_reached": 400,
+    "websocket_connection_limit_reached": 400,
+    "context_length_exceeded": 400,
+    "previous_response_not_found": 400,
+    "model_not_found": 404,
+    "response_not_found": 404,
+    "rate_limit_exceeded": 429,
+    "server_error": 500,
+    "server_is_overloaded": 503,
+    "timeout": 504,
+}
+
+
+class WireError(Exception):
+    """One request is answered with this error. `code` is a key of STATUS; `retry_after` is in seconds."""
+
+    def __init__(
+        self, code: str, message: str, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        assert code in STATUS, code
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    @classmethod
+    def of(cls, error: Refusal | WireError) -> WireError:
+        """The wire form of a Refusal; a WireError is returned as it is."""
+        if isinstance(error, WireError):
+            return error
+        return cls(error.code, error.message, error.param, error.retry_after)
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.code]
+
+    @property
+    def type(self) -> str:
+        """The coarse class that SDKs read beside the code."""
+        if self.status >= 500:
+            return "server_error"
+        return "rate_limit_error" if self.status == 429 else "invalid_request_error"
+
+    def fields(self) -> ErrorFields:
+        """The inner object of every nested error body."""
+        return ErrorFields(shorten(self.message, 600), self.type, self.param, self.code)
+
+    def headers(self) -> dict[str, str]:
+        """Retry advice as HTTP headers: only where trying again can help, and "no" where it cannot."""
+        if self.retry_after is not None:
+            return {
+                "retry-after-ms": str(math.ceil(self.retry_after * 1000)),
+                "retry-after": str(math.ceil(self.retry_after)),
+            }
+        # The wall clock of a request ended it: a client that repeats it by itself doubles the damage.
+        return {"x-should-retry": "false"} if self.code == "timeout" else {}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFields:
+    """`{"message","type","param","code"}`: what sits under "error" on HTTP, in SSE data and in error frames."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+    def nested(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}

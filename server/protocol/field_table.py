@@ -1,0 +1,124 @@
+"""docs/fields.md from the request types: what each endpoint does with each field.
+
+Write it with `python -P -m headrace.server.protocol.field_table > docs/fields.md`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+import msgspec.inspect as shapes
+
+from headrace.server.protocol.chat import ChatRequest
+from headrace.server.protocol.fields import extra_of
+from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
+
+ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
+    ("POST /v1/chat/completions", ChatRequest),
+    ("POST /v1/responses", ResponseRequest),
+    ("response.create on the /v1/responses socket", ResponseCreate),
+    ("response.cancel on the /v1/responses socket", ResponseCancel),
+)
+
+HEAD = """# Request fields
+
+Generated from the request types (`server/protocol`); do not edit. `null` means absent, everywhere.
+
+- **honoured**: the field takes effect.
+- **accepted, no effect**: the field is known and harmless; it is checked and then ignored.
+- **refused**: any other value than those listed would change the answer in a way this server cannot give, and
+  gets 400 `unsupported_parameter` with the field's name in `param`.
+- A field that is not listed here is accepted and named in the reply header `x-ignored-fields` (HTTP) and in the
+  metric `headrace_ignored_fields`; with `--strict-fields` it is 400 `unknown_parameter`. Unknown fields whose
+  name begins with `x_`, and unknown members of `chat_template_kwargs`, are always refused.
+- Values outside the bounds get 400 `invalid_value`. Free-form values (any JSON) have at most 256 KiB and 32
+    levels of nesting, and a whole request at most 65536 fields and list entries.
+"""
+
+
+def field_table() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for title, type_ in ENDPOINTS:
+        parts.append(f"## {title}\n")
+        known: tuple[str, ...] = ()
+        if type_ is ResponseCreate:
+            parts.append("Every field of POST /v1/responses, and:\n")
+            known = ResponseRequest.__struct_fields__
+        parts.append("| field | type and bounds | treatment |\n|---|---|---|")
+        for field in shapes.type_info(type_).fields:  # type: ignore[attr-defined]
+            if field.name in known:
+                continue
+            parts.append(
+                f"| `{field.encode_name}` | {_cell(_type(field.type))} | {_cell(_treatment(field.type))} |"
+            )
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _treatment(node: shapes.Type) -> str:
+    extra = extra_of(node)
+    treatment = str(extra["treatment"])
+    if treatment == "refused":
+        neutral = ", ".join(f"`{_literal(value)}`" for value in extra["neutral"])
+        treatment = f"refused, except {neutral}" if neutral else "refused"
+    schema = node.extra_json_schema if isinstance(node, shapes.Metadata) else None
+    note = (schema or {}).get("description", "")
+    if note == "not supported yet" or not note:
+        return treatment
+    return f"{treatment}; {note}"
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _type(node: shapes.Type) -> str:
+    match node:
+        case shapes.Metadata():
+            return _type(node.type)
+        case shapes.RawType():
+            return "any JSON"
+        case shapes.BoolType():
+            return "true or false"
+        case shapes.NoneType():
+            return ""
+        case shapes.IntType() | shapes.FloatType():
+            word = "integer" if isinstance(node, shapes.IntType) else "number"
+            low = _number(node.ge) if node.ge is not None else f"above {_number(node.gt)}"
+            return f"{word}, {low} to {_number(node.le)}"
+        case shapes.StrType():
+            if node.pattern is not None:
+                return f"string matching `{node.pattern}`"
+            return f"string, at most {node.max_length}" if node.max_length else "string"
+        case shapes.LiteralType():
+            return ", ".join(f"`{value}`" for value in node.values)
+        case shapes.ListType():
+            return f"list of at most {node.max_length}: {_type(node.item_type)}"
+        case shapes.DictType():
+            return f"at most {node.max_length} pairs of {_type(node.key_type)} and {_type(node.value_type)}"
+        case shapes.StructType():
+            return "object: " + ", ".join(f"`{field.encode_name}`" for field in node.fields)
+        case shapes.UnionType():
+            return " or ".join(text for member in node.types if (text := _type(member)))
+    raise AssertionError(f"no words for {node}")
+
+
+def _number(bound: float | None) -> str:
+    assert bound is not None, "every number has bounds"
+    for power in (31, 63):
+        for value, name in ((1 << power, f"2^{power}"), ((1 << power) - 1, f"2^{power} - 1")):
+            if abs(bound) == value:
+                return f"-{name}" if bound < 0 else name
+    return f"{bound:g}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(field_table())

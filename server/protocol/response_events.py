@@ -1,0 +1,238 @@
+"""What the server says on the Responses API: objects and events, with the field sets that strict clients need.
+
+Optional fields are left out (UNSET), never null, except where the API itself says null. `sequence_number` and
+`stream_id` are repeated in every class because the order of declaration is the order on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+Lane = str | UnsetType
+
+
+class InputDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+class OutputDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
+class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
+    """The text part of a message. No annotations, no logprobs: both lists are always empty here."""
+
+    text: str
+    annotations: tuple[()] = ()
+    logprobs: tuple[()] = ()
+
+
+class MessageItem(msgspec.Struct, frozen=True):
+    id: str
+    type: str
+    role: str
+    status: str  # in_progress, completed, incomplete
+    content: list[OutputText]
+
+
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    reason: str
+
+
+class ResponseError(msgspec.Struct, frozen=True):
+    """`code` is one that strict clients accept; `x_code` says what really happened."""
+
+    code: str
+    message: str
+    x_code: str | UnsetType = UNSET
+
+
+class ReasoningEcho(msgspec.Struct, frozen=True):
+    effort: str | None = None
+    summary: str | None = None
+
+
+class TextFormatEcho(msgspec.Struct, frozen=True):
+    type: str = "text"
+
+
+class TextEcho(msgspec.Struct, frozen=True):
+    format: TextFormatEcho = TextFormatEcho()
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """The response object; a new one is made for each event that carries it."""
+
+    id: str
+    object: str = "response"
+    created_at: int
+    model: str
+    output: list[MessageItem]
+    parallel_tool_calls: bool
+    tool_choice: str
+    tools: tuple[()] = ()
+    status: str
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None = None
+    metadata: dict[str, str]
+    temperature: float
+    top_p: float
+    top_logprobs: int = 0
+    previous_response_id: str | None = None
+    max_output_tokens: int | None = None
+    reasoning: ReasoningEcho
+    text: TextEcho = TextEcho()
+    truncation: str = "disabled"
+    store: bool
+    usage: Usage | None = None
+    service_tier: str | UnsetType = UNSET
+
+
+class Created(msgspec.Struct, tag_field="type", tag="response.created"):
+    sequence_number: int
+    response: Response
+    stream_id: Lane = UNSET
+
+
+class InProgress(msgspec.Struct, tag_field="type", tag="response.in_progress"):
+    sequence_number: int
+    response: Response
+    stream_id: Lane = UNSET
+
+
+class ItemAdded(msgspec.Struct, tag_field="type", tag="response.output_item.added"):
+    sequence_number: int
+    output_index: int
+    item: MessageItem
+    stream_id: Lane = UNSET
+
+
+class PartAdded(msgspec.Struct, tag_field="type", tag="response.content_part.added"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    part: OutputText
+    stream_id: Lane = UNSET
+
+
+class TextDelta(msgspec.Struct, tag_field="type", tag="response.output_text.delta"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    delta: str
+    logprobs: tuple[()] = ()
+    stream_id: Lane = UNSET
+
+
+class TextDone(msgspec.Struct, tag_field="type", tag="response.output_text.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    text: str
+    logprobs: tuple[()] = ()
+    stream_id: Lane = UNSET
+
+
+class PartDone(msgspec.Struct, tag_field="type", tag="response.content_part.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    part: OutputText
+    stream_id: Lane = UNSET
+
+
+class ItemDone(msgspec.Struct, tag_field="type", tag="response.output_item.done"):
+    sequence_number: int
+    output_index: int
+    item: MessageItem
+    stream_id: Lane = UNSET
+
+
+class Completed(msgspec.Struct, tag_field="type", tag="response.completed"):
+    sequence_number: int
+    response: Response
+    stream_id: Lane = UNSET
+
+
+class Incomplete(msgspec.Struct, tag_field="type", tag="response.incomplete"):
+    sequence_number: int
+    response: Response
+    stream_id: Lane = UNSET
+
+
+class Failed(msgspec.Struct, tag_field="type", tag="response.failed"):
+    sequence_number: int
+    response: Response
+    stream_id: Lane = UNSET
+
+
+Event = (
+    Created
+    | InProgress
+    | ItemAdded
+    | PartAdded
+    | TextDelta
+    | TextDone
+    | PartDone
+    | ItemDone
+    | Completed
+    | Incomplete
+    | Failed
+)
+
+
+class SteerError(msgspec.Struct, frozen=True):
+    type: str
+    code: str
+    message: str
+
+
+class SteerEcho(msgspec.Struct, frozen=True):
+    previous_response_id: str
+    input: Any
+
+
+class SteerFailed(msgspec.Struct, tag_field="type", tag="response.steer.failed"):
+    sequence_number: int
+    error: SteerError
+    steer: SteerEcho
+    stream_id: Lane = UNSET
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    type: str
+    code: str | None
+    message: str
+    param: str | None
+    headers: dict[str, str] | UnsetType = UNSET
+
+
+class ErrorFrame(msgspec.Struct, tag_field="type", tag="error"):
+    """A refused request on a socket: no response exists. Carries no sequence number."""
+
+    status: int
+    error: ErrorBody
+    stream_id: Lane = UNSET
+
+
+class DeletedResponse(msgspec.Struct, frozen=True):
+    id: str
+    object: str = "response"
+    deleted: bool = True

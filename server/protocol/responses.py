@@ -1,0 +1,216 @@
+"""What a client may send on the Responses API, over HTTP and over WebSocket. Knows fields and bounds only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Raw
+
+from headrace.server.protocol import fields as f
+from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+
+# Tools of these types are the provider's own. Stock clients always send some of them beside their functions, so
+# they are left out of the prompt and of the echo instead of failing the request.
+HOSTED_TOOLS = frozenset(
+    {
+        "web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11",
+        "file_search", "computer", "computer_use", "computer_use_preview", "code_interpreter", "mcp",
+        "image_generation", "local_shell", "shell", "apply_patch", "namespace", "tool_search",
+    }
+)  # fmt: skip
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One content part of an input item; which fields it needs depends on `type`."""
+
+    type: Literal["input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"]
+    text: str | None = None
+    refusal: str | None = None
+    image_url: Raw = NULL
+    file_id: Raw = NULL
+    file_data: Raw = NULL
+    file_url: Raw = NULL
+    filename: Raw = NULL
+    detail: Raw = NULL
+    input_audio: Raw = NULL
+    annotations: Raw = NULL
+    logprobs: Raw = NULL
+    prompt_cache_breakpoint: Raw = NULL
+
+
+Content = str | Annotated[list[Part], Meta(max_length=64)]
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One input item. `type` may be missing on messages, so the kind is decided after decoding."""
+
+    type: f.Name | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: Content | None = None
+    id: f.ShortText | None = None
+    status: f.ShortText | None = None
+    phase: f.ShortText | None = None
+    call_id: f.ShortText | None = None
+    name: f.ShortText | None = None
+    arguments: str | None = None
+    input: str | None = None
+    output: Raw = NULL
+    summary: Raw = NULL
+    encrypted_content: str | None = None
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A tool's type; functions and custom tools are not offered yet, hosted ones are left out."""
+
+    type: f.Name
+
+
+class TextFormat(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    name: Raw = NULL
+    schema: Raw = NULL
+    strict: Raw = NULL
+    description: Raw = NULL
+
+
+class TextOptions(msgspec.Struct, frozen=True):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    effort: f.Effort | None = None
+    summary: Literal["auto", "concise", "detailed", "none"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: f.ShortText | None = None
+    mode: f.ShortText | None = None
+
+
+class CacheOptions(msgspec.Struct, frozen=True):
+    mode: f.ShortText | None = None
+    ttl: f.ShortText | None = None
+    prewarm: bool | None = None
+    comparison_response_id: f.ShortText | None = None
+
+
+Input = str | Annotated[list[Item], Meta(max_length=1024)]
+
+
+class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /v1/responses, and the flat fields of `response.create`."""
+
+    model: Annotated[f.Name | None, honoured("required, unless the socket's address named one")] = None
+    input: Annotated[Input | None, honoured("text, or items with text; empty only when continuing")] = None
+    instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
+    previous_response_id: Annotated[f.Name | None, honoured("continues or forks that response")] = None
+    max_output_tokens: Annotated[f.Count | None, honoured()] = None
+    temperature: Annotated[f.Temperature | None, honoured("below 1e-5 is greedy")] = None
+    top_p: Annotated[f.TopP | None, honoured()] = None
+    top_k: Annotated[f.TopK | None, honoured("extra; 0 and -1 are off")] = None
+    min_p: Annotated[f.MinP | None, honoured("extra")] = None
+    frequency_penalty: Annotated[f.Penalty | None, honoured("extra")] = None
+    presence_penalty: Annotated[f.Penalty | None, honoured("extra")] = None
+    repetition_penalty: Annotated[f.RepetitionPenalty | None, honoured("extra; 1 is off")] = None
+    logit_bias: Annotated[f.LogitBias | None, honoured("extra")] = None
+    seed: Annotated[f.Seed | None, honoured("extra")] = None
+    stop: Annotated[f.Stop | None, honoured("extra; left out of the text")] = None
+    stop_token_ids: Annotated[f.StopIds | None, honoured("extra")] = None
+    ignore_eos: Annotated[bool | None, honoured("extra")] = None
+    min_tokens: Annotated[f.MinTokens | None, honoured("extra")] = None
+    chat_template_kwargs: Annotated[f.TemplateOptions | None, honoured("extra; a closed list of flags")] = (
+        None
+    )
+    cache_salt: Annotated[
+        f.OpaqueId | None, honoured("extra; shares cached prompts only with equal salts")
+    ] = None
+    metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
+    store: Annotated[bool | None, honoured("default true; in memory, bounded by count, bytes and age")] = None
+    reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
+    text: Annotated[TextOptions | None, honoured("format text only; verbosity has no effect")] = None
+    tools: Annotated[
+        Annotated[list[Tool], Meta(max_length=512)] | None,
+        honoured("hosted types are left out; function and custom are refused, not supported yet"),
+    ] = None
+    tool_choice: Annotated[Raw, refused('"none"', '"auto"')] = NULL
+    parallel_tool_calls: Annotated[bool | None, honoured("echoed")] = None
+    service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
+    stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
+    truncation: Annotated[
+        Literal["auto", "disabled"] | None, refused("disabled", note="a too long input is an error")
+    ] = None
+    include: Annotated[
+        Annotated[list[f.Name], Meta(max_length=32)] | None,
+        honoured("message.output_text.logprobs is refused, the rest has no effect"),
+    ] = None
+    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
+    background: Annotated[bool | None, refused(False)] = None
+    conversation: Annotated[Raw, refused()] = NULL
+    prompt: Annotated[Raw, refused(note="stored templates are not offered")] = NULL
+    regex: Annotated[Raw, refused()] = NULL
+    ebnf: Annotated[Raw, refused()] = NULL
+    lora_path: Annotated[Raw, refused()] = NULL
+    n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
+    best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
+    prompt_cache_options: Annotated[
+        CacheOptions | None, honoured("prewarm is refused, not supported yet")
+    ] = None
+    prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
+    prompt_cache_retention: Annotated[Raw, ignored()] = NULL
+    user: Annotated[f.OpaqueId | None, ignored()] = None
+    safety_identifier: Annotated[f.ShortText | None, ignored()] = None
+    max_tool_calls: Annotated[f.Count | None, ignored()] = None
+    context_management: Annotated[Raw, ignored()] = NULL
+    moderation: Annotated[Raw, ignored()] = NULL
+    access_programs: Annotated[Raw, ignored()] = NULL
+    background_options: Annotated[Raw, ignored()] = NULL
+    image: Annotated[Raw, ignored()] = NULL
+    stream_options: Annotated[Raw, ignored()] = NULL
+    priority: Annotated[Raw, ignored()] = NULL
+
+
+class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type", tag="response.create"):
+    """The client event that starts a response on a socket."""
+
+    stream_id: Annotated[Raw, honoured("the lane: 1 to 256 of A-Z, a-z, 0-9, _ . -")] = NULL
+    generate: Annotated[bool | None, refused(True)] = None
+    event_id: Annotated[f.ShortText | None, ignored()] = None
+
+
+class ResponseCancel(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="response.cancel"):
+    """Stops one response; without an id, what is in flight in the unnamed lane (or in `stream_id`)."""
+
+    response_id: Annotated[f.ShortText | None, honoured("that response, in any lane")] = None
+    stream_id: Annotated[f.ShortText | None, honoured("extra: what is in flight in this lane")] = None
+    event_id: Annotated[f.ShortText | None, ignored()] = None
+
+
+class SteerPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["input_text", "input_image", "input_file"]
+    text: str | None = None
+    image_url: Raw = NULL
+    file_id: Raw = NULL
+    file_data: Raw = NULL
+    file_url: Raw = NULL
+    filename: Raw = NULL
+    detail: Raw = NULL
+
+
+class SteerItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["user"]
+    content: str | Annotated[list[SteerPart], Meta(min_length=1, max_length=64)]
+    type: Literal["message"] = "message"
+
+
+class ResponseSteer(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    tag_field="type",
+    tag="response.steer",
+):
+    """Adds user input to a running response; answered with `steering_not_supported` for now."""
+
+    previous_response_id: f.Name
+    input: str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)]

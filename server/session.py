@@ -1,0 +1,160 @@
+"""One connection's lanes: which request runs, which waits, what each lane remembers. Knows no wire format.
+
+Requests of one lane run one after the other, lanes run side by side. Everything a client can make grow here is
+bounded: requests in flight, requests waiting and their bytes, named lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from headrace.server.conversation import Turn
+
+W = TypeVar("W")  # what waits: a decoded request
+J = TypeVar("J")  # what runs
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """OpenAI's numbers where OpenAI gives one; `waiting_bytes` bounds the decoded requests that wait."""
+
+    in_flight: int = 16
+    waiting: int = 64
+    waiting_bytes: int = 64 << 20
+    named: int = 32
+
+
+class WaitingBudget:
+    """Bytes of requests that wait, on all connections together: one's share is small, ten thousand are not."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Count `size` bytes; False, and nothing is counted, if they do not fit."""
+        if not self.fits(size):
+            return False
+        self.used += size
+        return True
+
+    def fits(self, size: int) -> bool:
+        """Whether `take(size)` would succeed."""
+        return self.used + size <= self.limit
+
+    def give_back(self, size: int) -> None:
+        """These bytes wait no longer."""
+        self.used -= size
+        assert self.used >= 0, "more was given back than taken"
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The last response of a lane: continues even if it was not stored. Holds its turn."""
+
+    response_id: str
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Generic[W]):
+    lane: str | None
+    request: W
+    size: int
+
+
+class Lanes(Generic[W, J]):
+    """The lanes of one connection; None is the unnamed one."""
+
+    def __init__(self, limits: LaneLimits, budget: WaitingBudget) -> None:
+        self.limits = limits
+        self.budget = budget
+        self.latest: dict[str | None, Latest] = {}
+        self._named: set[str] = set()
+        self._running: dict[str | None, J] = {}
+        self._waiting: list[Waiting[W]] = []
+        self._waiting_bytes = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        return not self._running and not self._waiting
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that run."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes that they are counted with."""
+        return self._waiting_bytes
+
+    def name(self, lane: str | None) -> bool:
+        """Make the lane known; False if it would be one named lane too many."""
+        if lane is None or lane in self._named:
+            return True
+        if len(self._named) >= self.limits.named:
+            return False
+        self._named.add(lane)
+        return True
+
+    def wait(self, lane: str | None, request: W, size: int) -> bool:
+        """Queue a request behind its lane; False if too many, or too many bytes, wait already."""
+        full = len(self._waiting) >= self.limits.waiting or (
+            bool(self._waiting) and self._waiting_bytes + size > self.limits.waiting_bytes
+        )
+        # A request that can start now only passes through the queue: the limit is for those that must stay.
+        stays = lane in self._running or len(self._running) >= self.limits.in_flight
+        if stays and (full or not self.budget.take(size)):
+            return False
+        if not stays:
+            size = 0
+        self._waiting.append(Waiting(lane, request, size))
+        self._waiting_bytes += size
+        return True
+
+    def next(self) -> tuple[str | None, W] | None:
+        """Take the oldest waiting request whose lane is free, if one more may run."""
+        if len(self._running) >= self.limits.in_flight:
+            return None
+        blocked: set[str | None] = set(self._running)
+        for index, waiting in enumerate(self._waiting):
+            if waiting.lane not in blocked:
+                del self._waiting[index]
+                self._waiting_bytes -= waiting.size
+                self.budget.give_back(waiting.size)
+                return waiting.lane, waiting.request
+        return None
+
+    def start(self, lane: str | None, job: J) -> None:
+        """The lane is taken by `job` until `leave`."""
+        assert lane not in self._running, "one response at a time in a lane"
+        self._running[lane] = job
+
+    def leave(self, lane: str | None) -> None:
+        """The lane's job has told its end."""
+        del self._running[lane]
+
+    def running(self, lane: str | None) -> J | None:
+        """The job that runs in this lane."""
+        return self._running.get(lane)
+
+    def jobs(self) -> Iterator[J]:
+        """Every job that runs (a snapshot: they may leave meanwhile)."""
+        return iter(list(self._running.values()))
+
+    def take_waiting(self) -> list[tuple[str | None, W]]:
+        """Empty the queue and return what was in it, oldest first."""
+        taken = [(waiting.lane, waiting.request) for waiting in self._waiting]
+        self._waiting.clear()
+        self.budget.give_back(self._waiting_bytes)
+        self._waiting_bytes = 0
+        return taken

@@ -1,0 +1,541 @@
+"""Planted bugs. Each is one edit of the source of the core; the simulation must catch every one.
+
+An edit names text that occurs exactly once, so a mutant cannot rot in silence: when the source changes under
+it, building it fails. Nothing is written to disk: the edited source is compiled in memory.
+
+Known to be equivalent, and therefore not in the list:
+- "a cached page is evicted while a request still maps it" (eviction ignores leases, counts kept right): the
+  request's own reference keeps the page; only reuse suffers. What can be seen of it, a wrong count of idle
+  pages, is planted as `eviction_takes_leased`.
+- "pages are given out highest first": the order of pages is a wish of the backends, not a promise.
+- "a cancelled request does not enter the tree when its last step lands": a smaller cache, never a wrong one.
+- "least recently used is evicted last": the same, for the order of eviction.
+- "growth of those just admitted is not reserved": more is packed and more taken back, a policy, no promise.
+- "`_leave_batch` before `_give_back`": both happen between two verbs; nobody looks in between.
+"""
+
+from __future__ import annotations
+
+import sys
+
+planting = sys.modules["core_simulation"].load("planting")
+Mutant = planting.Mutant
+
+S = "scheduler"
+MUTANTS = (
+    # -- ends and releases
+    Mutant(
+        "abort_leaks_pages",
+        S,
+        """        self._give_back(req)
+        self._leave_batch(req)
+        self.waiting.pop(req.id, None)
+        self.paused.pop""",
+        """        req.pages.clear()
+        self._drop_lease(req)
+        self._leave_batch(req)
+        self.waiting.pop(req.id, None)
+        self.paused.pop""",
+    ),
+    Mutant(
+        "abort_frees_in_flight",
+        S,
+        """        req.finish = reason
+        self._settle(req)""",
+        """        req.finish = reason
+        self._give_back(req)
+        self._settle(req)""",
+    ),
+    Mutant(
+        "lease_not_released",
+        S,
+        """            req.copy_from = None
+        self._drop_lease(req)""",
+        """            req.copy_from = None
+        req.lease = None""",
+    ),
+    Mutant(
+        "slot_given_back_in_flight",
+        S,
+        """            req.pausing = True
+            self._settle(req)""",
+        """            req.pausing = True
+            if req.slot is not None:
+                self.slots.give_back(req.slot)
+            self._settle(req)""",
+    ),
+    Mutant(
+        "slot_kept_by_paused",
+        S,
+        """        if req.pausing and req.phase is not Phase.PAUSED:
+            self._leave_batch(req)
+""",
+        """        if req.pausing and req.phase is not Phase.PAUSED:
+            self.running.pop(req.id, None)
+            req.slot = None
+""",
+    ),
+    Mutant(
+        "double_release",
+        S,
+        """        if req.finish is not None:
+            return
+        req.finish = reason""",
+        """        if req.phase is Phase.DONE:
+            self._give_back(req)
+        req.finish = reason""",
+    ),
+    Mutant(
+        "last_reason_wins",
+        S,
+        """        if req.finish is not None:
+            return
+        req.finish = reason""",
+        """        if req.phase is Phase.DONE:
+            req.finish = FinishReason.STOP
+            return
+        req.finish = reason""",
+    ),
+    Mutant(
+        "told_after_the_end",
+        S,
+        """        req.tokens.append(token)
+        if ended:
+            return None""",
+        """        req.tokens.append(token)""",
+    ),
+    Mutant(
+        "planned_after_the_end",
+        S,
+        """            req.finish is None
+            and not req.pausing""",
+        """            not req.pausing""",
+    ),
+    Mutant(
+        "pause_ignored_while_decoding",
+        S,
+        """            and not req.pausing
+            and not req.retracting""",
+        """            and not req.retracting""",
+    ),
+    # -- the prefix tree
+    Mutant(
+        "cached_before_landing",
+        S,
+        """        known = min(req.landed_len, len(req.tokens))
+        while""",
+        """        known = min(req.computed_len, len(req.tokens))
+        while""",
+    ),
+    Mutant(
+        "cached_one_token_too_long",
+        S,
+        """        known = min(req.landed_len, len(req.tokens))
+        while""",
+        """        known = min(req.landed_len + 1, len(req.tokens))
+        while""",
+    ),
+    Mutant(
+        "hit_of_the_whole_prompt",
+        S,
+        """            reusable = (len(req.tokens) - 1) // self.page_size""",
+        """            reusable = len(req.tokens) // self.page_size""",
+    ),
+    Mutant(
+        "hit_one_token_too_long",
+        S,
+        """            req.computed_len = req.landed_len = hit * self.page_size
+        found""",
+        """            req.computed_len = req.landed_len = min(hit * self.page_size + 1, len(req.tokens) - 1)
+        found""",
+    ),
+    Mutant(
+        "salt_ignored_by_match",
+        "prefix",
+        """        node = self._roots.get(salt)
+        if node is None:
+            node = self._roots[salt] = PrefixNode(salt, (), -1, None)""",
+        """        node = self._roots.get("")
+        if node is None:
+            node = self._roots[""] = PrefixNode("", (), -1, None)""",
+    ),
+    Mutant(
+        "key_by_first_token",
+        "prefix",
+        """            child = node.children.get(tuple(tokens[index * size : (index + 1) * size]))
+""",
+        """            begin = tokens[index * size]
+            child = next((c for k, c in node.children.items() if k[0] == begin), None)
+""",
+    ),
+    Mutant(
+        "hit_without_a_reference",
+        S,
+        """                self.pool.share(page, req.salt)
+                req.pages.append(page)
+            req.computed_len = req.landed_len = hit""",
+        """                req.pages.append(page)
+            req.computed_len = req.landed_len = hit""",
+    ),
+    Mutant(
+        "eviction_takes_leased",
+        "prefix",
+        """node.attached and node.leases == 0 and not node.children and node.stamp == stamp):""",
+        """node.attached and not node.children):""",
+    ),
+    Mutant(
+        "eviction_forgets_the_parent",
+        "prefix",
+        """            parent.stamp = max(parent.stamp, node.stamp)
+            self._offer(parent)""",
+        """            parent.stamp = max(parent.stamp, node.stamp)""",
+    ),
+    Mutant(
+        "tree_keeps_no_reference",
+        "prefix",
+        """            self.pool.share(page, parent.salt)
+            child =""",
+        """            child =""",
+    ),
+    Mutant(
+        "roots_pile_up",
+        "prefix",
+        """            self._roots.pop(node.salt, None)""",
+        """            pass""",
+    ),
+    # -- retraction, pause, resume
+    Mutant(
+        "retraction_drops_the_last_token",
+        S,
+        """            self._give_back(req)
+            req.computed_len = req.landed_len = 0""",
+        """            self._give_back(req)
+            if req.output_len:
+                req.tokens.pop()
+                req.total_len -= 1
+            req.computed_len = req.landed_len = 0""",
+    ),
+    Mutant(
+        "oldest_retracted_first",
+        S,
+        """        return max(self.running.values(), key=_age, default=None)""",
+        """        return min(self.running.values(), key=_age, default=None)""",
+        within=200,
+    ),
+    Mutant(
+        "running_retracted_before_paused",
+        S,
+        """        for held in (self.paused, self.waiting):
+            holders =""",
+        """        for held in ():
+            holders =""",
+        within=200,
+    ),
+    Mutant(
+        "stuck_behind_a_paused_holder",
+        S,
+        """        return max(holders, key=_age, default=None)""",
+        """        return None""",
+    ),
+    Mutant(
+        "stuck_on_its_own_pages",
+        S,
+        """            return head
+""",
+        """            return None
+""",
+        within=400,
+    ),
+    Mutant(
+        "retracted_twice_in_flight",
+        S,
+        """        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
+            return None
+""",
+        "",
+    ),
+    Mutant(
+        "retracted_goes_last",
+        S,
+        """        self.waiting.move_to_end(req.id, last=False)""",
+        """        pass""",
+        within=200,
+    ),
+    Mutant(
+        "pause_frees_pages",
+        S,
+        """            self.paused[req.id] = req
+            req.phase = Phase.PAUSED""",
+        """            self.paused[req.id] = req
+            for page in req.pages:
+                self.pool.drop(page)
+            req.phase = Phase.PAUSED""",
+    ),
+    Mutant(
+        "pause_leaves_it_in_line",
+        S,
+        """            self.waiting.pop(req.id, None)
+            self.paused[req.id] = req""",
+        """            self.paused[req.id] = req""",
+    ),
+    Mutant(
+        "resume_forgets_the_line",
+        S,
+        """            del self.paused[req.id]
+            self._wait_first(req)""",
+        """            self._wait_first(req)""",
+    ),
+    # -- forks
+    Mutant(
+        "copy_source_not_held",
+        S,
+        """            self.pool.share(req.copy_from, req.salt)
+            self._sources[req.copy_from] = self._sources.get(req.copy_from, 0) + 1""",
+        """            pass""",
+    ),
+    Mutant(
+        "copy_source_dropped_at_launch",
+        S,
+        """            req.copy_from = None
+            self.counters.copied_pages += 1""",
+        """            self._drop_source(req.copy_from)
+            self.pool.share(req.copy_from, req.salt)
+            self.pool.drop(req.copy_from)
+            req.copy_from = None
+            self.counters.copied_pages += 1""",
+    ),
+    Mutant(
+        "copy_missing",
+        S,
+        """            copies.append(PageCopy(req.copy_from, target))""",
+        """            self._drop_source(req.copy_from)""",
+    ),
+    Mutant(
+        "copy_one_token_too_long",
+        S,
+        """            req.copy_len = shared
+""",
+        """            req.copy_len = min(shared + 1, len(req.tokens) - 1)
+""",
+    ),
+    Mutant(
+        "part_page_shared",
+        S,
+        """        full = shared // self.page_size
+        for page""",
+        """        full = min(self._pages_for(shared), len(parent.pages))
+        for page""",
+    ),
+    Mutant(
+        "fork_of_unlanded_tokens",
+        S,
+        """        shared = min(at, parent.landed_len, len(req.tokens) - 1""",
+        """        shared = min(at, parent.computed_len, len(req.tokens) - 1""",
+        within=300,
+    ),
+    Mutant(
+        "fork_shares_the_last_token",
+        S,
+        """        shared = min(at, parent.landed_len, len(req.tokens) - 1, len""",
+        """        shared = min(at, parent.landed_len, len(req.tokens), len""",
+    ),
+    Mutant(
+        "fork_with_an_empty_lease",
+        S,
+        """        if not shared:
+            return  # no lease either""",
+        """        if not shared and parent.lease is None:
+            return  # no lease either""",
+    ),
+    Mutant(
+        "copy_source_counted_as_free",
+        S,
+        """        return self.tree.idle_pages - sum(map(self.tree.is_idle, self._sources))""",
+        """        return self.tree.idle_pages""",
+        within=300,
+    ),
+    Mutant(
+        "fork_counts_its_own_work_as_cached",
+        S,
+        """        if not req.admitted:
+            req.admitted = True
+            req.cached_len""",
+        """        if not req.cached_len:
+            req.admitted = True
+            req.cached_len""",
+    ),
+    # -- limits and ends of an answer
+    Mutant(
+        "oversized_admitted",
+        S,
+        """        return self.pool.count * self.page_size + 1""",
+        """        return self.pool.count * self.page_size + 2""",
+    ),
+    Mutant(
+        "largest_refused",
+        S,
+        """        if req.max_len > self.max_tokens:""",
+        """        if req.max_len >= self.max_tokens:""",
+    ),
+    Mutant(
+        "waiting_limit_off_by_one",
+        S,
+        """        if len(self.waiting) >= self.waiting_limit:""",
+        """        if len(self.waiting) > self.waiting_limit:""",
+    ),
+    Mutant(
+        "refused_fork_keeps_pages",
+        S,
+        """        if len(self.waiting) >= self.waiting_limit:""",
+        """        if req.fork is not None:
+            self._share_parent(req)
+        if len(self.waiting) >= self.waiting_limit:""",
+        within=200,
+    ),
+    Mutant(
+        "budget_exceeded",
+        S,
+        """                row = self._prefill_row(req, room)
+                prefill.append(row)
+                room -= row.count
+        # Summed""",
+        """                row = self._prefill_row(req, room)
+                prefill.append(row)
+                room -= 1
+        # Summed""",
+    ),
+    Mutant(
+        "budget_of_the_step_ignored",
+        S,
+        """        room = self.chunk_tokens if budget is None else budget""",
+        """        room = budget or self.chunk_tokens""",
+    ),
+    Mutant(
+        "sample_in_mid_prompt",
+        S,
+        """        last = start + count == req.total_len
+        row""",
+        """        last = start + count >= req.total_len - 1
+        row""",
+    ),
+    Mutant(
+        "stop_ignored_after_resume",
+        S,
+        """        if token in req.params.stop_ids and""",
+        """        if req.retractions == 0 and token in req.params.stop_ids and""",
+    ),
+    Mutant(
+        "stop_despite_minimum",
+        S,
+        """req.output_len > req.params.min_tokens:""",
+        """req.output_len >= req.params.min_tokens:""",
+    ),
+    Mutant(
+        "stop_counts_from_the_prompt",
+        S,
+        """req.output_len > req.params.min_tokens:""",
+        """len(req.tokens) > req.params.min_tokens:""",
+    ),
+    Mutant(
+        "length_off_by_one",
+        S,
+        """        elif len(req.tokens) == req.max_len:""",
+        """        elif len(req.tokens) >= req.max_len - 1:""",
+    ),
+    Mutant(
+        "one_row_beyond_the_length",
+        S,
+        """            and req.total_len < req.max_len
+""",
+        """            and len(req.tokens) < req.max_len
+""",
+    ),
+    # -- non-finite rows
+    Mutant(
+        "nan_told_as_a_token",
+        S,
+        """            req.finish = FinishReason.ERROR
+            return Retired(req, None, req.finish)""",
+        """            req.finish = FinishReason.STOP
+            return Retired(req, None, req.finish)""",
+    ),
+    Mutant(
+        "nan_page_stays_cached",
+        S,
+        """            self.tree.condemn(req.lease)""",
+        """            self.tree.release(req.lease)""",
+    ),
+    Mutant(
+        "nan_of_a_cancelled_request_is_cached",
+        S,
+        """        if token == NON_FINITE and not req.spoilt:
+            self._distrust(req)
+        if req.spoilt:""",
+        """        if token == NON_FINITE and not ended:
+            self._distrust(req)
+        elif token == NON_FINITE:
+            req.total_len -= 1
+            return None
+        if req.spoilt:""",
+        within=200,
+    ),
+    Mutant(
+        "condemned_page_leaks",
+        "prefix",
+        """        self.idle_pages -= node.leases == 0
+        self.pool.drop(node.page)""",
+        """        self.idle_pages -= node.leases == 0
+        if node.parent is not None and node.parent.attached:
+            self.pool.drop(node.page)""",
+    ),
+    Mutant(
+        "history_of_the_prompt_alone",
+        S,
+        """        history = tuple(req.tokens) if""",
+        """        history = tuple(req.tokens[: req.prompt_len]) if""",
+    ),
+    # -- pools
+    Mutant(
+        "freed_page_keeps_its_tenant",
+        "pages",
+        """            self._salts[page] = None
+            heapq""",
+        """            heapq""",
+    ),
+    Mutant(
+        "shared_page_freed_at_once",
+        "pages",
+        """        self._refs[page] -= 1
+        if self._refs[page] == 0:
+            self._salts""",
+        """        self._refs[page] -= 1
+        if self._refs[page] <= 1:
+            self._refs[page] = 0
+            self._salts""",
+    ),
+    Mutant(
+        "admission_without_room",
+        S,
+        """        return need + self._growth(req, self._pages_for(len(req.tokens))) + reserved <= available
+""",
+        """        return True
+""",
+    ),
+    Mutant(
+        "decode_grows_without_a_patch",
+        S,
+        """        patches.append(PagePatch(req.slot, len(req.pages), page))
+""",
+        "",
+    ),
+    Mutant(
+        "grant_without_the_new_pages",
+        S,
+        """req.prompt_len, tuple(req.pages), history))""",
+        """req.prompt_len, tuple(req.pages[: max(hit, 1)]), history))""",
+    ),
+)
+
+
+def named(name: str) -> planting.Mutant:
+    return next(mutant for mutant in MUTANTS if mutant.name == name)

@@ -1,0 +1,95 @@
+"""Bytes as tokens: a Prompter that needs no model folder. Token i is byte i; the fake engine's width is 256."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.runtime.interface import Ask, ModelCard, Prompt
+from headrace.runtime.refusal import Refusal
+
+CARD = ModelCard(
+    id="fake", architecture="Fake", parameters=0, dtype="none", context_len=4096, vocab_size=256, created=0
+)
+
+
+class ByteCutter:
+    """Bytes in, characters out; holds back what could begin a stop string."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.matched: str | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        return self._cut(self._decoder.decode(bytes([token])), final=False)
+
+    def finish(self) -> str:
+        if self.matched is not None:
+            return ""
+        return self._cut(self._decoder.decode(b"", True), final=True)
+
+    def _cut(self, text: str, *, final: bool) -> str:
+        assert self.matched is None
+        self._held += text
+        hits = [(self._held.find(stop), stop) for stop in self.stops if stop in self._held]
+        if hits:
+            at, self.matched = min(hits)
+            out, self._held = self._held[:at], ""
+            return out
+        keep = 0
+        if not final:
+            for stop in self.stops:
+                for size in range(min(len(stop) - 1, len(self._held)), 0, -1):
+                    if stop.startswith(self._held[-size:]):
+                        keep = max(keep, size)
+                        break
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+
+class BytePrompter:
+    """Messages become `role: content` lines; nothing is special, nothing ends an answer but its length."""
+
+    embedding_rows = 256
+    logits_width = 256
+
+    def __init__(
+        self, eos_ids: frozenset[int] = frozenset(), defaults: Mapping[str, Any] | None = None
+    ) -> None:
+        self.eos_ids = eos_ids
+        self.defaults = defaults or {}
+
+    def prepare(self, ask: Ask) -> Prompt:
+        if ask.messages is not None:
+            lines = [f"{message.role}: {message.content}\n" for message in ask.messages]
+            return Prompt(tuple("".join([*lines, "assistant: "]).encode()))
+        if isinstance(ask.prompt, str):
+            if not ask.prompt:
+                raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
+            return Prompt(tuple(ask.prompt.encode()))
+        assert ask.prompt is not None
+        for token in ask.prompt:
+            if not 0 <= token < self.embedding_rows:
+                raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))
+        return Prompt(tuple(ask.prompt))
+
+    def cutter(self, ask: Ask) -> ByteCutter:
+        return ByteCutter(ask.stop)
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+def letters(tokens: list[int], seed: int, width: int) -> int:
+    """A `choose` for FakeEngine whose text is readable: lower-case words that depend on all tokens and the seed."""
+    state = seed & 0xFFFFFFFF
+    for token in tokens:
+        state = (state * 1103515245 + token + 12345) & 0x7FFFFFFF
+    return b"abcdefghijklmnopqrstuvwxyz      "[state >> 16 & 31]

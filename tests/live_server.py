@@ -1,0 +1,100 @@
+"""The real server (front, faces, runtime, scheduler) over the page-reading fake engine, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+from fake_engine import FakeEngine
+from fake_prompter import CARD, BytePrompter, letters
+
+from headrace.server.app import App
+from headrace.server.config import ServerConfig
+
+
+class LiveServer:
+    """`url` answers from birth until `stop`. With `gated`, steps land only when `land` is called. `choose` is the
+    fake model, `eos` the ids that end its answers; further settings are ServerConfig's."""
+
+    def __init__(
+        self,
+        *,
+        gated: bool = False,
+        keys: tuple[str, ...] = (),
+        choose: Callable[[list[int], int, int], int] = letters,
+        eos: frozenset[int] = frozenset(),
+        page_count: int = 2048,
+        **config: Any,
+    ) -> None:
+        self.engine = FakeEngine(gated=gated, page_count=page_count, choose=choose)
+        self.eos = eos
+        self.config = ServerConfig(port=0, **config)
+        self.keys = keys
+        self._up = threading.Event()
+        self._trouble: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="live-server", daemon=True)
+        self._thread.start()
+        assert self._up.wait(30), "the server did not start"
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _run(self) -> None:
+        async def live() -> None:
+            try:
+                self.loop = asyncio.get_running_loop()
+                self.app = App(self.config, self.engine, BytePrompter(self.eos), CARD, self.keys)
+                await self.app.start()
+                self.url = self.app.url
+            except BaseException as error:
+                self._trouble = error
+                return
+            finally:
+                self._up.set()
+            await self.app.ended.wait()
+            await self.app.stop(0.0)
+
+        uvloop.run(live())
+
+    def land(self, count: int = 1) -> None:
+        """Let `count` launched steps land, each after the turn that the one before caused."""
+
+        async def steps() -> None:
+            for _ in range(count):
+                self.engine.land(1)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+
+        asyncio.run_coroutine_threadsafe(steps(), self.loop).result(30)
+
+    def ask(self, question: Callable[[App], Any]) -> Any:
+        """What `question` says about the app, asked on its own thread."""
+
+        async def answer() -> Any:
+            return question(self.app)
+
+        return asyncio.run_coroutine_threadsafe(answer(), self.loop).result(30)
+
+    def baseline(self) -> None:
+        """Wait for the end of every generation; then nothing may be held."""
+
+        async def idle() -> None:
+            app = self.app
+            while not (app.scheduler.idle and not app.loop.live and not app.runtime._preparing):
+                await asyncio.sleep(0)
+            app.scheduler.check()
+            assert app.scheduler.pages_in_use == 0
+            assert app.scheduler.slots.free_count == self.engine.max_running
+            assert app.metrics.crashes == 0
+
+        asyncio.run_coroutine_threadsafe(idle(), self.loop).result(30)
+
+    def stop(self) -> None:
+        """End the server and its thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: a test has ended it before
+            self.loop.call_soon_threadsafe(self.app.interrupt)
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the server did not stop"

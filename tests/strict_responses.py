@@ -1,0 +1,187 @@
+"""A validator written from the tables of the wire protocol (fields, values), and the SDK's own models, strictly."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from openai.types.responses import (
+    ResponseCompletedEvent,
+    ResponseContentPartAddedEvent,
+    ResponseContentPartDoneEvent,
+    ResponseCreatedEvent,
+    ResponseErrorEvent,
+    ResponseFailedEvent,
+    ResponseIncompleteEvent,
+    ResponseInProgressEvent,
+    ResponseOutputItemAddedEvent,
+    ResponseOutputItemDoneEvent,
+    ResponseTextDeltaEvent,
+    ResponseTextDoneEvent,
+)
+from openai.types.responses.response_steer_failed_event import ResponseSteerFailedEvent
+
+ITEM = {"output_index", "item"}
+PART = {"item_id", "output_index", "content_index"}
+EVENTS: dict[str, set[str]] = {
+    "response.created": {"response"},
+    "response.in_progress": {"response"},
+    "response.completed": {"response"},
+    "response.incomplete": {"response"},
+    "response.failed": {"response"},
+    "response.output_item.added": ITEM,
+    "response.output_item.done": ITEM,
+    "response.content_part.added": PART | {"part"},
+    "response.content_part.done": PART | {"part"},
+    "response.output_text.delta": PART | {"delta", "logprobs"},
+    "response.output_text.done": PART | {"text", "logprobs"},
+    "response.steer.failed": {"error", "steer"},
+}
+MODELS: dict[str, Any] = {
+    "response.created": ResponseCreatedEvent,
+    "response.in_progress": ResponseInProgressEvent,
+    "response.completed": ResponseCompletedEvent,
+    "response.incomplete": ResponseIncompleteEvent,
+    "response.failed": ResponseFailedEvent,
+    "response.output_item.added": ResponseOutputItemAddedEvent,
+    "response.output_item.done": ResponseOutputItemDoneEvent,
+    "response.content_part.added": ResponseContentPartAddedEvent,
+    "response.content_part.done": ResponseContentPartDoneEvent,
+    "response.output_text.delta": ResponseTextDeltaEvent,
+    "response.output_text.done": ResponseTextDoneEvent,
+    "response.steer.failed": ResponseSteerFailedEvent,
+}
+assert EVENTS.keys() == MODELS.keys() and ResponseErrorEvent
+
+RESPONSE = {
+    "id", "object", "created_at", "model", "output", "parallel_tool_calls", "tool_choice", "tools", "status",
+    "error", "incomplete_details", "instructions", "metadata", "temperature", "top_p", "top_logprobs",
+    "previous_response_id", "max_output_tokens", "reasoning", "text", "truncation", "store", "usage",
+}  # fmt: skip
+STATUSES = {"completed", "failed", "in_progress", "cancelled", "queued", "incomplete"}
+ITEM_STATUSES = {"in_progress", "completed", "incomplete"}
+REASONS = {"max_output_tokens", "max_messages", "content_filter", "steered"}
+ERROR_CODES = {"server_error", "rate_limit_exceeded", "invalid_prompt"}
+TIERS = {"auto", "default", "flex", "scale", "priority", "fast", "ultrafast"}
+EFFORTS = {None, "none", "minimal", "low", "medium", "high", "xhigh", "max"}
+TERMINAL = ("response.completed", "response.incomplete", "response.failed")
+
+
+class Wrong(Exception):
+    """An event that a strict client would not take."""
+
+
+def need(condition: bool, what: object) -> None:
+    if not condition:
+        raise Wrong(what)
+
+
+def check_part(part: dict[str, Any]) -> None:
+    need(set(part) == {"type", "text", "annotations", "logprobs"}, part)
+    need(part["type"] == "output_text" and isinstance(part["text"], str), part)
+    need(part["annotations"] == [] and part["logprobs"] == [], part)
+
+
+def check_item(item: dict[str, Any]) -> None:
+    need(set(item) == {"id", "type", "role", "status", "content"}, item)
+    need(item["type"] == "message" and item["role"] == "assistant", item)
+    need(item["id"].startswith("msg_") and len(item["id"]) >= 4 + 22, item)
+    need(item["status"] in ITEM_STATUSES, item)
+    for part in item["content"]:
+        check_part(part)
+
+
+def check_usage(usage: dict[str, Any]) -> None:
+    need(
+        set(usage)
+        == {"input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details", "total_tokens"},
+        usage,
+    )
+    need(set(usage["input_tokens_details"]) == {"cached_tokens", "cache_write_tokens"}, usage)
+    need(set(usage["output_tokens_details"]) == {"reasoning_tokens"}, usage)
+    need(usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"], usage)
+    need(usage["input_tokens_details"]["cached_tokens"] <= usage["input_tokens"], usage)
+
+
+def check_response(response: dict[str, Any]) -> None:
+    need(set(response) - {"service_tier"} == RESPONSE, set(response) ^ RESPONSE)
+    need(response["object"] == "response" and response["id"].startswith("resp_"), response)
+    need(len(response["id"]) >= 5 + 22, "at least 128 random bits")
+    need(response["status"] in STATUSES, response["status"])
+    need(isinstance(response["created_at"], int), response["created_at"])
+    for item in response["output"]:
+        check_item(item)
+    details = response["incomplete_details"]
+    need(details is None or (set(details) == {"reason"} and details["reason"] in REASONS), details)
+    need((response["status"] == "incomplete") == (details is not None), response)
+    error = response["error"]
+    need((response["status"] == "failed") == (error is not None), response)
+    if error is not None:
+        need(set(error) - {"x_code"} == {"code", "message"} and error["code"] in ERROR_CODES, error)
+    need(response.get("service_tier", "default") in TIERS, response)
+    need(set(response["reasoning"]) == {"effort", "summary"}, response["reasoning"])
+    need(response["reasoning"]["effort"] in EFFORTS, response["reasoning"])
+    need(response["text"] == {"format": {"type": "text"}}, response["text"])
+    need(response["tools"] == [] and response["tool_choice"] in ("auto", "none"), response)
+    need(all(isinstance(v, str) for v in response["metadata"].values()), response["metadata"])
+    if response["status"] in ("in_progress", "queued"):
+        need(response["usage"] is None and response["output"] == [], response)
+    else:
+        check_usage(response["usage"])
+
+
+def check_event(raw: str) -> dict[str, Any]:
+    """The event, if a strict client takes it: exact field set, allowed values, and the SDK's model, strictly."""
+    event = json.loads(raw)
+    kind = event.get("type")
+    need(kind in EVENTS, kind)
+    need(set(event) - {"stream_id"} == EVENTS[kind] | {"type", "sequence_number"}, (kind, set(event)))
+    need(isinstance(event["sequence_number"], int), event)
+    for key in ("output_index", "content_index"):
+        need(event.get(key, 0) == 0, event)
+    if "item" in event:
+        check_item(event["item"])
+    if "part" in event:
+        check_part(event["part"])
+    if "response" in event:
+        check_response(event["response"])
+    if "logprobs" in event:
+        need(event["logprobs"] == [], event)
+    MODELS[kind].model_validate_json(raw, strict=True)
+    return event
+
+
+def check_error_frame(raw: str) -> dict[str, Any]:
+    """The error of an error frame, if its shape is the documented one."""
+    frame = json.loads(raw)
+    need(frame["type"] == "error" and set(frame) - {"stream_id"} == {"type", "status", "error"}, frame)
+    error = frame["error"]
+    need(set(error) - {"headers"} == {"type", "code", "message", "param"}, error)
+    need(isinstance(error["type"], str) and isinstance(error["message"], str), error)
+    need(isinstance(frame["status"], int) and 400 <= frame["status"] < 600, frame)
+    need(len(error["message"]) <= 600, "client text is cut")
+    return frame
+
+
+def shape(events: list[dict[str, Any]]) -> str:
+    """The sequence as words, runs of deltas as one."""
+    words = " ".join(event["type"].removeprefix("response.") for event in events)
+    return re.sub(r"(output_text\.delta ?)+", "delta* ", words).strip()
+
+
+def check_sequence(raws: list[str]) -> list[dict[str, Any]]:
+    """All events of one response, in order: no gap in the numbers, one terminal event, equal texts, one lane."""
+    events = [check_event(raw) for raw in raws]
+    need([e["sequence_number"] for e in events] == list(range(len(events))), "sequence numbers")
+    need(sum(e["type"] in TERMINAL for e in events) == 1 and events[-1]["type"] in TERMINAL, "one terminal")
+    need(len({e.get("stream_id") for e in events}) == 1, "one lane")
+    need(len({e["response"]["id"] for e in events if "response" in e}) == 1, "one id")
+    text = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
+    done = [e["text"] for e in events if e["type"] == "response.output_text.done"]
+    need(done in ([], [text]), (done, text))
+    final = events[-1]["response"]
+    need("".join(p["text"] for i in final["output"] for p in i["content"]) == text, (final["output"], text))
+    items = [e["item"] for e in events if e["type"] == "response.output_item.done"]
+    need(items in ([], final["output"]), (items, final["output"]))
+    return events
