@@ -1,4 +1,4 @@
-"""What `headrace bench kernels` times: real work of one kernel, beside its plain-torch twin and a library's version.
+"""What `headrace bench kernels` times: work of one kernel, beside its plain-torch twin and a library's version.
 
 A kernel module `kernels/<op>.py` offers `bench_cases(device, dtype)`, a generator that yields one Case after the
 other (lazily: the tensors of one case die before those of the next are made), for the shapes of Qwen3-0.6B and
@@ -38,7 +38,7 @@ class Case:
         is the plain-torch meaning and `peer` a library's way of the same work (cuBLAS through F.linear, SDPA);
         None where there is none. Both also work on CPU tensors.
     bytes, flops: the least bytes one call must move to and from memory (each input read once, each output written
-        once; padding and weights shared by rows counted once) and the operations it must do (a multiply-add is two).
+        once, padding not at all) and the operations it must do (a multiply-add is two).
     sets: how many equal-shaped input sets the callables rotate over: see `sets_for`.
     """
 
