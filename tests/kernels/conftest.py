@@ -90,10 +90,11 @@ def capture(device: torch.device) -> Callable[[Callable[[], object]], Callable[[
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        before = torch.cuda.memory_stats()["allocation.all.allocated"]
         with torch.cuda.graph(graph):
+            before = torch.cuda.memory_stats()["allocation.all.allocated"]
             launch()
-        assert torch.cuda.memory_stats()["allocation.all.allocated"] == before, "a launcher allocated memory"
+            after = torch.cuda.memory_stats()["allocation.all.allocated"]
+        assert after == before, "a launcher allocated memory"
 
         def replay() -> None:
             graph.replay()
