@@ -37,90 +37,12 @@ os.environ.setdefault(
 import torch
 
 from headrace.bench.peer import Peer, Run
+from headrace.bench.shapes import CONFIGS, write_checkpoint
 from headrace.runtime.config import EngineConfig
 from headrace.runtime.engine import Engine
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.request import Req, SamplingParams
 from headrace.runtime.scheduler import Scheduler
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "qwen3-0.6b": {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": 151936,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "max_position_embeddings": 40960,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-    },
-    "tiny": {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": 512,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-    },
-}
-
-
-def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
-    """A checkpoint of this shape with random bfloat16 weights, in the layout of the hub."""
-    from safetensors.torch import save_file
-
-    generator = torch.Generator().manual_seed(seed)
-    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    query, shared = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-
-    def matrix(rows: int, columns: int) -> torch.Tensor:
-        return (torch.randn(rows, columns, generator=generator) * 0.02).to(torch.bfloat16)
-
-    def ones(size: int) -> torch.Tensor:
-        return torch.ones(size, dtype=torch.bfloat16)
-
-    weights = {
-        "model.embed_tokens.weight": matrix(config["vocab_size"], hidden),
-        "model.norm.weight": ones(hidden),
-    }
-    for layer in range(config["num_hidden_layers"]):
-        name = f"model.layers.{layer}"
-        weights |= {
-            f"{name}.input_layernorm.weight": ones(hidden),
-            f"{name}.post_attention_layernorm.weight": ones(hidden),
-            f"{name}.self_attn.q_proj.weight": matrix(query, hidden),
-            f"{name}.self_attn.k_proj.weight": matrix(shared, hidden),
-            f"{name}.self_attn.v_proj.weight": matrix(shared, hidden),
-            f"{name}.self_attn.o_proj.weight": matrix(hidden, query),
-            f"{name}.self_attn.q_norm.weight": ones(head),
-            f"{name}.self_attn.k_norm.weight": ones(head),
-            f"{name}.mlp.gate_proj.weight": matrix(inner, hidden),
-            f"{name}.mlp.up_proj.weight": matrix(inner, hidden),
-            f"{name}.mlp.down_proj.weight": matrix(hidden, inner),
-        }
-    if not config["tie_word_embeddings"]:
-        weights["lm_head.weight"] = matrix(config["vocab_size"], hidden)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def make_prompts(streams: int, context: int, vocab: int, seed: int) -> list[list[int]]:
