@@ -51,7 +51,6 @@ KV_FRACTION = 0.5  # of what the weights leave free
 KV_CEILING = 4 << 30  # an automatic slab is never larger: all of it is touched at start
 LONE_THREAD_BYTES = 32 << 20  # weights
 STEP_OPERATIONS = 250e9  # of one prompt chunk: about 0.3 s on two cores with bfloat16
-SMALL_WEIGHTS = 64 << 20  # read in 4 ms by one core: more threads would mostly wait for each other
 
 
 class SettingError(ValueError):
