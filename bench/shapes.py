@@ -157,9 +157,9 @@ def write_tokenizer(folder: Path, config: dict[str, Any]) -> None:
     first = config["eos_token_id"] - len(SPECIALS) + 1
     for place, token in enumerate(rules["added_tokens"]):
         token["id"] = first + place
-    taken = set(range(first, first + len(SPECIALS)))
-    words = {f"Ġ{i:x}": i for i in range(256, config["vocab_size"]) if i not in taken}
-    rules["model"]["vocab"] |= words
+    # The special tokens are words too: without words of their ids, they would be moved behind the last word.
+    special = {token["id"]: token["content"] for token in rules["added_tokens"]}
+    rules["model"]["vocab"] |= {special.get(i, f"Ġ{i:x}"): i for i in range(256, config["vocab_size"])}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": SPECIALS[-1],

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from headrace.bench import shapes
 from headrace.runtime.config import EngineConfig
-from headrace.runtime.engine import Engine
+from headrace.runtime.engine import open_engine
 from headrace.runtime.interface import Ask, Message
 from headrace.runtime.prompt import FolderPrompter
 
@@ -25,7 +25,7 @@ def small_llama() -> dict[str, object]:
         "head_dim": 32,
         "vocab_size": 512,
         "bos_token_id": 500,
-        "eos_token_id": 511,
+        "eos_token_id": 502,
     }
     return {**shapes.CONFIGS["llama-3.1-8b"], **sizes}
 
@@ -37,7 +37,7 @@ def test_a_random_checkpoint_loads(tmp_path: Path, config: dict[str, object]) ->
     files = {path.name for path in tmp_path.glob("model-*.safetensors")}
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(files) > 2 and set(index["weight_map"].values()) == files
-    engine = Engine(tmp_path, EngineConfig(dtype="float32", max_running=2, kv_memory_mb=4))
+    engine = open_engine(tmp_path, EngineConfig(dtype="float32", max_running=2, kv_memory_mb=4))
     try:
         engine.warm()
         assert engine.embedding_rows == config["vocab_size"]
@@ -48,5 +48,7 @@ def test_a_random_checkpoint_loads(tmp_path: Path, config: dict[str, object]) ->
             [{"role": "user", "content": "hé"}], tokenize=False, add_generation_prompt=True
         )
         assert list(prepared.ids) == theirs.encode(text)
+        assert prepared.ids.count(config["eos_token_id"]) == 1
+        assert prompter.detokenize([300, 104, 511]) == theirs.decode([300, 104, 511], skip_special_tokens=True)
     finally:
         engine.close()
