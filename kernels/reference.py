@@ -121,3 +121,31 @@ def extend_attention(
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         out[begin:end] = torch.einsum("hqk,khd->qhd", weights, values).to(query.dtype)
     return out
+
+
+def embed(token_ids: Tensor, slots: Tensor, last_tokens: Tensor, table: Tensor) -> Tensor:
+    """Rows [T, N] of table [V, N] for the tokens that `resolve_tokens` gives; zeros for padding (slot -1)."""
+    live = slots >= 0
+    tokens = torch.where(live, resolve_tokens(token_ids, slots, last_tokens), 0)
+    return torch.where(live[:, None], table[tokens], 0.0)
+
+
+def norm_linear(
+    x: Tensor, norm_weight: Tensor | None, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """rms_norm(x) Wᵀ (+ bias) for x [T, K] and W [N, K]; without a norm weight x is multiplied as it is."""
+    normed = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    return F.linear(normed, weight, bias)
+
+
+def gate_up(
+    x: Tensor, norm_weight: Tensor | None, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """silu(gate) * up [T, I] of rms_norm(x) Wᵀ (+ bias) for W [2I, K], which has the gate's rows first."""
+    return silu_mul(norm_linear(x, norm_weight, eps, weight, bias))
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """residual [T, N] + x Wᵀ (+ bias), rounded once."""
+    wide = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return (residual.double() + wide).to(residual.dtype)
