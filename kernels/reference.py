@@ -149,3 +149,37 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor)
     """residual [T, N] + x Wᵀ (+ bias), rounded once."""
     wide = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     return (residual.double() + wide).to(residual.dtype)
+
+
+def rope_store(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    inv_freq: Tensor,
+    attention_factor: float,
+    positions: Tensor,
+    slots: Tensor,
+    page_table: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    q_out: Tensor,
+) -> None:
+    """q_out [T, H, D] and the tokens' cells of key_pages and value_pages [P, page_size, G, D] from qkv
+    [T, (H + 2G) * D]: heads normalised where there are weights, then turned by float32 angles, rounded once."""
+    live = slots >= 0
+    heads, head_dim, page_size = q_out.shape[1], q_out.shape[2], key_pages.shape[1]
+    kv_heads = key_pages.shape[2]
+    query, keys, values = qkv[live].view(-1, heads + 2 * kv_heads, head_dim).split(
+        (heads, kv_heads, kv_heads), 1
+    )
+    if q_weight is not None and k_weight is not None:
+        query, keys = rms_norm(query, q_weight, eps), rms_norm(keys, k_weight, eps)
+    places = positions[live].long()
+    angles = (places.float()[:, None, None] * inv_freq).double()
+    cos = torch.cat((angles.cos(), angles.cos()), -1) * attention_factor
+    sin = torch.cat((-angles.sin(), angles.sin()), -1) * attention_factor
+    pages = page_table[slots[live].long(), places // page_size].long()
+    q_out[live] = rope(query.double(), cos, sin).to(q_out.dtype)
+    key_pages[pages, places % page_size] = rope(keys.double(), cos, sin).to(key_pages.dtype)
+    value_pages[pages, places % page_size] = values.to(value_pages.dtype)
