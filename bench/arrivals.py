@@ -29,7 +29,7 @@ def ramp(rate: float, final_rate: float, duration: float, rng: random.Random) ->
     """Independent arrivals whose rate moves in a straight line from `rate` to `final_rate` within `duration`.
 
     Given their number, arrivals of such a process are independent draws from the density that follows the rate;
-    each is found by inverting its integral. Their number is the expected one, so that every ramp holds the same load.
+    each is found by inverting its integral. Their number is the expected one: every ramp holds the same load.
     """
     count = round((rate + final_rate) / 2 * duration)
     slope = (final_rate - rate) / duration

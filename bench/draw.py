@@ -29,8 +29,8 @@ class WorkloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     concurrency: streams that run at once. requests: how many (0: the shape's own number). duration: time-based
     instead. rate, final_rate: arrivals. burst, every: how many at one instant, and how often. long_tokens,
     long_output_tokens: the prompts that interfere. slow: streams that read slowly (0: half), read_pause: for how
-    long after each token. cut_after: tokens after which clients of a storm leave. typing_rate: tokens per second that
-    a person types.
+    long after each token. cut_after: tokens after which clients of a storm leave. typing_rate: tokens that a person
+    types per second.
     """
 
     input_tokens: int = 512
