@@ -1,0 +1,285 @@
+"""Products of few rows with a matrix that is read once: what norm_linear, gate_up and linear_add share.
+
+A program owns BN rows of the matrix W [N, K] and walks along K in tiles [BN, BK]. Up to 4 rows of x are multiplied
+element by element on the CUDA cores, more on the tensor cores with W as the tall operand. Sums are float32. Nothing
+here depends on what the other programs do, but for splits: SPLITS programs share the K of one tile, and the one
+that arrives last adds their sums in the order of the splits, so that equal inputs give equal bits.
+
+`_first_tile` is a call of its own so that a kernel started early (programmatic dependent launch) can read weights,
+which nobody writes, before it waits for the kernel before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headrace.kernels.tilings import MOST_ROWS, Tiling, row_class, tiling_for
+
+CUDA_CORE_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Where programs that share a tile leave their sums. One for all launches of a stream: each leaves `arrivals`
+    at zero, as it found it.
+
+    partials float32 [any]; arrivals int32 [any], zeros.
+    """
+
+    partials: Tensor
+    arrivals: Tensor
+
+    @staticmethod
+    def of(shapes: list[tuple[int, int]], most_rows: int, device: torch.device) -> Scratch:
+        """Enough for every product of up to `most_rows` rows with matrices of these shapes (N, K)."""
+        partials = arrivals = 1
+        for n, k in shapes:
+            for rows in range(1, min(most_rows, MOST_ROWS) + 1):
+                tiling = tiling_for(n, k, rows)
+                tiles = triton.cdiv(n, tiling.block_n)
+                if tiling.splits > 1:
+                    partials = max(partials, tiles * tiling.splits * _chunk(tiling, rows))
+                    arrivals = max(arrivals, tiles)
+        return Scratch(
+            torch.empty(partials, dtype=torch.float32, device=device),
+            torch.zeros(arrivals, dtype=torch.int32, device=device),
+        )
+
+
+def _chunk(tiling: Tiling, rows: int) -> int:
+    return row_class(rows) * (tiling.block_n + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one product is launched: the grid, the arguments that are compiled in, and the scratch if it splits."""
+
+    grid: tuple[int, int]
+    constants: dict[str, int | bool]
+    partials: Tensor | None
+    arrivals: Tensor | None
+
+
+def plan(
+    x: Tensor, weight: Tensor, columns: int, tiling: Tiling | None, scratch: Scratch | None, pdl: bool
+) -> Plan:
+    """Check x [T, K] and weight [N, K] and choose how to multiply them into [T, columns]; without scratch, without
+    splits."""
+    rows, k = x.shape
+    assert 1 <= rows <= MOST_ROWS and weight.shape[1] == k, (x.shape, weight.shape)
+    assert x.dtype == weight.dtype and weight.is_contiguous()
+    assert x.stride(1) == 1 or k == 1
+    if tiling is None:
+        tiling = tiling_for(weight.shape[0], k, rows)
+    splits = 1 if scratch is None else tiling.splits
+    tiles = triton.cdiv(columns, tiling.block_n)
+    partials = arrivals = None
+    if scratch is not None and splits > 1:
+        partials, arrivals = scratch.partials, scratch.arrivals
+        assert partials.numel() >= tiles * splits * _chunk(tiling, rows) and arrivals.numel() >= tiles
+    constants: dict[str, int | bool] = {
+        "ROWS": row_class(rows),
+        "N": columns,
+        "K": k,
+        "BN": tiling.block_n,
+        "BK": tiling.block_k,
+        "SPLITS": splits,
+        "STAGES": tiling.stages,
+        "DOT": rows > CUDA_CORE_ROWS,
+        "PDL": pdl,
+        "num_warps": tiling.warps,
+        "launch_pdl": pdl,
+    }
+    return Plan((tiles, splits), constants, partials, arrivals)
+
+
+@triton.jit
+def tile_columns(tile, N: tl.constexpr, BN: tl.constexpr):
+    """The columns [BN] of the output that a program computes; the last tile may reach beyond N."""
+    return tile * BN + tl.arange(0, BN)
+
+
+@triton.jit
+def weight_start(weight, columns, split, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                 SPLITS: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
+    """Where each element of a program's first tile lies. Columns beyond N point at the last row of W: what is
+    computed from it is not stored."""
+    row = columns
+    if N % BN != 0:
+        row = tl.minimum(row, N - 1)
+    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    k = split * (STEPS * BK) + tl.arange(0, BK)
+    if DOT:
+        at = weight + row[:, None].to(tl.int64) * K + k[None, :]
+    else:
+        at = weight + row[None, :, None].to(tl.int64) * K + k[None, None, :]
+    return at
+
+
+@triton.jit
+def weight_tile(at, split, step, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, DOT: tl.constexpr):
+    """Tile number `step` of this program's part of K, zeros beyond K. Each tile is read by one program, once."""
+    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    if STEPS * SPLITS * BK == K:
+        tile = tl.load(at + step * BK, eviction_policy="evict_first")
+    else:
+        k = (split * STEPS + step) * BK + tl.arange(0, BK)
+        if DOT:
+            tile = tl.load(at + step * BK, mask=k[None, :] < K, other=0.0, eviction_policy="evict_first")
+        else:
+            tile = tl.load(
+                at + step * BK, mask=k[None, None, :] < K, other=0.0, eviction_policy="evict_first"
+            )
+    return tile
+
+
+@triton.jit
+def _input_tile(x, x_stride, rows, split, step, ROWS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
+                SPLITS: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
+    """x at the columns of this tile: [ROWS, BK], or [ROWS, 1, BK] for the CUDA cores. Rows beyond the last one
+    repeat it: what is computed from them is not stored."""
+    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    row = tl.minimum(tl.arange(0, ROWS), rows - 1).to(tl.int64) * x_stride
+    k = (split * STEPS + step) * BK + tl.arange(0, BK)
+    if DOT:
+        at = x + row[:, None] + k[None, :]
+        inside = k[None, :] < K
+    else:
+        at = x + row[:, None, None] + k[None, None, :]
+        inside = k[None, None, :] < K
+    if STEPS * SPLITS * BK == K:
+        tile = tl.load(at, eviction_policy="evict_last")
+    else:
+        tile = tl.load(at, mask=inside, other=0.0, eviction_policy="evict_last")
+    return tile
+
+
+@triton.jit
+def _norm_tile(norm_weight, split, step, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
+               DOT: tl.constexpr):  # fmt: skip
+    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    k = (split * STEPS + step) * BK + tl.arange(0, BK)
+    if DOT:
+        k = k[None, :]
+    else:
+        k = k[None, None, :]
+    if STEPS * SPLITS * BK == K:
+        tile = tl.load(norm_weight + k, eviction_policy="evict_last")
+    else:
+        tile = tl.load(norm_weight + k, mask=k < K, other=0.0, eviction_policy="evict_last")
+    return tile.to(tl.float32)
+
+
+@triton.jit
+def _multiplied(total, tile, x, DOT: tl.constexpr):
+    """total + tile times x; x in the dtype of the tile for the tensor cores, float32 for the CUDA cores."""
+    if DOT:
+        total = tl.dot(tile, tl.trans(x), total, input_precision="ieee")
+    else:
+        total += tile.to(tl.float32) * x
+    return total
+
+
+@triton.jit
+def _step(total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, step,
+          ROWS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, DOT: tl.constexpr,
+          PAIR: tl.constexpr):  # fmt: skip
+    given = _input_tile(x, x_stride, rows, split, step, ROWS, K, BK, SPLITS, DOT)
+    if DOT and norm_weight is None:
+        scaled = given
+    else:
+        scaled = given.to(tl.float32)
+    if norm_weight is not None:
+        squares += scaled * scaled
+        scaled *= _norm_tile(norm_weight, split, step, K, BK, SPLITS, DOT)
+        if DOT:
+            scaled = scaled.to(given.dtype)
+    total = _multiplied(total, tile, scaled, DOT)
+    if PAIR:
+        second_total = _multiplied(second_total, second, scaled, DOT)
+    return total, second_total, squares
+
+
+@triton.jit
+def product(at, second_at, tile, second, x, x_stride, rows, norm_weight, split, ROWS: tl.constexpr,
+            K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+            DOT: tl.constexpr, PAIR: tl.constexpr):  # fmt: skip
+    """(x g) Wᵀ over this program's part of K as [ROWS, BN] (twice for a PAIR of matrices), and the sums of squares
+    of x as [ROWS, 1] if there is a norm weight g.
+
+    `tile` and `second` are the first tiles of the matrices at `at` and `second_at`. Products stay apart in
+    registers until the end of the loop, where they are added up once.
+    """
+    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    if DOT:
+        total = tl.zeros([BN, ROWS], tl.float32)
+        second_total = tl.zeros([BN, ROWS] if PAIR else [1, 1], tl.float32)
+        squares = tl.zeros([ROWS, BK] if norm_weight is not None else [1, 1], tl.float32)
+    else:
+        total = tl.zeros([ROWS, BN, BK], tl.float32)
+        second_total = tl.zeros([ROWS, BN, BK] if PAIR else [1, 1, 1], tl.float32)
+        squares = tl.zeros([ROWS, 1, BK] if norm_weight is not None else [1, 1, 1], tl.float32)
+    total, second_total, squares = _step(
+        total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, 0,
+        ROWS, K, BK, SPLITS, DOT, PAIR,
+    )  # fmt: skip
+    if STAGES == 1 and STEPS <= 4:
+        for step in tl.static_range(1, STEPS):
+            tile = weight_tile(at, split, step, K, BK, SPLITS, DOT)
+            if PAIR:
+                second = weight_tile(second_at, split, step, K, BK, SPLITS, DOT)
+            total, second_total, squares = _step(
+                total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, step,
+                ROWS, K, BK, SPLITS, DOT, PAIR,
+            )  # fmt: skip
+    else:
+        for step in tl.range(1, STEPS, num_stages=STAGES):
+            tile = weight_tile(at, split, step, K, BK, SPLITS, DOT)
+            if PAIR:
+                second = weight_tile(second_at, split, step, K, BK, SPLITS, DOT)
+            total, second_total, squares = _step(
+                total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, step,
+                ROWS, K, BK, SPLITS, DOT, PAIR,
+            )  # fmt: skip
+    if DOT:
+        total = tl.trans(total)
+        second_total = tl.trans(second_total)
+        squares = tl.sum(squares, 1, keep_dims=True)
+    else:
+        total = tl.sum(total, 2)
+        second_total = tl.sum(second_total, 2)
+        squares = tl.sum(squares, 2)
+    return total, second_total, squares
+
+
+@triton.jit
+def joined(total, squares, rows, partials, arrivals, tile, split, SPLITS: tl.constexpr, ROWS: tl.constexpr,
+           BN: tl.constexpr):  # fmt: skip
+    """The sums of all splits, and how many rows this program is to store: all if it came last, else none.
+
+    The barrier and the release of the count make the sums of every thread visible before the count moves; whoever
+    counts last has acquired all of them. They are added in the order of the splits, whoever that is.
+    """
+    row = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BN)[None, :]
+    CHUNK: tl.constexpr = ROWS * (BN + 1)
+    chunk = partials + tile * (SPLITS * CHUNK)
+    tl.store(chunk + split * CHUNK + row * BN + column, total)
+    tl.store(chunk + split * CHUNK + ROWS * BN + row, tl.broadcast_to(squares, [ROWS, 1]))
+    tl.debug_barrier()
+    before = tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu")
+    rows = tl.where(before == SPLITS - 1, rows, 0)
+    total = tl.zeros([ROWS, BN], tl.float32)
+    squares = tl.zeros([ROWS, 1], tl.float32)
+    for part in tl.static_range(SPLITS):
+        found = chunk + part * CHUNK
+        total += tl.load(found + row * BN + column, mask=row < rows, other=0.0, cache_modifier=".cg")
+        squares += tl.load(found + ROWS * BN + row, mask=row < rows, other=0.0, cache_modifier=".cg")
+    # Nobody else counts on this tile any more: the next launch finds it at zero again.
+    tl.store(arrivals + tile, 0, mask=before == SPLITS - 1)
+    return total, squares, rows
