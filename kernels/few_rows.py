@@ -112,7 +112,7 @@ def weight_start(weight, columns, split, N: tl.constexpr, K: tl.constexpr, BN: t
     row = columns
     if N % BN != 0:
         row = tl.minimum(row, N - 1)
-    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
     k = split * (STEPS * BK) + tl.arange(0, BK)
     if DOT:
         at = weight + row[:, None].to(tl.int64) * K + k[None, :]
@@ -124,7 +124,7 @@ def weight_start(weight, columns, split, N: tl.constexpr, K: tl.constexpr, BN: t
 @triton.jit
 def weight_tile(at, split, step, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, DOT: tl.constexpr):
     """Tile number `step` of this program's part of K, zeros beyond K. Each tile is read by one program, once."""
-    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
     if STEPS * SPLITS * BK == K:
         tile = tl.load(at + step * BK, eviction_policy="evict_first")
     else:
@@ -143,7 +143,7 @@ def _input_tile(x, x_stride, rows, split, step, ROWS: tl.constexpr, K: tl.conste
                 SPLITS: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
     """x at the columns of this tile: [ROWS, BK], or [ROWS, 1, BK] for the CUDA cores. Rows beyond the last one
     repeat it: what is computed from them is not stored."""
-    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
     row = tl.minimum(tl.arange(0, ROWS), rows - 1).to(tl.int64) * x_stride
     k = (split * STEPS + step) * BK + tl.arange(0, BK)
     if DOT:
@@ -162,7 +162,7 @@ def _input_tile(x, x_stride, rows, split, step, ROWS: tl.constexpr, K: tl.conste
 @triton.jit
 def _norm_tile(norm_weight, split, step, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
                DOT: tl.constexpr):  # fmt: skip
-    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
     k = (split * STEPS + step) * BK + tl.arange(0, BK)
     if DOT:
         k = k[None, :]
@@ -215,7 +215,7 @@ def product(at, second_at, tile, second, x, x_stride, rows, norm_weight, split, 
     `tile` and `second` are the first tiles of the matrices at `at` and `second_at`. Products stay apart in
     registers until the end of the loop, where they are added up once.
     """
-    STEPS: tl.constexpr = tl.cdiv(tl.cdiv(K, BK), SPLITS)
+    STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
     if DOT:
         total = tl.zeros([BN, ROWS], tl.float32)
         second_total = tl.zeros([BN, ROWS] if PAIR else [1, 1], tl.float32)

@@ -28,8 +28,8 @@ def gate_up(
 ) -> None:
     """out = silu(gate) * up of rms_norm(x) Wᵀ (+ bias); without a norm weight, of x Wᵀ (+ bias).
 
-    x [T, K] with 1 <= T <= 64, norm_weight [K], weight [2I, K] with the gate's rows first, bias [2I], out [T, I], all
-    of one dtype. A program owns gate rows and the up rows that belong to them. Never split: N is the wide side.
+    x [T, K] with 1 <= T <= 64, norm_weight [K], weight [2I, K] with the gate's rows first, bias [2I], out [T, I],
+    all of one dtype. A program owns gate rows and the up rows that belong to them. Never split: N is the wide side.
     `tiling` None: the tuned one of [2I, K], whose block_n counts pairs.
 
     Rounding: once, at the end; for the norm see norm_linear.
