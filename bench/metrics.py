@@ -177,16 +177,17 @@ def latencies(answers: Sequence[Answer], whole_ones: Sequence[Answer]) -> dict[s
     tokens = sum(answer.count for answer in answers)
     itl = np.concatenate([gaps, np.zeros(merged)])
     longest = np.array([answer.longest_gap for answer in answers if answer.longest_gap is not None])
-    result = named("ttft", np.array([answer.ttft for answer in answers]))
+    result: dict[str, Any] = named("ttft", np.array([answer.ttft for answer in answers]))
     result |= named("itl", itl)
     result |= named("tpot", np.array([answer.tpot for answer in whole_ones if answer.tpot is not None]))
     result |= named("e2el", np.array([answer.e2el for answer in whole_ones]))
     for name, percent in (("p50", 50), ("p90", 90), ("p99", 99)):
         result[f"max_gap_{name}_ms"] = float(np.percentile(longest, percent)) if len(longest) else None
     result["merged_token_share"] = merged / tokens if tokens else None
-    result["itl_jitter_ms"] = result["p99_itl_ms"] - result["median_itl_ms"] if len(itl) else None
-    result["stalls"] = int((gaps > 3 * np.median(gaps)).sum()) if len(gaps) else 0
-    result["stall_share"] = result["stalls"] / len(gaps) if len(gaps) else None
+    result["itl_jitter_ms"] = float(np.percentile(itl, 99) - np.median(itl)) if len(itl) else None
+    stalls = int((gaps > 3 * np.median(gaps)).sum()) if len(gaps) else 0
+    result["stalls"] = stalls
+    result["stall_share"] = stalls / len(gaps) if len(gaps) else None
     return result
 
 

@@ -124,7 +124,7 @@ def row(answer: Answer, low: int, high: int, start_ns: int) -> dict[str, Any]:
 
 
 def course(answers: Sequence[Answer], start_ns: int) -> dict[str, Any]:
-    """Tokens per bin of time, and when requests were due with their TTFT: evenly taken, the slowest always there."""
+    """Tokens per bin of time, and when requests were due with their TTFT: evenly taken, and the slowest."""
     if not answers:
         return {"bin_ms": 1.0, "tokens": [], "requests": []}
     at = np.concatenate([answer.at_ns for answer in answers]) - start_ns
