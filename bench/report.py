@@ -3,7 +3,7 @@
     headrace bench report A.json B.json --html out.html
 
 Each document is a summary of `metrics.summarise` with what its bench knows beside it: `server` (the name of a line
-in the throughput plot), `workload`, `model`, `transport`, `label` (instead of the server's name), `floor_ms`. A file
+in the throughput plot), `workload`, `model`, `transport`, `label` (in place of the server), `floor_ms`. A file
 holds one document, a list of them, or an object whose `results` are one.
 """
 
