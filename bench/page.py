@@ -10,6 +10,7 @@ from headrace.bench.plot import escape
 LIGHT = ("#0b62c4", "#d1480f", "#0f7f5f", "#9c3c94", "#8a6700", "#0087a8", "#b3263e", "#555e68")
 DARK = ("#6cb2ff", "#ff9a62", "#4fd0a5", "#e08fd8", "#e3bd4a", "#55cfe8", "#ff8a98", "#b4bdc7")
 SERIES = len(LIGHT)
+DASHES = 4
 
 STYLE = """
 :root{--page:#fff;--card:#f6f7f9;--ink:#1a1d21;--soft:#59616b;--rule:#dfe3e8;--bad:#b3261e;LIGHT}
@@ -27,30 +28,30 @@ p{margin:.25rem 0;color:var(--soft);max-width:60rem}
 figure{margin:0;padding:.75rem;background:var(--card);border-radius:.5rem;min-width:0}
 figcaption{font-weight:600;margin-bottom:.35rem}
 figcaption small{display:block;font-weight:400;color:var(--soft)}
-.wide{grid-column:1/-1}.wide>div{overflow-x:auto}.wide svg{min-width:44rem}
+.wide{grid-column:1/-1}.wide>div{overflow-x:auto}.wide svg{min-width:54rem}
 svg{display:block;width:100%;height:auto}
 text{font:12.5px system-ui,sans-serif;fill:var(--soft)}
 text.title{font-size:12px}text.note{font-size:11.5px}
 .grid{stroke:var(--rule);stroke-width:1;fill:none}
 .level{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 4;fill:none}
 .line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}
+.line.d1{stroke-dasharray:7 4}.line.d2{stroke-dasharray:2 4}.line.d3{stroke-dasharray:9 3 2 3}
 .thin{fill:none;stroke:var(--c);stroke-width:1;opacity:.45}
 .area{fill:var(--c);opacity:.25;stroke:none}
 .dot{fill:var(--c);stroke:var(--card);stroke-width:1}
-.speck,.blob{fill:none;stroke:var(--c);stroke-linecap:round;stroke-width:3}
-.blob{stroke-width:5.5}
+.speck,.blob{fill:none;stroke:var(--c);stroke-linecap:round;stroke-width:2.6}
+.blob{stroke-width:5}
 .speck:hover,.blob:hover{stroke-width:6}.line:hover{stroke-width:3.5}
 .late{fill:none;stroke:var(--bad);stroke-width:2}
 .legend{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;margin:.75rem 0 0;padding:0;list-style:none}
-.legend i{display:inline-block;width:1.4em;height:0;border-top:3px solid var(--c);vertical-align:.25em;
-margin-right:.45em}
+.legend svg{display:inline-block;width:1.75rem;height:.5rem;margin-right:.45rem;vertical-align:.1em}
 .sheet{overflow-x:auto;margin-top:.75rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap;min-width:100%}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--rule)}
 th{font-weight:600}thead th{color:var(--soft);font-size:.82rem;vertical-align:bottom}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--page)}
 td small{display:block;color:var(--soft);font-size:.75rem}
-@media (max-width:40rem){th:first-child{max-width:45vw;white-space:normal;overflow-wrap:anywhere}}
+@media (max-width:40rem){th:first-child{min-width:6.5rem;white-space:normal}}
 SERIES
 """
 
@@ -66,9 +67,9 @@ def style() -> str:
     return sheet.strip()
 
 
-def series_class(number: int) -> str:
-    """The class that colours the `number`-th series; colours come round again after SERIES of them."""
-    return f"s{number % SERIES}"
+def series_class(color: int, dash: int = 0) -> str:
+    """The classes of a series: its colour and the dashes of its line, each coming round again when they run out."""
+    return f"s{color % SERIES} d{dash % DASHES}"
 
 
 def page(title: str, blocks: Iterable[str]) -> str:
@@ -83,12 +84,10 @@ def page(title: str, blocks: Iterable[str]) -> str:
     )
 
 
-def section(title: str, note: str, figures: Sequence[str]) -> str:
-    return (
-        f'<h2>{escape(title)}</h2>\n<p>{escape(note)}</p>\n<div class="plots">\n'
-        + "\n".join(figures)
-        + "\n</div>"
-    )
+def section(title: str, note: str, figures: Sequence[str], head: str = "") -> str:
+    """A heading, a sentence below it, `head` (HTML) and the figures side by side where there is room."""
+    told = f"<p>{escape(note)}</p>\n" if note else ""
+    return f'<h2>{escape(title)}</h2>\n{told}{head}<div class="plots">\n' + "\n".join(figures) + "\n</div>"
 
 
 def figure(title: str, note: str, svg: str, wide: bool = False) -> str:
@@ -96,11 +95,11 @@ def figure(title: str, note: str, svg: str, wide: bool = False) -> str:
     return f'<figure class="{"wide" if wide else "one"}">{caption}<div>{svg}</div></figure>'
 
 
-def legend(names: Sequence[str]) -> str:
-    entries = (
-        f'<li class="{series_class(place)}"><i></i>{escape(name)}</li>' for place, name in enumerate(names)
-    )
-    return f'<ul class="legend">{"".join(entries)}</ul>'
+def legend(entries: Iterable[tuple[str, str]]) -> str:
+    """What each line means: (classes of the series, name)."""
+    stroke = '<svg viewBox="0 0 28 8" aria-hidden="true"><path class="line {}" d="M1 4H27"/></svg>'
+    items = (f"<li>{stroke.format(style)}{escape(name)}</li>" for style, name in entries)
+    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def sheet(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

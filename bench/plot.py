@@ -36,8 +36,8 @@ class Axis(NamedTuple):
 
 
 def plain(value: float) -> str:
-    """A tick's number without trailing zeros: 0.05, 2, 1500 as 1.5k."""
-    if abs(value) >= 1000:
+    """A tick's number without trailing zeros: 0.05, 2, 1500, 15000 as 15k."""
+    if abs(value) >= 10000:
         return f"{value / 1000:g}k"
     return f"{value:g}"
 
@@ -78,7 +78,7 @@ def nines(title: str, greatest: float) -> Axis:
     shown = [
         Tick(share, text)
         for share, text in (
-            (0.0, "min"),
+            (0.0, "min" if greatest < 0.9999 else ""),
             (0.5, "50%"),
             (0.9, "90%"),
             (0.99, "99%"),

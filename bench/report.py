@@ -46,9 +46,10 @@ def html_of(documents: Sequence[Document]) -> str:
     lines = series_of(documents, names)
     blocks = [overview(documents), table_of(documents, names), *problems_of(documents, names)]
     if lines:
-        blocks += [legend([line.name for line in lines]), distributions(documents, lines)]
-    if len(documents) > 1:
-        blocks.append(load_curves(documents, names))
+        blocks += [legend((line.style, line.name) for line in lines), distributions(documents, lines)]
+    groups = by_server(documents, names)
+    if any(len(members) > 1 for members in groups.values()):
+        blocks.append(load_curves(groups))
     for document, name in zip(documents, names, strict=True):
         if document.get("samples"):
             blocks.append(course_of(document, name, lines))
@@ -82,13 +83,34 @@ def names_of(documents: Sequence[Document]) -> list[str]:
 
 
 def series_of(documents: Sequence[Document], names: Sequence[str]) -> list[Series]:
-    found: list[tuple[str, dict[str, Any]]] = []
+    """A colour for each server and dashes for what it was measured with; colours alone where that is enough."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
     for document, name in zip(documents, names, strict=True):
         parts = (document.get("samples") or {}).get("parts", {})
         for part, samples in parts.items():
             kept = samples | {"probabilities": document["samples"]["probabilities"]}
-            found.append((name if len(parts) == 1 else f"{name} · {part}", kept))
-    return [Series(name, series_class(place), kept) for place, (name, kept) in enumerate(found)]
+            found.append((server_of(document), name if len(parts) == 1 else f"{name} · {part}", kept))
+    servers = list(dict.fromkeys(server for server, _, _ in found))
+    lines = []
+    for place, (server, name, kept) in enumerate(found):
+        color, dash = place, 0
+        if 1 < len(servers) < len(found):
+            color, dash = servers.index(server), sum(other == server for other, _, _ in found[:place])
+        lines.append(Series(name, series_class(color, dash), kept))
+    return lines
+
+
+def server_of(document: Document) -> str:
+    """What documents of one line in the throughput plot have in common."""
+    name = str(document.get("label") or document.get("server") or "server")
+    return f"{name} · {document['transport']}" if document.get("transport") else name
+
+
+def by_server(documents: Sequence[Document], names: Sequence[str]) -> dict[str, list[tuple[Document, str]]]:
+    groups: dict[str, list[tuple[Document, str]]] = {}
+    for document, name in zip(documents, names, strict=True):
+        groups.setdefault(server_of(document), []).append((document, name))
+    return groups
 
 
 def overview(documents: Sequence[Document]) -> str:
@@ -171,6 +193,7 @@ def distributions(documents: Sequence[Document], lines: Sequence[Series]) -> str
     figures = [
         quantile_figure("Time to first token", "requests", lines, "ttft_ms", None),
         quantile_figure("Time between tokens", "tokens", lines, "itl_ms", floor),
+        quantile_figure("Time per output token of a request", "requests", lines, "tpot_ms", floor),
         quantile_figure("Longest gap of a request", "requests", lines, "max_gap_ms", None),
     ]
     note = "How large a share stays below which time: every step to the right is another nine."
@@ -221,13 +244,8 @@ def curve_of(samples: dict[str, Any], key: str) -> list[Point]:
     return [*curve, (last, sketch["quantiles"][-1])]
 
 
-def load_curves(documents: Sequence[Document], names: Sequence[str]) -> str:
+def load_curves(groups: dict[str, list[tuple[Document, str]]]) -> str:
     """Throughput against latency: a dot per document, a line per server through its dots."""
-    groups: dict[str, list[tuple[Document, str]]] = {}
-    for document, name in zip(documents, names, strict=True):
-        server = str(document.get("label") or document.get("server") or "server")
-        group = f"{server} · {document['transport']}" if document.get("transport") else server
-        groups.setdefault(group, []).append((document, name))
     figures = []
     for title, key in (
         ("TTFT p50", "median_ttft_ms"),
@@ -256,10 +274,10 @@ def load_curves(documents: Sequence[Document], names: Sequence[str]) -> str:
                 plot.dot(
                     (rate, latency), style, f"{name}: {number(rate)} tokens/s, {number(latency)} ms", 4.5
                 )
-        figures.append(figure(title, "against output throughput; down and right is better", plot.svg()))
-    return legend(list(groups)).join(("<h2>Throughput against latency</h2>", "")) + (
-        '<div class="plots">' + "".join(figures) + "</div>"
-    )
+        figures.append(figure(title, "against output throughput", plot.svg()))
+    note = "A dot per result, a line per server: further right and lower is better."
+    head = legend((series_class(place), group) for place, group in enumerate(groups))
+    return section("Throughput against latency", note, figures, head)
 
 
 def course_of(document: Document, name: str, lines: Sequence[Series]) -> str:

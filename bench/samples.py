@@ -22,6 +22,7 @@ PROBABILITIES: tuple[float, ...] = (
 )
 TIMELINE_CHUNKS = 4000
 TIMELINE_ROWS = 48
+TIMELINE_GAPS = 250  # typical gaps that a timeline is wide: more of them would run together
 COURSE_BINS = 120
 COURSE_REQUESTS = 1200
 
@@ -44,13 +45,14 @@ def samples(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def sketches(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Quantiles of TTFT, ITL and longest gap."""
+    """Quantiles of TTFT, ITL, TPOT and longest gap."""
     merged = sum(int((answer.tokens - 1).sum()) for answer in answers)
     gaps = np.concatenate([np.empty(0), *(answer.gaps for answer in answers), np.zeros(merged)])
     longest = [answer.longest_gap for answer in answers if answer.longest_gap is not None]
     return {
         "ttft_ms": sketch(np.array([answer.ttft for answer in answers])),
         "itl_ms": sketch(gaps),
+        "tpot_ms": sketch(np.array([a.tpot for a in answers if a.tpot is not None and not a.trace.left])),
         "max_gap_ms": sketch(np.array(longest)),
     }
 
@@ -71,18 +73,23 @@ def timeline(answers: Sequence[Answer], start_ns: int) -> dict[str, Any]:
     """When the chunks of some answers came: the whole run if it is small, otherwise what is around its longest gap.
 
     rows: of each answer its number, part, when it was sent, `at_us` (the first chunk after the row's `sent_ms`,
-    then each after the one before, whole microseconds) and `tokens` of each chunk where they are not all 1.
+    then each after the one before, whole microseconds) and `tokens` of each chunk where they are not all 1. whole:
+    nothing of the run lies outside. answers: how many there are in this time, of which rows may be some.
     """
     if not answers:
-        return {"from_ms": 0.0, "to_ms": 0.0, "answers": 0, "rows": []}
+        return {"from_ms": 0.0, "to_ms": 0.0, "whole": True, "answers": 0, "rows": []}
     worst = max(answers, key=lambda answer: answer.longest_gap or 0.0)
     place = int(worst.gaps.argmax()) if len(worst.gaps) else 0
     middle = int(worst.at_ns[place : place + 2].mean())
     begin = min(answer.trace.sent_ns for answer in answers)
     end = max(int(answer.at_ns[-1]) for answer in answers)
-    half = max(middle - begin, end - middle)
     # The longest gap itself always stays in view.
     least = int((worst.longest_gap or 0.0) * MS)
+    gaps = np.concatenate([answer.gaps for answer in answers])
+    typical = float(np.median(gaps)) * MS if len(gaps) else 0.0
+    half = max(middle - begin, end - middle)
+    if typical:
+        half = min(half, max(least, round(typical * TIMELINE_GAPS / 2)))
     while True:
         low, high = max(begin, middle - half), min(end, middle + half)
         inside = [a for a in answers if a.trace.sent_ns <= high and int(a.at_ns[-1]) >= low]
@@ -94,6 +101,7 @@ def timeline(answers: Sequence[Answer], start_ns: int) -> dict[str, Any]:
     return {
         "from_ms": round((low - start_ns) / MS, 3),
         "to_ms": round((high - start_ns) / MS, 3),
+        "whole": low == begin and high == end,
         "answers": len(inside),
         "rows": [row(answer, low, high, start_ns) for answer in shown],
     }
