@@ -330,7 +330,7 @@ def arrival_figure(course: dict[str, Any], styles: dict[str, str]) -> str | None
     for part, style in styles.items():
         points = [(at / 1e3, ttft) for at, ttft, own in requests if own == part]
         if points:
-            plot.dots(points, style, f"{part}: {len(points)} requests")
+            plot.dots(points, style, f"{part}: {len(points)} requests", "blob")
     return figure("Time to first token by arrival", "one dot per request", plot.svg())
 
 
@@ -379,9 +379,10 @@ def timeline_figure(timeline: dict[str, Any], styles: dict[str, str]) -> str | N
     if worst:
         gap, before, after, line = worst
         plot.stroke((before, line), (after, line), "late", f"longest gap: {number(gap)} ms")
-    whole = (
-        "all answers" if len(rows) == timeline["answers"] else f"{len(rows)} of {timeline['answers']} answers"
-    )
+    some = len(rows) < timeline["answers"]
+    whole = f"{len(rows)} of {timeline['answers']} answers" if some else "all answers"
+    if not timeline["whole"]:
+        whole += " around the longest gap"
     note = (
         f"{whole}; one row each, a thin line from sending to the first token, a dot per chunk (large: several "
         "tokens at once), the longest gap in red"
