@@ -183,3 +183,23 @@ def rope_store(
     q_out[live] = rope(query.double(), cos, sin).to(q_out.dtype)
     key_pages[pages, places % page_size] = rope(keys.double(), cos, sin).to(key_pages.dtype)
     value_pages[pages, places % page_size] = values.to(value_pages.dtype)
+
+
+def plan_work(slots: Tensor, lengths: Tensor, split: int, most_splits: int, window: int) -> Tensor:
+    """int32 [N, 8]: row, slot, first token, end, first item of the row, items of the row, length, 0 of every piece
+    that each row's tokens are cut into. Pieces end at multiples of `split`, doubled until there are at most
+    `most_splits`; those wholly before the newest `window` (0 = all) tokens are left out, the first one shortened."""
+    items: list[list[int]] = []
+    for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
+        if slot < 0:
+            continue
+        begin = max(0, length - window) if window else 0
+        size = split
+        while -(-length // size) - begin // size > most_splits:
+            size *= 2
+        starts = range(begin // size * size, length, size)
+        first = len(items)
+        for start in starts:
+            piece = (max(start, begin), min(start + size, length))
+            items.append([row, slot, *piece, first, len(starts), length, 0])
+    return torch.tensor(items, dtype=torch.int32).view(-1, 8)

@@ -1,0 +1,100 @@
+"""What decode attention has to do in one step, cut into equal pieces on the device.
+
+An item is one split of one row: a run of tokens whose attention one program computes, for one kv head at a time.
+Splits are fixed in tokens and aligned to the row's own beginning. Their size depends on that row's length alone, so
+a row is cut, computed and combined in the same way whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FIELDS = (
+    8  # int32 of one item: row, slot, first token, end, first item of the row, items of the row, length, 0
+)
+
+
+def work_shape(rows: int, most_splits: int) -> tuple[int, int]:
+    """The shape of the int32 tensor that holds the items of any step of up to `rows` rows."""
+    return rows * most_splits, FIELDS
+
+
+def plan_work(
+    slots: Tensor,
+    lengths: Tensor,
+    items: Tensor,
+    count: Tensor,
+    split: int,
+    most_splits: int,
+    window: int = 0,
+) -> None:
+    """items[:count] are the step's items in order of rows; what lies behind them is left as it was.
+
+    slots, lengths int32 [R]; a row of slot -1 or length 0 has no item. items int32 [>= R * most_splits, FIELDS],
+    count int32 [1]. A row is cut at multiples of `split` tokens (a power of two), doubled until there are no more
+    than `most_splits` (a power of two) pieces. With a `window` only pieces that reach into the newest `window`
+    tokens are listed, the first one shortened to it.
+    """
+    rows = len(slots)
+    assert slots.shape == lengths.shape == (rows,) and rows > 0
+    assert slots.dtype == lengths.dtype == items.dtype == count.dtype == torch.int32
+    assert all(tensor.is_contiguous() for tensor in (slots, lengths, items, count))
+    assert items.ndim == 2 and items.shape[1] == FIELDS and items.shape[0] >= rows * most_splits, items.shape
+    assert count.shape == (1,) and window >= 0
+    assert split.bit_count() == most_splits.bit_count() == 1, (split, most_splits)
+    _plan_work[(rows,)](
+        slots, lengths, items, count, rows,
+        window=window, shift=split.bit_length() - 1, most_splits=most_splits,
+        block_rows=triton.next_power_of_2(rows), num_warps=4 if rows > 64 else 1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _pieces(lengths, window: tl.constexpr, shift: tl.constexpr, most_splits: tl.constexpr):
+    """log2 of the split size, first token in the window, and number of splits of rows of these lengths."""
+    begin = tl.zeros_like(lengths)
+    if window > 0:
+        begin = tl.maximum(lengths - window, 0)
+    shifts = tl.zeros_like(lengths) + shift
+    splits = ((lengths + (1 << shifts) - 1) >> shifts) - (begin >> shifts)
+    while tl.max(splits, 0) > most_splits:
+        shifts = tl.where(splits > most_splits, shifts + 1, shifts)
+        splits = ((lengths + (1 << shifts) - 1) >> shifts) - (begin >> shifts)
+    return shifts, begin, splits
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _plan_work(
+    slots, lengths, items, count, rows,
+    window: tl.constexpr, shift: tl.constexpr, most_splits: tl.constexpr, block_rows: tl.constexpr,
+):  # fmt: skip
+    own = tl.program_id(0)
+    row = tl.arange(0, block_rows)
+    slot = tl.load(slots + row, mask=row < rows, other=-1)
+    length = tl.load(lengths + row, mask=(row < rows) & (slot >= 0), other=0)
+    shifts, begin, splits = _pieces(length, window, shift, most_splits)
+    # Every program adds up the rows before its own: cheaper than a second launch, and no program waits.
+    first = tl.sum(tl.where(row < own, splits, 0), 0)
+    mine = tl.sum(tl.where(row == own, splits, 0), 0)
+    if own == rows - 1:
+        tl.store(count, first + mine)
+    if mine > 0:
+        own_slot = tl.load(slots + own)
+        own_length = tl.load(lengths + own)
+        own_shift = tl.sum(tl.where(row == own, shifts, 0), 0)
+        own_begin = tl.sum(tl.where(row == own, begin, 0), 0)
+        index = tl.arange(0, most_splits)
+        start = ((own_begin >> own_shift) + index) << own_shift
+        target = items + (first + index) * 8
+        real = index < mine
+        tl.store(target, own + tl.zeros_like(index), mask=real)
+        tl.store(target + 1, own_slot + tl.zeros_like(index), mask=real)
+        tl.store(target + 2, tl.maximum(start, own_begin), mask=real)
+        tl.store(target + 3, tl.minimum(start + (1 << own_shift), own_length), mask=real)
+        tl.store(target + 4, first + tl.zeros_like(index), mask=real)
+        tl.store(target + 5, mine + tl.zeros_like(index), mask=real)
+        tl.store(target + 6, own_length + tl.zeros_like(index), mask=real)
+        tl.store(target + 7, tl.zeros_like(index), mask=real)

@@ -1,0 +1,327 @@
+"""Attention of decode rows over the paged KV slab: one query token per row, cut into splits that run side by side.
+
+A fixed number of programs loops over the items that `attention_work.plan_work` listed on the device, so that one
+captured launch serves every mix of lengths. The query heads of a kv head are computed together: keys and values are
+read once. Rows of several splits are combined by whichever program finishes last, always in the order of splits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headrace.kernels.attention_work import FIELDS
+from headrace.kernels.store_kv import check_pages
+
+LOG2E = 1.4426950408889634
+DOT_ROWS = 16  # the fewest rows a matrix instruction takes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """block: tokens per inner step. use_dot: matrix instructions with the group's heads padded to 16 rows, else
+    multiply and add. programs: how many programs each multiprocessor should be given."""
+
+    block: int
+    warps: int
+    stages: int
+    use_dot: bool = True
+    programs: int = 2
+
+
+# By (head size up to, bytes of an element). float32 is there for exactness, not for speed.
+TUNED: dict[tuple[int, int], DecodeTuning] = {
+    (64, 2): DecodeTuning(block=64, warps=4, stages=3, programs=4),
+    (128, 2): DecodeTuning(block=64, warps=4, stages=3, programs=3),
+    (256, 2): DecodeTuning(block=32, warps=4, stages=2),
+    (64, 4): DecodeTuning(block=32, warps=4, stages=1),
+    (128, 4): DecodeTuning(block=32, warps=4, stages=1),
+    (256, 4): DecodeTuning(block=16, warps=4, stages=1),
+}
+
+
+def tuning_for(head_dim: int, dtype: torch.dtype) -> DecodeTuning:
+    """The table's entry for heads of this size; up to 256 elements."""
+    most = next(size for size in (64, 128, 256) if head_dim <= size)
+    return TUNED[most, dtype.itemsize]
+
+
+class DecodeScratch(NamedTuple):
+    """What programs hand to each other within one launch; every launch of a step can use the same.
+
+    outs float32 [items, H, D], sums float32 [items, H, 2] (maximum and sum of a split); arrivals int32 [R, G], zero
+    between launches: the kernel leaves it so.
+    """
+
+    outs: Tensor
+    sums: Tensor
+    arrivals: Tensor
+
+
+def scratch_for(
+    rows: int, most_splits: int, heads: int, kv_heads: int, head_dim: int, device: torch.device
+) -> DecodeScratch:
+    """Scratch for up to `rows` rows of up to `most_splits` splits each."""
+    items = rows * most_splits
+    return DecodeScratch(
+        torch.empty(items, heads, head_dim, dtype=torch.float32, device=device),
+        torch.empty(items, heads, 2, dtype=torch.float32, device=device),
+        torch.zeros(rows, kv_heads, dtype=torch.int32, device=device),
+    )
+
+
+def decode_attention(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    items: Tensor,
+    count: Tensor,
+    scratch: DecodeScratch,
+    out: Tensor,
+    scale: float,
+    programs: int,
+    tuning: DecodeTuning | None = None,
+) -> None:
+    """out[r] is the attention of row r's query over the tokens that its items list, its newest one included.
+
+    query [R, H, D], keys and values of all tokens stored already; key_pages, value_pages [P, page_size, G, D];
+    page_table int32 [S, pages per slot]; items and count from plan_work for these R rows (its window is applied
+    there); out [R, H * D], rows without items are not written. `programs` is the grid; it changes no result.
+    """
+    rows, heads, head_dim = query.shape
+    _check(key_pages, value_pages, page_table, items, count, scratch, out, rows, heads, head_dim)
+    assert query.is_contiguous() and query.dtype == key_pages.dtype
+    tuning = tuning or tuning_for(head_dim, query.dtype)
+    kv_heads = key_pages.shape[2]
+    group = heads // kv_heads
+    _decode[(programs,)](
+        query, key_pages, value_pages, page_table, items, count, *scratch, out,
+        scale * LOG2E, heads * head_dim,
+        key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
+        page_size=key_pages.shape[1], kv_heads=kv_heads, group=group, head_dim=head_dim,
+        use_dot=tuning.use_dot, block=tuning.block, block_dim=triton.next_power_of_2(head_dim),
+        block_group=triton.next_power_of_2(group), stages=tuning.stages, num_warps=tuning.warps,
+    )  # fmt: skip
+
+
+def _check(
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    items: Tensor,
+    count: Tensor,
+    scratch: DecodeScratch,
+    out: Tensor,
+    rows: int,
+    heads: int,
+    head_dim: int,
+) -> None:
+    check_pages(key_pages, value_pages, page_table)
+    kv_heads = key_pages.shape[2]
+    assert key_pages.shape[3] == head_dim and heads % kv_heads == 0, (key_pages.shape, heads)
+    assert out.shape == (rows, heads * head_dim) and out.is_contiguous() and out.dtype == key_pages.dtype
+    assert items.dtype == count.dtype == torch.int32 and items.is_contiguous() and count.shape == (1,)
+    assert items.ndim == 2 and items.shape[1] == FIELDS
+    outs, sums, arrivals = scratch
+    assert outs.shape[0] >= items.shape[0] and outs.shape[1:] == (heads, head_dim) and outs.is_contiguous()
+    assert sums.shape == (outs.shape[0], heads, 2) and sums.is_contiguous()
+    assert outs.dtype == sums.dtype == torch.float32
+    assert arrivals.shape[0] >= rows and arrivals.shape[1] == kv_heads and arrivals.is_contiguous()
+    assert arrivals.dtype == torch.int32
+
+
+@triton.jit
+def _scores(query, keys, use_dot: tl.constexpr):
+    """[heads, tokens] float32 from query [heads, D] and keys [tokens, D]."""
+    if use_dot:
+        return tl.dot(query, tl.trans(keys), input_precision="ieee")
+    return tl.sum(query[:, None, :].to(tl.float32) * keys[None, :, :].to(tl.float32), 2)
+
+
+@triton.jit
+def _weighted(weights, values, use_dot: tl.constexpr):
+    """[heads, D] float32 from weights [heads, tokens] and values [tokens, D]."""
+    if use_dot:
+        return tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    return tl.sum(weights[:, :, None] * values[None, :, :].to(tl.float32), 1)
+
+
+@triton.jit
+def _attend(
+    query, peak, total, acc,
+    key_pages, value_pages, table, begin, end, scale,
+    page_stride, cell_stride,
+    page_size: tl.constexpr, head_dim: tl.constexpr, block: tl.constexpr, block_dim: tl.constexpr,
+    use_dot: tl.constexpr, stages: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over tokens [begin, end) of one slot: `table` is its row of the page table, the pages are
+    already those of one kv head. peak and total [heads], acc [heads, D] come in and go out; scale includes log2(e).
+    """
+    dims = tl.arange(0, block_dim)
+    lanes = tl.arange(0, block)
+    # Inner steps are aligned, so that a step of no more than a page reads one contiguous piece of it. Page numbers
+    # come one step ahead, so that keys and values wait for no other load.
+    first = begin // block * block
+    if block <= page_size:
+        pages = tl.load(table + first // page_size)
+    else:
+        pages = tl.load(table + (first + lanes) // page_size, mask=first + lanes < end, other=0)
+    for start in tl.range(first, end, block, num_stages=stages):
+        tokens = start + lanes
+        real = (tokens >= begin) & (tokens < end)
+        if block <= page_size:
+            cell = (
+                (tokens % page_size)[:, None] * cell_stride + dims[None, :] + pages.to(tl.int64) * page_stride
+            )
+            pages = tl.load(table + (start + block) // page_size, mask=start + block < end, other=0)
+        else:
+            cell = (pages.to(tl.int64) * page_stride + (tokens % page_size) * cell_stride)[:, None] + dims[
+                None, :
+            ]
+            pages = tl.load(table + (tokens + block) // page_size, mask=tokens + block < end, other=0)
+        inside = real[:, None]
+        if block_dim != head_dim:
+            inside = inside & (dims < head_dim)[None, :]
+        keys = tl.load(key_pages + cell, mask=inside, other=0.0)
+        values = tl.load(value_pages + cell, mask=inside, other=0.0)
+        scores = tl.where(real[None, :], _scores(query, keys, use_dot) * scale, float("-inf"))
+        # Every step holds a real token, so the new peak is a number.
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        fade = tl.exp2(peak - higher)
+        weights = tl.exp2(scores - higher[:, None])
+        total = total * fade + tl.sum(weights, 1)
+        acc = acc * fade[:, None] + _weighted(weights, values, use_dot)
+        peak = higher
+    return peak, total, acc
+
+
+@triton.jit
+def _settle(
+    peak, total, acc, outs, sums, arrivals, out, item, row, head, first_item, splits,
+    kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
+    block_heads: tl.constexpr, block_group: tl.constexpr, block_dim: tl.constexpr,
+):  # fmt: skip
+    """Write one split's result: to `out` if the row has no other split, else to scratch, and if all the others are
+    there already, their combination to `out`."""
+    heads: tl.constexpr = kv_heads * group
+    member = tl.arange(0, block_heads)
+    dims = tl.arange(0, block_dim)
+    inside = (member < group)[:, None] & (dims < head_dim)[None, :]
+    mine = head * group + member
+    if splits == 1:
+        found = acc / total[:, None]
+        place = (row.to(tl.int64) * heads + mine)[:, None] * head_dim + dims[None, :]
+        tl.store(out + place, found.to(out.dtype.element_ty), mask=inside)
+    else:
+        line = item.to(tl.int64) * heads + mine
+        tl.store(outs + line[:, None] * head_dim + dims[None, :], acc, mask=inside)
+        tl.store(sums + line * 2, peak, mask=member < group)
+        tl.store(sums + line * 2 + 1, total, mask=member < group)
+        # All threads' stores come before the one thread's release, and its acquire before all threads' loads.
+        tl.debug_barrier()
+        counter = arrivals + row * kv_heads + head
+        if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
+            _combine(
+                outs,
+                sums,
+                out,
+                row,
+                head,
+                first_item,
+                splits,
+                kv_heads,
+                group,
+                head_dim,
+                block_group,
+                block_dim,
+            )
+            tl.store(counter, 0)  # nobody else looks at it before the next launch
+
+
+@triton.jit
+def _combine(
+    outs, sums, out, row, head, first_item, splits,
+    kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
+    block_group: tl.constexpr, block_dim: tl.constexpr,
+):  # fmt: skip
+    """One row and kv head from all its splits, in their order. Several at a time: their loads wait together."""
+    heads: tl.constexpr = kv_heads * group
+    several: tl.constexpr = max(1, min(16, 4096 // (block_group * block_dim)))
+    member = tl.arange(0, block_group)
+    dims = tl.arange(0, block_dim)
+    peak = tl.full((block_group,), float("-inf"), tl.float32)
+    total = tl.zeros((block_group,), tl.float32)
+    acc = tl.zeros((block_group, block_dim), tl.float32)
+    mine = head * group + member
+    for start in range(0, splits, several):
+        split = start + tl.arange(0, several)
+        line = (first_item + split).to(tl.int64)[:, None] * heads + mine[None, :]
+        real = (split < splits)[:, None] & (member < group)[None, :]
+        # Read past the first cache, which may hold what the last layer left at these addresses.
+        peaks = tl.load(sums + line * 2, mask=real, other=float("-inf"), cache_modifier=".cg")
+        totals = tl.load(sums + line * 2 + 1, mask=real, other=0.0, cache_modifier=".cg")
+        parts = tl.load(
+            outs + line[:, :, None] * head_dim + dims[None, None, :],
+            mask=real[:, :, None] & (dims < head_dim)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        higher = tl.maximum(peak, tl.max(peaks, 0))
+        higher = tl.where(member < group, higher, 0.0)  # padded heads have no peak: keep them numbers
+        fade = tl.exp2(peak - higher)
+        weights = tl.exp2(peaks - higher[None, :])
+        total = total * fade + tl.sum(totals * weights, 0)
+        acc = acc * fade[:, None] + tl.sum(parts * weights[:, :, None], 0)
+        peak = higher
+    found = acc / tl.where(member < group, total, 1.0)[:, None]
+    place = (row.to(tl.int64) * heads + mine)[:, None] * head_dim + dims[None, :]
+    inside = (member < group)[:, None] & (dims < head_dim)[None, :]
+    tl.store(out + place, found.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _decode(
+    query, key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out,
+    scale, query_stride,
+    page_stride, cell_stride, head_stride, table_stride,
+    page_size: tl.constexpr, kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
+    use_dot: tl.constexpr, block: tl.constexpr, block_dim: tl.constexpr, block_group: tl.constexpr,
+    stages: tl.constexpr,
+):  # fmt: skip
+    block_heads: tl.constexpr = max(block_group, 16) if use_dot else block_group
+    member = tl.arange(0, block_heads)
+    dims = tl.arange(0, block_dim)
+    inside = (member < group)[:, None] & (dims < head_dim)[None, :]
+    todo = tl.load(count) * kv_heads
+    for work in range(tl.program_id(0), todo, tl.num_programs(0)):
+        item = work // kv_heads
+        head = work % kv_heads
+        record = items + item * 8
+        row = tl.load(record)
+        slot = tl.load(record + 1)
+        begin = tl.load(record + 2)
+        end = tl.load(record + 3)
+        first_item = tl.load(record + 4)
+        splits = tl.load(record + 5)
+        own = query + row.to(tl.int64) * query_stride + (head * group + member)[:, None] * head_dim
+        rows = tl.load(own + dims[None, :], mask=inside, other=0.0)
+        peak = tl.full((block_heads,), float("-inf"), tl.float32)
+        total = tl.zeros((block_heads,), tl.float32)
+        acc = tl.zeros((block_heads, block_dim), tl.float32)
+        shift = head.to(tl.int64) * head_stride
+        peak, total, acc = _attend(
+            rows, peak, total, acc,
+            key_pages + shift, value_pages + shift, page_table + slot.to(tl.int64) * table_stride,
+            begin, end, scale, page_stride, cell_stride,
+            page_size, head_dim, block, block_dim, use_dot, stages,
+        )  # fmt: skip
+        _settle(
+            peak, total, acc, outs, sums, arrivals, out, item, row, head, first_item, splits,
+            kv_heads, group, head_dim, block_heads, block_group, block_dim,
+        )  # fmt: skip

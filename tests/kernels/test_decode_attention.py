@@ -1,0 +1,143 @@
+"""decode_attention over scattered pages: every split count, group and window, against the twin in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from slab_rig import PagedRows
+
+from headrace.kernels import reference
+from headrace.kernels.attention_work import plan_work, work_shape
+from headrace.kernels.decode_attention import DecodeTuning, decode_attention, scratch_for, tuning_for
+
+ON_GPU = torch.cuda.is_available()
+# heads, kv heads, head size, page size
+SHAPES = [(4, 2, 16, 16), (16, 8, 128, 64), (6, 2, 64, 32), (5, 1, 80, 16), (2, 2, 32, 128)]
+PROGRAMS = 264 if ON_GPU else 5
+if ON_GPU:
+    SHAPES.append((32, 8, 128, 64))
+
+
+class Step:
+    """Rows of a step with their plan, ready to launch; `out` is poisoned."""
+
+    def __init__(
+        self, rows: PagedRows, heads: int, split: int, most_splits: int, window: int, dtype: torch.dtype
+    ) -> None:
+        device = rows.key_pages.device
+        count, (kv_heads, head_dim) = len(rows.lengths), rows.key_pages.shape[2:]
+        self.items = torch.zeros(work_shape(count, most_splits), dtype=torch.int32, device=device)
+        self.count = torch.zeros(1, dtype=torch.int32, device=device)
+        self.scratch = scratch_for(count, most_splits, heads, kv_heads, head_dim, device)
+        self.out = torch.full((count, heads * head_dim), float("nan"), dtype=dtype, device=device)
+        plan_work(rows.row_slots, rows.row_lengths, self.items, self.count, split, most_splits, window)
+
+    def poison(self) -> None:
+        self.out.fill_(float("nan"))
+        self.scratch.outs.fill_(float("nan"))
+        self.scratch.sums.fill_(float("nan"))
+
+
+def exact(rows: PagedRows, query: torch.Tensor, scale: float, window: int) -> torch.Tensor:
+    """The twin's answer in float64, over cells in which nobody's tokens are NaN."""
+    keys, values = rows.cells()
+    return reference.decode_attention(
+        query.cpu().double(), keys, values, rows.page_table.cpu(), rows.row_slots.cpu(),
+        rows.row_lengths.cpu(), rows.page_size, scale, window,
+    ).flatten(1)  # fmt: skip
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size"), SHAPES)
+@pytest.mark.parametrize(
+    ("split", "most_splits", "window"),
+    [(64, 4, 0), (32, 32, 50)] + [(128, 2, 0), (16, 32, 0), (256, 8, 100)] * ON_GPU,
+)
+def test_rows_attend_to_their_tokens(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    split: int,
+    most_splits: int,
+    window: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator,
+    random_tensor: Callable[..., torch.Tensor],
+    capture: Callable[..., Callable[[], None]],
+    distance: Callable[..., float],
+    close: float,
+) -> None:
+    lengths = [1, split, -1, split + 1, 150 if device.type == "cpu" else 3000]
+    rows = PagedRows(generator, device, dtype, lengths, page_size, kv_heads, head_dim)
+    step = Step(rows, heads, split, most_splits, window, dtype)
+    query = random_tensor(len(lengths), heads, head_dim, dtype=dtype)
+    scale = head_dim**-0.5
+    launch = capture(
+        lambda: decode_attention(
+            query, rows.key_pages, rows.value_pages, rows.page_table, step.items, step.count, step.scratch,
+            step.out, scale, PROGRAMS,
+        )
+    )  # fmt: skip
+    for size in (1.0, 8.0):
+        query.copy_(random_tensor(*query.shape, scale=size))
+        step.poison()
+        launch()
+        expected = exact(rows, query, scale, window)
+        live = [row for row, slot in enumerate(rows.slots) if slot >= 0]
+        for row in live:
+            assert distance(step.out[row], expected[row]) < close, row
+        assert step.out[2].isnan().all(), "padding was written"
+        assert (step.scratch.arrivals == 0).all()
+
+
+@pytest.mark.parametrize("use_dot", [True, False])
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_every_tuning_gives_the_same(
+    use_dot: bool,
+    block: int,
+    device: torch.device,
+    generator: torch.Generator,
+    random_tensor: Callable[..., torch.Tensor],
+    distance: Callable[..., float],
+) -> None:
+    """Blocks below, of and above a page; both kinds of arithmetic."""
+    rows = PagedRows(generator, device, torch.float32, [100, 7, 64], 32, 2, 32)
+    step = Step(rows, 4, 64, 8, 0, torch.float32)
+    query = random_tensor(3, 4, 32)
+    decode_attention(
+        query, rows.key_pages, rows.value_pages, rows.page_table, step.items, step.count, step.scratch,
+        step.out, 0.2, PROGRAMS, DecodeTuning(block, warps=4, stages=2, use_dot=use_dot),
+    )  # fmt: skip
+    assert distance(step.out, exact(rows, query, 0.2, 0)) < 5e-6
+
+
+def test_neighbours_and_grid_change_no_bit(
+    device: torch.device, generator: torch.Generator, random_tensor: Callable[..., torch.Tensor]
+) -> None:
+    lengths = [300, 5, 64, 129]
+    rows = PagedRows(generator, device, torch.float32, lengths, 16, 2, 16)
+    query = random_tensor(len(lengths), 4, 16)
+
+    def attend(picked: list[int], programs: int) -> torch.Tensor:
+        part = Step(rows, 4, 32, 8, 0, torch.float32)
+        slots, row_lengths = rows.row_slots[picked].contiguous(), rows.row_lengths[picked].contiguous()
+        plan_work(slots, row_lengths, part.items, part.count, 32, 8)
+        out = torch.full((len(picked), 64), float("nan"), device=device)
+        decode_attention(
+            query[picked].contiguous(), rows.key_pages, rows.value_pages, rows.page_table, part.items,
+            part.count, part.scratch, out, 0.25, programs,
+        )  # fmt: skip
+        return out
+
+    together = attend([0, 1, 2, 3], PROGRAMS)
+    assert torch.equal(attend([3, 0], 1), together[[3, 0]])
+    assert torch.equal(attend([0], 37), together[:1])
+
+
+def test_a_table_entry_exists_for_every_size() -> None:
+    for head_dim in (16, 64, 80, 128, 256):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert tuning_for(head_dim, dtype).block >= 16
