@@ -17,11 +17,13 @@ from typing import Any
 
 
 class Run:
-    """What one side did with one set of prompts. Times in seconds; `elsewhere`: CPUs that others kept busy."""
+    """What one side did with one set of prompts. Times in seconds; `elsewhere`: CPUs that others kept busy; `host`:
+    what planning, launching and retiring cost in each step, where that is known."""
 
     def __init__(self, wall: float, steps: Sequence[float], tokens: int, streams: int) -> None:
         self.wall = wall
         self.elsewhere = 0.0
+        self.host: list[float] = []
         self.step = statistics.median(steps)
         self.whole_rate = tokens / wall
         self.decode_rate = streams / self.step
@@ -30,10 +32,11 @@ class Run:
 class Peer:
     """The other process. `run` blocks until it is done; while it waits for work it computes nothing."""
 
-    def __init__(self, folder: Path, dtype: str, threads: int) -> None:
+    def __init__(self, folder: Path, dtype: str, threads: int, device: str = "cpu") -> None:
         fresh = multiprocessing.get_context("spawn")
         self.link, other = fresh.Pipe()
-        self.process = fresh.Process(target=serve, args=(other, str(folder), dtype, threads), daemon=True)
+        given = (other, str(folder), dtype, threads, device)
+        self.process = fresh.Process(target=serve, args=given, daemon=True)
         self.process.start()
         other.close()
         assert self.link.recv() == "ready"
@@ -51,14 +54,14 @@ class Peer:
         self.process.join()
 
 
-def serve(link: Any, folder: str, dtype: str, threads: int) -> None:
+def serve(link: Any, folder: str, dtype: str, threads: int, device: str) -> None:
     """The main function of the other process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
     link.send("ready")
     while (work := link.recv()) is not None:
         link.send(generate(torch, model, *work))
@@ -67,14 +70,18 @@ def serve(link: Any, folder: str, dtype: str, threads: int) -> None:
 def generate(torch: Any, model: Any, prompts: list[list[int]], count: int) -> tuple[float, list[float]]:
     """Seconds for everything, and the gaps between the steps after the first."""
     longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    padding = [longest - len(prompt) for prompt in prompts]
+    ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
+    ids, mask = ids.to(model.device), mask.to(model.device)
     stamps: list[float] = []
 
     # A streamer would be refused for batches; a stopping criterion sees every step, and here never stops.
     def stamp(input_ids: Any, scores: Any, **rest: Any) -> Any:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
         stamps.append(time.perf_counter())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
     begin = time.perf_counter()
     with torch.inference_mode():

@@ -317,8 +317,8 @@ class Observation:
 def observations(measurements: Iterable[Mapping[str, Any]]) -> list[Observation]:
     """What `bench step` and `bench kernels` results say about a machine. Other results are refused by name.
 
-    A step counts by its cells ("rows", "context", "step_ms"), a kernel by its cases ("op", "bytes", "flops",
-    "kernel_us"): attention as KV, everything that has a matrix rate as weights.
+    A step counts by its decode cells ("rows", "context", "step_ms") and its prompt cells ("begin", "chunk",
+    "step_ms"), a kernel by its cases ("op", "bytes", "flops", "kernel_us"): attention as KV, all else as weights.
     """
     found: list[Observation] = []
     for result in measurements:
@@ -326,7 +326,8 @@ def observations(measurements: Iterable[Mapping[str, Any]]) -> list[Observation]
         if kind == "step":
             shape = Shape(**result["shape"])
             precision = Precision(**result["precision"])
-            found += [_step_observation(shape, precision, cell) for cell in result["sweep"]]
+            cells = [*result["sweep"], *result.get("prompts", ())]
+            found += [_step_observation(shape, precision, cell) for cell in cells if "step_ms" in cell]
         elif kind == "kernels":
             found += [
                 _kernel_observation(case) for case in result["cases"] if case.get("kernel_us") is not None
@@ -337,14 +338,18 @@ def observations(measurements: Iterable[Mapping[str, Any]]) -> list[Observation]
 
 
 def _step_observation(shape: Shape, precision: Precision, cell: Mapping[str, Any]) -> Observation:
-    work = Work(cell["rows"], cell["context"])
+    if "chunk" in cell:
+        begin, end = cell["begin"], cell["begin"] + cell["chunk"]
+        work = Work(0, 0.0, cell["chunk"], triangle(begin, end))
+        name = f"{shape.name} prompt {begin}..{end}"
+    else:
+        work = Work(cell["rows"], cell["context"])
+        name = f"{shape.name} rows={work.rows} context={work.context:g}"
 
     def predict(machine: Machine) -> float:
         return _predicted_s(shape, work, machine, precision)
 
-    return Observation(
-        f"{shape.name} rows={work.rows} context={work.context}", cell["step_ms"] / 1e3, predict
-    )
+    return Observation(name, cell["step_ms"] / 1e3, predict)
 
 
 def _kernel_observation(case: Mapping[str, Any]) -> Observation:
