@@ -11,16 +11,14 @@ which nobody writes, before it waits for the kernel before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from headrace.kernels.tilings import MOST_ROWS, Tiling, row_class, tiling_for
-
-CUDA_CORE_ROWS = 4
+from headrace.kernels.tilings import CUDA_CORE_ROWS, MOST_ROWS, ROW_CLASSES, Tiling, row_class, tiling_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Scratch:
         """Enough for every product of up to `most_rows` rows with matrices of these shapes (N, K)."""
         partials = arrivals = 1
         for n, k in shapes:
-            for rows in range(1, min(most_rows, MOST_ROWS) + 1):
+            for rows in (size for size in ROW_CLASSES if size <= row_class(min(most_rows, MOST_ROWS))):
                 tiling = tiling_for(n, k, rows)
                 tiles = triton.cdiv(n, tiling.block_n)
                 if tiling.splits > 1:
@@ -76,6 +74,10 @@ def plan(
     assert x.stride(1) == 1 or k == 1
     if tiling is None:
         tiling = tiling_for(weight.shape[0], k, rows)
+        if x.dtype == torch.float32 and rows > CUDA_CORE_ROWS:
+            # Tables are for half precision. float32 is for exactness: its tiles are twice as large and their
+            # products are not made on the tensor cores.
+            tiling = replace(tiling, block_k=min(32, tiling.block_k), stages=1)
     splits = 1 if scratch is None else tiling.splits
     tiles = triton.cdiv(columns, tiling.block_n)
     partials = arrivals = None
