@@ -102,6 +102,11 @@ class Draw:
         self.number += 1
         rng = self.rng(number)
         if self.lines is not None:
+            if number >= len(self.lines):
+                raise WorkloadError(
+                    f"{self.settings.file} holds {len(self.lines)} requests and more are sent; "
+                    "one sent twice would measure the prefix cache"
+                )
             line = self.lines[number]
             prompt = line.prompt if isinstance(line.prompt, str) else tuple(line.prompt)
             turns: tuple[Turn, ...] = (prompt,)
@@ -117,10 +122,12 @@ class Draw:
         return (self.prompts.draw(tokens, self.rng(f"{self.number}/long")),)
 
     def turn(self, rng: random.Random, first: bool) -> Turn:
+        return self.prompts.draw(self.turn_length(rng, first), rng, self.shared if first else None)
+
+    def turn_length(self, rng: random.Random, first: bool) -> int:
+        """Tokens of a turn. Only the part that is not shared varies, and it is never empty."""
         shared = self.settings.shared_prefix_tokens if first else 0
-        # A prompt that only consists of the shared part would be the same for everybody.
-        tokens = shared + self.length(max(1, self.settings.input_tokens - shared), rng)
-        return self.prompts.draw(tokens, rng, self.shared if first else None)
+        return shared + self.length(self.settings.input_tokens - shared, rng)
 
     def length(self, tokens: int, rng: random.Random) -> int:
         least, most = self.settings.least_tokens, self.settings.most_tokens
@@ -153,9 +160,4 @@ def read_file(settings: WorkloadSettings) -> list[FileLine]:
         lines.append(line)
     if not lines:
         raise WorkloadError(f"{settings.file} holds no request")
-    if settings.requests > len(lines):
-        raise WorkloadError(
-            f"{settings.file} holds {len(lines)} requests, not {settings.requests}; "
-            "sending one twice would measure the prefix cache"
-        )
     return lines

@@ -92,7 +92,7 @@ class Prompts:
         """The beginning of a turn, about `tokens` tokens of it: what stands there while a person still types."""
         if isinstance(turn, tuple):
             return turn[:tokens]
-        units = max(1, round(tokens / self.tokens_per_unit))
+        units = max(1, round((tokens - self.template_tokens) / self.tokens_per_unit))
         if self.kind == "bytes":
             return turn[:units].rstrip()
         return " ".join(turn.split()[:units])

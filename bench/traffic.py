@@ -23,7 +23,7 @@ def lasting(settings: WorkloadSettings) -> float:
 
 
 def count_of(draw: Draw, otherwise: int) -> int:
-    """How many requests: as set, or all of the file, or what the shape would take."""
+    """How many requests: as set, else all of the file, else what the shape would take."""
     return draw.settings.requests or (len(draw.lines) if draw.lines is not None else otherwise)
 
 
@@ -47,8 +47,8 @@ def at_times(draw: Draw, times: Callable[[int], list[float]]) -> Iterable[Planne
     settings = draw.settings
     if settings.requests and settings.duration:
         raise WorkloadError("an open loop takes requests or a duration, not both")
-    expected = round(settings.rate * lasting(settings))
-    for at in times(max(1, count_of(draw, expected))):
+    expected = max(1, round(settings.rate * lasting(settings)))
+    for at in times(expected if settings.duration else count_of(draw, expected)):
         yield draw.request(at=at, stream=draw.number)
 
 
@@ -74,8 +74,6 @@ def ramp(draw: Draw) -> Iterable[Planned]:
     """Open loop: the rate moves from `rate` to `final_rate` within `duration`."""
     settings = draw.settings
     times = arrivals.ramp(settings.rate, settings.final_rate, lasting(settings), draw.rng("arrivals"))
-    if draw.lines is not None and len(draw.lines) < len(times):
-        raise WorkloadError(f"this ramp sends {len(times)} requests; {settings.file} holds {len(draw.lines)}")
     for at in times:
         yield draw.request(at=at, stream=draw.number)
 
@@ -154,13 +152,15 @@ def typed(draw: Draw) -> Iterable[Planned]:
     person alone (open loop): phrases of 4 to 12 tokens at `typing_rate`, pauses of 0.3 to 1.5 s, then some reading.
     """
     settings, trace = draw.settings, []
+    if settings.turns > 1:
+        raise WorkloadError("typed messages stand alone: turns would need the answers to those before")
     for person in range(settings.concurrency):
         at = draw.rng(f"person/{person}").uniform(0.0, 4.0)
         for message in range(max(1, settings.requests // settings.concurrency) if settings.requests else 3):
             rng = draw.rng(f"person/{person}/{message}")
-            whole = draw.turn(rng, first=True)
-            total = settings.input_tokens
-            done = min(settings.shared_prefix_tokens, total - 1)
+            total = draw.turn_length(rng, first=True)
+            whole = draw.prompts.draw(total, rng, draw.shared)
+            done = settings.shared_prefix_tokens
             while True:
                 phrase = min(rng.randint(4, 12), total - done)
                 at += phrase / settings.typing_rate * rng.lognormvariate(0.0, 0.3)

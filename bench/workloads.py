@@ -14,6 +14,7 @@ same reason each repeat of a run takes another seed (and two servers that are co
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -170,7 +171,9 @@ def check(shape: str, settings: WorkloadSettings) -> None:
         value = getattr(settings, field)
         if field not in used and value != getattr(plain, field):
             raise WorkloadError(f"the workload shape {shape!r} has no use for {field}")
-        if isinstance(value, int | float) and (value < 0 or (value == 0 and field not in MAY_BE_ZERO)):
+        if isinstance(value, int | float) and (
+            not math.isfinite(value) or value < 0 or (value == 0 and field not in MAY_BE_ZERO)
+        ):
             raise WorkloadError(f"{field} is {value}")
     if settings.shared_prefix_tokens >= settings.input_tokens:
         raise WorkloadError("shared_prefix_tokens must be below input_tokens, of which they are a part")
