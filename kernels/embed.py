@@ -20,13 +20,14 @@ def embed(
 ) -> None:
     """out[t] = table[token], where a token id of -1 asks for the token that its slot sampled last.
 
-    token_ids int64 [T]; slots int32 [T]; last_tokens int64 [S]; table [V, N] and out [T, N] of one dtype, columns
+    token_ids int32 or int64 [T]; slots int32 [T]; last_tokens int64 [S]; table [V, N] and out [T, N] of one dtype, columns
     contiguous. A row of slot -1 is padding: it becomes zeros, so that whatever is computed from it stays finite,
     and its token id means nothing.
     """
     rows, width = out.shape
     assert token_ids.shape == slots.shape == (rows,) and table.shape[1] == width
-    assert token_ids.dtype == last_tokens.dtype == torch.int64 and slots.dtype == torch.int32
+    assert token_ids.dtype in (torch.int32, torch.int64)
+    assert last_tokens.dtype == torch.int64 and slots.dtype == torch.int32
     assert token_ids.stride() == slots.stride() == (1,) and last_tokens.stride() == (1,)
     assert table.dtype == out.dtype and table.stride(1) == out.stride(1) == 1
     block = min(BLOCK, triton.next_power_of_2(width))

@@ -12,24 +12,46 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How the model is run. 0 means "choose from the model and the machine" where the description says auto."""
 
     device: Annotated[
-        Literal["auto", "cpu"], Meta(description="where to run; auto takes the best backend present")
+        Literal["auto", "cpu", "cuda"], Meta(description="where to run; auto takes a GPU if there is one")
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        Meta(description="compute type; auto: bfloat16 where the CPU has it, else float32"),
+        Meta(description="compute type; auto: bfloat16 where the device has it, else float32"),
     ] = "auto"
+    weights: Annotated[
+        Literal["checkpoint", "random"],
+        Meta(description="random: the folder's shapes with made-up numbers, to measure speed (GPU only)"),
+    ] = "checkpoint"
     threads: Annotated[
         int, Meta(ge=0, description="compute threads (0 = auto: physical cores; one for a tiny model)")
     ] = 0
-    page_size: Annotated[int, Meta(ge=1, le=256, description="tokens per KV page")] = 16
+    page_size: Annotated[
+        int, Meta(ge=0, le=256, description="tokens per KV page (0 = auto: 16 on the CPU, 64 on a GPU)")
+    ] = 0
     kv_memory_mb: Annotated[
         int, Meta(ge=0, description="size of the KV slab in MiB (0 = auto: from the model and free memory)")
     ] = 0
-    max_running: Annotated[int, Meta(ge=1, le=4096, description="requests in one step at most (slots)")] = 64
+    gpu_memory: Annotated[
+        float, Meta(gt=0, le=0.98, description="share of the GPU's memory that is taken, all of it at start")
+    ] = 0.9
+    max_running: Annotated[
+        int,
+        Meta(
+            ge=0, le=4096, description="requests in one step at most, slots (0 = auto: 64, or 256 on a GPU)"
+        ),
+    ] = 0
     max_context: Annotated[
         int, Meta(ge=0, description="tokens of prompt plus answer at most (0 = auto: the model's own limit)")
     ] = 0
     chunk_tokens: Annotated[int, Meta(ge=0, description="prompt tokens per step at most (0 = auto)")] = 0
+    step_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="milliseconds that a step with prompt tokens may take beside running streams, on a GPU "
+            "(0 = auto: three times the step without, at most 50)",
+        ),
+    ] = 0.0
     waiting_limit: Annotated[
         int, Meta(ge=1, description="requests waiting for a slot before new ones are refused")
     ] = 1024
@@ -49,6 +71,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 KV_FRACTION = 0.5  # of what the weights leave free
 KV_CEILING = 4 << 30  # an automatic slab is never larger: all of it is touched at start
+CPU_PAGE_SIZE, CPU_SLOTS = 16, 64
+GPU_PAGE_SIZE, GPU_SLOTS, GPU_CHUNK_TOKENS = 64, 256, 2048
 LONE_THREAD_BYTES = 32 << 20  # weights
 STEP_OPERATIONS = 250e9  # of one prompt chunk: about 0.3 s on two cores with bfloat16
 
@@ -63,6 +87,11 @@ def resolve(config: EngineConfig, facts: Facts) -> EngineConfig:
     `max_context` never exceeds the model nor the slab. The slab has `kv_memory_mb` over the bytes of a page, whole
     pages only.
     """
+    if config.weights == "random":
+        raise SettingError("weights random needs a GPU")
+    config = msgspec.structs.replace(
+        config, page_size=config.page_size or CPU_PAGE_SIZE, max_running=config.max_running or CPU_SLOTS
+    )
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if facts.bf16 else "float32"
@@ -108,3 +137,58 @@ def resolve(config: EngineConfig, facts: Facts) -> EngineConfig:
         max_context=context,
         chunk_tokens=min(chunk, context),
     )
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What `resolve_device` needs to know. Sizes in bytes."""
+
+    free_memory: int  # of the device, nothing of ours taken yet
+    total_memory: int
+    weight_elements: int
+    kv_token_elements: int
+    max_positions: int
+
+
+def settle_device(config: EngineConfig, facts: DeviceFacts) -> EngineConfig:
+    """`config` for a GPU with every choice made that does not depend on how much memory is left for KV."""
+    limit = facts.max_positions
+    if config.max_context > limit:
+        raise SettingError(
+            f"max_context {config.max_context} is more than the {limit} positions of this model"
+        )
+    page_size = config.page_size or GPU_PAGE_SIZE
+    if page_size & (page_size - 1) or page_size < 16:
+        raise SettingError(f"page_size {page_size}: a GPU needs a power of two from 16 to 256")
+    context = config.max_context or limit
+    return msgspec.structs.replace(
+        config,
+        device="cuda",
+        dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+        page_size=page_size,
+        max_running=config.max_running or GPU_SLOTS,
+        max_context=context,
+        chunk_tokens=min(config.chunk_tokens or GPU_CHUNK_TOKENS, context),
+        threads=1,
+    )
+
+
+def device_pages(config: EngineConfig, facts: DeviceFacts, fixed: int) -> int:
+    """How many KV pages a settled `config` gets when `fixed` bytes go to everything else."""
+    item = 2 if config.dtype == "bfloat16" else 4
+    page = facts.kv_token_elements * item * config.page_size
+    used = facts.total_memory - facts.free_memory
+    left = int(facts.total_memory * config.gpu_memory) - used - fixed
+    if config.kv_memory_mb:
+        if config.kv_memory_mb << 20 > left:
+            raise SettingError(
+                f"kv_memory_mb {config.kv_memory_mb} does not fit: {max(left, 0) >> 20} MiB are left beside weights"
+            )
+        left = config.kv_memory_mb << 20
+    pages = left // page
+    if pages * config.page_size < max(2, config.max_context):
+        raise SettingError(
+            f"the KV slab would hold {max(0, pages * config.page_size)} tokens, {config.max_context} are needed: "
+            "give it more memory (gpu_memory, kv_memory_mb), lower max_context, or run a smaller model"
+        )
+    # Never more than all slots could use at once, and their cache beside them.
+    return min(pages, 4 * config.max_running * -(-config.max_context // config.page_size))

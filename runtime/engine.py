@@ -1,202 +1,71 @@
-"""The model on its device: loads it, owns all its memory, and runs planned steps one after the other.
-
-Everything that touches a tensor happens on the backend's one worker thread, in the order of the calls to `launch`.
-The static inputs, the tables and the slab therefore have a single writer and need no lock.
-"""
+"""Opens a model folder on the device that the settings ask for. The only file that knows both engines."""
 
 from __future__ import annotations
 
-import logging
 import os
-from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # How long OpenMP threads spin for each other before they sleep, read when torch is first imported. The built-in
 # value is longer than a time slice: with one busy neighbour on two cores, steps of 40 ms then took seconds, since
 # the waiting thread kept its core from the one it waited for. This much covers the gaps inside a step.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+# cuBLAS takes its scratch once and never again: a growth while serving would stop the whole device.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from headrace.graphs.inputs import RowLayout, StepBuffers
-from headrace.runtime.backends.base import Backend
-from headrace.runtime.backends.cpu import CpuBackend, CpuOps, free_bytes, has_bf16, physical_cores
-from headrace.runtime.checkpoint import CheckpointError
-from headrace.runtime.config import EngineConfig, Facts, resolve
-from headrace.runtime.interface import ModelCard
-from headrace.runtime.models.config import read_generation
-from headrace.runtime.models.layers import Outline
-from headrace.runtime.models.registry import model_class, read_model_config
-from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
-from headrace.runtime.request import SamplingParams
-from headrace.runtime.sampling import SamplingTable
-from headrace.runtime.slab import KVSlab, measure, page_bytes
-from headrace.runtime.weights import Checkpoint, MappedWeights
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import DeviceFacts, EngineConfig, SettingError, settle_device
+from headrace.runtime.cpu_engine import CpuEngine
+from headrace.runtime.slab import page_bytes
 
-log = logging.getLogger("headrace.engine")
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    from headrace.runtime.backends.queue import DeviceQueue
+    from headrace.runtime.device_engine import DeviceEngine
 
 
-class Engine:
-    """`launch` plans, get results. Raises CheckpointError or SettingError when it cannot be built.
+def open_engine(folder: Path, config: EngineConfig) -> CpuEngine | DeviceEngine:
+    """The engine for `folder`. device auto: a GPU if torch sees one, else the CPU.
 
-    config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
-    page_size, max_running, max_context, chunk_tokens: what a Scheduler for this engine needs. Prompt ids lie below
-    `embedding_rows`, sampled ones below `logits_width`.
-    """
+    Raises CheckpointError for a folder that cannot be served, SettingError for settings that cannot work."""
+    wanted = config.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    blueprint = Blueprint(folder, random_weights=config.weights == "random")
+    if wanted == "cpu":
+        return CpuEngine(blueprint, config)
+    if not torch.cuda.is_available():
+        raise SettingError("device cuda: torch sees no GPU here")
+    from headrace.runtime.backends.queue import CudaQueue
 
-    def __init__(self, folder: Path, config: EngineConfig) -> None:
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is not a folder")
-        self.model_config = read_model_config(folder)
-        self.generation = read_generation(folder, self.model_config)
-        if self.model_config.unread:
-            log.warning("config.json: nobody reads %s", ", ".join(self.model_config.unread))
-        build = model_class(self.model_config)
-        outline = Outline()
-        build(self.model_config, outline, CpuOps(torch.float32), torch.float32)
-        checkpoint = Checkpoint(folder)
-        checkpoint.match(outline.parts)
-        token_bytes = page_bytes(self.model_config, 1, torch.float32)
-        self.config = resolve(
-            config,
-            Facts(
-                bf16=has_bf16(),
-                cores=physical_cores(),
-                free_memory=free_bytes(),
-                weight_elements=outline.kept,
-                kv_token_elements=token_bytes // torch.float32.itemsize,
-                max_positions=self.model_config.max_positions,
-            ),
+    free, total = torch.cuda.mem_get_info()
+    return open_device_engine(blueprint, config, CudaQueue(torch.device("cuda", 0)), free, total)
+
+
+def open_device_engine(
+    blueprint: Blueprint, config: EngineConfig, queue: DeviceQueue, free: int, total: int
+) -> DeviceEngine:
+    """The GPU engine behind `queue`, for a device with `free` of `total` bytes."""
+    # Not at the top: the CPU path needs no Triton.
+    from headrace.graphs.keys import KeyList
+    from headrace.runtime.device_engine import DTYPES, DeviceEngine
+    from headrace.runtime.device_sizes import measure_device
+
+    model = blueprint.config
+    head_dim = model.head_dim
+    if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
+        raise SettingError(
+            f"heads of {head_dim} numbers run on the CPU only (device cpu): a GPU needs a power of two"
         )
-        self.dtype = DTYPES[self.config.dtype]
-        self.page_size = self.config.page_size
-        self.page_count = (self.config.kv_memory_mb << 20) // page_bytes(
-            self.model_config, self.page_size, self.dtype
-        )
-        self.max_running = self.config.max_running
-        self.max_context = self.config.max_context
-        self.chunk_tokens = self.config.chunk_tokens
-        self.embedding_rows = self.logits_width = self.model_config.vocab_size
-        pages_per_slot = -(-self.max_context // self.page_size)
-        step_tokens = self.chunk_tokens + self.max_running
-        self.sizes = measure(
-            self.model_config,
-            self.dtype,
-            outline.kept,
-            self.page_count,
-            self.page_size,
-            self.max_running,
-            pages_per_slot,
-            self.chunk_tokens,
-        )
-        log.info("memory: %s", self.sizes)
-        parameters = sum(torch.Size(shape).numel() for shape in outline.parts.values())
-        self.card = ModelCard(
-            id=folder.name,
-            architecture=self.model_config.architecture,
-            parameters=parameters,
-            dtype=self.config.dtype,
-            context_len=self.max_context,
-            vocab_size=self.model_config.vocab_size,
-            created=int((folder / "config.json").stat().st_mtime),
-        )
-        self.backend: Backend = CpuBackend(
-            self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
-        )
-
-        def load() -> None:
-            with MappedWeights(checkpoint, self.dtype, self.backend) as source:
-                self.model = build(self.model_config, source, self.backend.ops, self.dtype)
-            self.kv = KVSlab(
-                self.model_config,
-                self.dtype,
-                self.page_count,
-                self.page_size,
-                self.max_running,
-                pages_per_slot,
-            )
-            self.sampling = SamplingTable(self.max_running, self.logits_width)
-            self.buffers = StepBuffers(step_tokens, self.max_running)
-
-        try:
-            self.backend.submit(load).result()
-        except BaseException:
-            self.backend.close()
-            raise
-        log.info("loaded %s, %d parameters as %s", self.card.id, parameters, self.config.dtype)
-
-    def launch(self, plan: StepPlan) -> Future[StepResult]:
-        """Run `plan` after all plans launched before. Cheap; the future is resolved on the worker thread.
-
-        A future that holds an exception means that the engine is broken: no later step may be trusted."""
-        return self.backend.submit(lambda: self._run(plan))
-
-    def close(self) -> None:
-        """Wait for launched steps and stop the worker. Harmless when called twice."""
-        self.backend.close()
-
-    def _run(self, plan: StepPlan) -> StepResult:
-        # This order is the plan's promise: owners, then tables, then copies, before any row reads or writes.
-        for grant in plan.grants:
-            self.kv.grant(grant.slot, grant.pages)
-            self.sampling.grant(grant)
-        for patch in plan.patches:
-            self.kv.patch(patch.slot, patch.index, patch.page)
-        if plan.copies:
-            sources = torch.tensor([copy.source for copy in plan.copies])
-            targets = torch.tensor([copy.target for copy in plan.copies])
-            self.backend.ops.copy_pages(self.kv.data, sources, targets)
-        if not plan.rows:
-            return StepResult(())
-        inputs = self.buffers.fill(
-            [_layout(row) for row in plan.decode], [_layout(row) for row in plan.prefill]
-        )
-        logits = self.model.forward(inputs, self.kv)
-        sampled = [row for row in plan.rows if row.sample]
-        if not sampled:
-            return StepResult(())
-        slots = [row.slot for row in sampled]
-        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled])
-        # A failed row may be in the next step already; token 0 keeps that step's embedding in bounds, and its
-        # result is thrown away with the request.
-        kept = torch.tensor([0 if token == NON_FINITE else token for token in tokens])
-        self.kv.last_tokens[torch.tensor(slots)] = kept
-        return StepResult(tuple(tokens))
-
-    def warm(self) -> None:
-        """Every kind of step has run once: chunks, decode rows of all common counts, page copies, sampling.
-
-        Only before the first plan of a scheduler: it writes to pages and slots that nobody owns yet."""
-        pages = min(self.page_count, -(-self.max_context // self.page_size))
-        length = min(self.chunk_tokens, pages * self.page_size - 1, self.max_context - 1)
-        greedy, drawn = SamplingParams(temperature=0.0), SamplingParams(top_k=40, top_p=0.95)
-        number = 0
-
-        def step(**parts: tuple[object, ...]) -> None:
-            nonlocal number
-            empty: dict[str, tuple[object, ...]] = dict.fromkeys(
-                ("grants", "patches", "copies", "decode", "prefill"), ()
-            )
-            self.launch(StepPlan(number, **{**empty, **parts})).result()  # type: ignore[arg-type]
-            number += 1
-
-        for params in (greedy, drawn):
-            grant = SlotGrant(0, 0, params, length, tuple(range(pages)), ())
-            step(grants=(grant,), prefill=(PlanRow(0, 0, 0, length, (0,) * length, True),))
-            step(decode=(PlanRow(0, 0, length, 1, None, True),))
-        # Rows of one token each, all on the first page of their own slot.
-        rows = min(self.max_running, self.page_count)
-        shared = tuple(SlotGrant(slot, slot, greedy, 1, (slot,), ()) for slot in range(rows))
-        first = tuple(PlanRow(slot, slot, 0, 1, (0,), True) for slot in range(rows))
-        step(grants=shared, prefill=first[:1])
-        count = 1
-        while count <= rows:
-            step(decode=tuple(PlanRow(slot, slot, 0, 1, None, True) for slot in range(count)))
-            count *= 2
-
-
-def _layout(row: PlanRow) -> RowLayout:
-    return RowLayout(row.slot, row.start, row.count, row.ids, row.sample)
+    facts = DeviceFacts(
+        free_memory=free,
+        total_memory=total,
+        weight_elements=sum(torch.Size(shape).numel() for shape in blueprint.outline.parts.values()),
+        kv_token_elements=page_bytes(model, 1, torch.float32) // torch.float32.itemsize,
+        max_positions=model.max_positions,
+    )
+    settled = settle_device(config, facts)
+    largest = KeyList.of(settled.max_running, settled.chunk_tokens).largest
+    sizes = measure_device(model, settled, facts, largest, DTYPES[settled.dtype])
+    return DeviceEngine(blueprint, settled, sizes, queue)

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req
@@ -33,7 +34,20 @@ log = logging.getLogger("headrace.loop")
 
 
 class Engine(Protocol):
-    """What runs a step. `launch` returns at once; steps land in the order they were launched."""
+    """What runs a step. `launch` returns at once; steps land in the order they were launched.
+
+    depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
+    and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
+    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone."""
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def poll(self) -> Callable[[], bool] | None: ...
+
+    @property
+    def pace(self) -> Pace | None: ...
 
     def launch(self, plan: StepPlan) -> Future[StepResult]: ...
 
@@ -77,7 +91,7 @@ def _nothing() -> None:
 
 
 class StepLoop:
-    """Drives Scheduler and Engine. `depth`: steps launched and not retired at most (1: launch when one lands).
+    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired.
 
     Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
     streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens of a stream; `on_end`
@@ -90,14 +104,12 @@ class StepLoop:
         scheduler: Scheduler,
         engine: Engine,
         *,
-        depth: int = 1,
         request_limit: float = 1800.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        assert depth >= 1
+        assert engine.depth >= 1
         self.scheduler = scheduler
         self.engine = engine
-        self.depth = depth
         self.request_limit = request_limit
         self.clock = clock
         self.on_flush: Callable[[], None] = _nothing
@@ -108,10 +120,12 @@ class StepLoop:
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
         self.progress_at = clock()  # when a step was last launched or landed
+        self._landed_at = self.progress_at
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flight: deque[tuple[StepPlan, Future[StepResult], float]] = deque()
         self._live: dict[int, Generation] = {}
         self._scheduled = False
+        self._polling = False
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -121,6 +135,11 @@ class StepLoop:
     def live(self) -> int:
         """Generations that have not ended."""
         return len(self._live)
+
+    @property
+    def flight(self) -> int:
+        """Steps launched and not retired."""
+        return len(self._flight)
 
     def join(self, generation: Generation) -> None:
         """The generation takes part from the next step. Raises Refusal as `Scheduler.add` does."""
@@ -171,6 +190,15 @@ class StepLoop:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._turn)
 
+    def _look(self) -> None:
+        """Ask a polled engine again and again while a step is in flight; sockets are served in between."""
+        assert self._loop is not None and self.engine.poll is not None
+        if self.engine.poll():
+            self._turn()
+        self._polling = bool(self._flight) and self.fault is None
+        if self._polling:
+            self._loop.call_soon(self._look)
+
     def _turn(self) -> None:
         self._scheduled = False
         if self.fault is not None:
@@ -190,6 +218,12 @@ class StepLoop:
             self.progress_at = now
             events += self.scheduler.retire(plan, result)
             self.on_step(StepFacts(now - launched, len(plan.decode), len(plan.prefill), plan.prefill_tokens))
+            if self.engine.pace is not None:
+                # A step that was launched behind another kept the device busy only once that one had landed.
+                pairs = sum(pairs_of(row.count, row.start) for row in plan.prefill)
+                busy = now - max(launched, self._landed_at)
+                self.engine.pace.observe(len(plan.decode), plan.prefill_tokens, pairs, busy)
+            self._landed_at = now
         self._launch()
         for event in events:
             try:
@@ -205,8 +239,10 @@ class StepLoop:
                 self.on_idle()
 
     def _launch(self) -> None:
-        while len(self._flight) < self.depth:
-            plan = self.scheduler.plan()
+        while len(self._flight) < self.engine.depth:
+            pace = self.engine.pace
+            prospect = None if pace is None else self.scheduler.prospect()
+            plan = self.scheduler.plan(None if pace is None or prospect is None else pace.allow(*prospect))
             if plan is None:
                 return
             now = self.clock()
@@ -215,7 +251,12 @@ class StepLoop:
                 self._admitted(grant.req_id, now)
             future = self.engine.launch(plan)
             self._flight.append((plan, future, now))
-            future.add_done_callback(self._landed)
+            if self.engine.poll is None:
+                future.add_done_callback(self._landed)
+            elif not self._polling:
+                assert self._loop is not None
+                self._polling = True
+                self._loop.call_soon(self._look)
 
     def _admitted(self, req_id: int, now: float) -> None:
         generation = self._live.get(req_id)

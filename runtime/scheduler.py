@@ -175,6 +175,17 @@ class Scheduler:
         self._flight.append(plan)
         return plan
 
+    def prospect(self) -> tuple[int, int, int] | None:
+        """What the next plan will find: its decode rows, how far the first prompt in line has come, and how many
+        prompt tokens wait in all. None if no prompt does."""
+        prompts = [req for req in self.running.values() if req.phase is Phase.PREFILL]
+        if not prompts and not self.waiting:
+            return None
+        decode = sum(req.phase is Phase.DECODE and self._plannable(req) for req in self.running.values())
+        first = prompts[0] if prompts else next(iter(self.waiting.values()))
+        queued = sum(len(req.tokens) - req.computed_len for req in (*prompts, *self.waiting.values()))
+        return decode, first.computed_len, queued
+
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
 

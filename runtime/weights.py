@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -160,18 +160,17 @@ def _may_be_extra(name: str) -> bool:
     return name == TIED_HEAD or HARMLESS.fullmatch(name) is not None
 
 
-class MappedWeights:
-    """A WeightSource over a matched checkpoint: copies each part once, from the mapped file into its place.
+class MappedParts:
+    """The numbers of a matched checkpoint: copies each part once, from the mapped file into host memory.
 
     A context manager: files are mapped while it is open."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, backend: Backend) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
-        self.backend = backend
         self._maps: dict[str, mmap.mmap] = {}
 
-    def __enter__(self) -> MappedWeights:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -188,9 +187,6 @@ class MappedWeights:
             row += shape[0]
         return whole
 
-    def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
-        return self.backend.linear(self.tensor(weight), None if bias is None else self.tensor(bias))
-
     def _stored(self, name: str) -> Tensor:
         """A view of the mapped file; it must be gone before the file is closed."""
         entry = self.checkpoint.entries[name]
@@ -206,3 +202,14 @@ class MappedWeights:
         if count == 0:
             return torch.empty(entry.shape, dtype=dtype)
         return torch.frombuffer(mapped, dtype=dtype, count=count, offset=entry.begin).view(entry.shape)
+
+
+class MappedWeights(MappedParts):
+    """A WeightSource over a matched checkpoint, its matrices packed by `backend`."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, backend: Backend) -> None:
+        super().__init__(checkpoint, dtype)
+        self.backend = backend
+
+    def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
+        return self.backend.linear(self.tensor(weight), None if bias is None else self.tensor(bias))

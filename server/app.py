@@ -16,7 +16,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -40,6 +40,7 @@ log = logging.getLogger("headrace")
 EXIT_BAD_SETTING = 2
 EXIT_ENGINE_FAULT = 70  # EX_SOFTWARE: a supervisor restarts it, a person reads the log
 
+PREPARE_EVERY = 0.02  # seconds between two pieces of late start work
 TIDY_AFTER = 0.5  # seconds of idleness before the books are checked and garbage is collected
 TIDY_EVERY = 30.0  # seconds between two such checks
 
@@ -61,6 +62,10 @@ class SizedEngine(Engine, Protocol):
     max_running: int
     max_context: int
     chunk_tokens: int
+
+    @property
+    def idle_work(self) -> Callable[[], bool] | None:
+        """Does a piece of the start that can wait; True while there is more. None: nothing was left."""
 
 
 class App:
@@ -99,7 +104,10 @@ class App:
         self.loop.on_idle = self._idle
         self._tidied_at = 0.0
         self._tidying: asyncio.TimerHandle | None = None
+        self._preparing: asyncio.TimerHandle | None = None
         self.runtime.on_end = self._count_stream
+        if engine.idle_work is not None:
+            self._prepare()
 
     async def start(self) -> None:
         """Listen and answer. BadSetting if the address is not to be had."""
@@ -137,10 +145,14 @@ class App:
         if self.listener is not None:
             await self.listener.drain(seconds, self.runtime.cancel_all)
         self.runtime.cancel_all()
-        if self._tidying is not None:
-            self._tidying.cancel()
+        for timer in (self._tidying, self._preparing):
+            if timer is not None:
+                timer.cancel()
         self.runtime.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
+        if self.engine.poll is None:
+            await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
+        else:
+            self.engine.close()  # it belongs to this thread, and waits a step or two
 
     def interrupt(self) -> None:
         """A signal: the first lets running answers finish, the second does not."""
@@ -159,6 +171,12 @@ class App:
         loop = asyncio.get_running_loop()
         if self._tidying is None and loop.time() - self._tidied_at >= TIDY_EVERY:
             self._tidying = loop.call_later(TIDY_AFTER, self._tidy)
+
+    def _prepare(self) -> None:
+        """One piece of what the start left for later; a piece is short, and nobody waits while the loop is idle."""
+        assert self.engine.idle_work is not None
+        if self.loop.fault is None and (self.loop.live or self.loop.flight or self.engine.idle_work()):
+            self._preparing = asyncio.get_running_loop().call_later(PREPARE_EVERY, self._prepare)
 
     def _tidy(self) -> None:
         self._tidying = None
@@ -212,12 +230,12 @@ def load_model(config: ServerConfig) -> tuple[SizedEngine, Prompter, ModelCard]:
     except ModelNotFound as error:
         raise BadSetting(str(error)) from None
     stage("model files found", str(folder))
-    from headrace.runtime.engine import Engine as ModelEngine
+    from headrace.runtime.engine import open_engine
     from headrace.runtime.prompt import FolderPrompter
 
     stage("torch imported")
     try:
-        engine = ModelEngine(folder, config.engine)
+        engine = open_engine(folder, config.engine)
         prompter = FolderPrompter(folder, engine.embedding_rows, engine.logits_width, engine.max_context)
     except (CheckpointError, SettingError) as error:
         raise BadSetting(f"{config.model or 'the demo model'}: {error}") from None

@@ -6,9 +6,11 @@ A wrong, stale, shifted or foreign page therefore changes the text. Runs the rea
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from headrace.runtime.pace import Pace
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
 
@@ -103,7 +105,8 @@ class PageMemory:
 class FakeEngine:
     """The engine side of the StepLoop over a PageMemory.
 
-    Without a `gate` a step lands as soon as it is launched; with one, steps land when the test says so."""
+    Without a gate (`gated`) a step lands as soon as it is launched; with one, steps land when the test says so.
+    `polled`: as on a GPU, what has landed is told inside `poll`; otherwise by whoever lands it."""
 
     def __init__(
         self,
@@ -113,7 +116,14 @@ class FakeEngine:
         width: int = 256,
         choose: Callable[[list[int], int, int], int] = next_token,
         gated: bool = False,
+        depth: int = 1,
+        polled: bool = False,
     ) -> None:
+        self.depth = depth
+        self.poll: Callable[[], bool] | None = self._tell if polled else None
+        self.idle_work: Callable[[], bool] | None = None
+        self.pace: Pace | None = None
+        self._landed: deque[tuple[Future[StepResult], StepResult]] = deque()
         self.page_count = page_count
         self.page_size = page_size
         self.max_running = slots
@@ -145,9 +155,20 @@ class FakeEngine:
         while self.held and (count is None or landed < count):
             with self._lock:
                 plan, future = self.held.pop(0)
-            future.set_result(self.memory.run(plan))
+            result = self.memory.run(plan)
+            if self.poll is None:
+                future.set_result(result)
+            else:
+                self._landed.append((future, result))
             landed += 1
         return landed
+
+    def _tell(self) -> bool:
+        found = bool(self._landed)
+        while self._landed:
+            future, result = self._landed.popleft()
+            future.set_result(result)
+        return found
 
     def close(self) -> None:
         self.closed = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +53,13 @@ class Outline:
 class _NotComputed:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         raise AssertionError("an outlined model has no weights")
+
+
+class NoOps:
+    """Ops of a model that computes nothing: it is outlined, or its weights are read by others."""
+
+    def __getattr__(self, name: str) -> Any:
+        return None
 
 
 def fused_linear(

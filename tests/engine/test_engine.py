@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from headrace.runtime.checkpoint import CheckpointError
 from headrace.runtime.config import EngineConfig, SettingError
-from headrace.runtime.engine import Engine
+from headrace.runtime.cpu_engine import CpuEngine
+from headrace.runtime.engine import open_engine
 from headrace.runtime.plan import NON_FINITE, PageCopy, PagePatch, PlanRow, SlotGrant, StepPlan
 from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def step(engine: Engine, **parts: Any) -> tuple[int, ...]:
+def step(engine: CpuEngine, **parts: Any) -> tuple[int, ...]:
     empty: dict[str, Any] = {"grants": (), "patches": (), "copies": (), "decode": (), "prefill": ()}
     return engine.launch(StepPlan(0, **{**empty, **parts})).result().tokens
 
@@ -258,7 +259,7 @@ def test_close_waits_and_may_be_repeated(tiny: Any, start: Any) -> None:
 )
 def test_settings_that_do_not_fit_the_model(settings: dict[str, Any], words: str, tiny: Any) -> None:
     with pytest.raises(SettingError) as caught:
-        Engine(tiny("llama").folder, EngineConfig(**settings))
+        open_engine(tiny("llama").folder, EngineConfig(device="cpu", **settings))
     assert words in str(caught.value)
 
 
@@ -269,9 +270,9 @@ def test_a_config_and_weights_that_differ(tiny: Any, tmp_path: Path) -> None:
     for change in ({"num_hidden_layers": 4}, {"head_dim": 26}, {"architectures": ["Qwen2ForCausalLM"]}):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError):
-            Engine(tmp_path, EngineConfig())
+            open_engine(tmp_path, EngineConfig())
     with pytest.raises(CheckpointError, match="is not a folder"):
-        Engine(tmp_path / "nowhere", EngineConfig())
+        open_engine(tmp_path / "nowhere", EngineConfig())
 
 
 def test_memory_is_checked_before_weights_are_read(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -284,7 +285,7 @@ def test_memory_is_checked_before_weights_are_read(tiny: Any, tmp_path: Path, mo
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(torch, "empty", refuse_large(torch.empty))
     with pytest.raises(CheckpointError, match="has shape"):
-        Engine(tmp_path, EngineConfig())
+        open_engine(tmp_path, EngineConfig())
 
 
 def refuse_large(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headrace.graphs.inputs import RowLayout
-from headrace.runtime.engine import Engine
+from headrace.runtime.cpu_engine import CpuEngine
 from headrace.runtime.request import FinishReason, Req
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -25,7 +25,7 @@ def answers(reqs: list[Req]) -> list[list[int]]:
     return [req.tokens[req.prompt_len :] for req in reqs]
 
 
-def all_logits(engine: Engine, ids: list[int], chunk: int) -> torch.Tensor:
+def all_logits(engine: CpuEngine, ids: list[int], chunk: int) -> torch.Tensor:
     """Logits after every token of `ids`, computed in chunks, on pages that do not lie in order."""
     pages = list(range(engine.page_count))
     random.Random(5).shuffle(pages)
@@ -51,7 +51,7 @@ def all_logits(engine: Engine, ids: list[int], chunk: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_in_float32(name: str, tiny: Callable[[str], Any], start: Callable[..., Engine]) -> None:
+def test_logits_in_float32(name: str, tiny: Callable[[str], Any], start: Callable[..., CpuEngine]) -> None:
     model = tiny(name)
     engine = start(model.folder)
     ids = torch.randint(0, 199, (150,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -64,7 +64,7 @@ def test_logits_in_float32(name: str, tiny: Callable[[str], Any], start: Callabl
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_in_bfloat16(name: str, tiny: Callable[[str], Any], start: Callable[..., Engine]) -> None:
+def test_logits_in_bfloat16(name: str, tiny: Callable[[str], Any], start: Callable[..., CpuEngine]) -> None:
     """Against float32 with the same weights, our error is not above that of transformers in bfloat16. (It is
     0.80 to 0.90 of it: residuals and norms are rounded once where transformers rounds twice.)"""
     model = tiny(name)
@@ -87,7 +87,7 @@ def test_logits_in_bfloat16(name: str, tiny: Callable[[str], Any], start: Callab
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ARCHITECTURES])
 def test_greedy_answers_of_the_variants(
-    name: str, tiny: Callable[[str], Any], start: Callable[..., Engine], drive: Callable[..., Any]
+    name: str, tiny: Callable[[str], Any], start: Callable[..., CpuEngine], drive: Callable[..., Any]
 ) -> None:
     model = tiny(name)
     samples = model.oracle(3)

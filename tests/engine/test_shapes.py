@@ -37,7 +37,7 @@ def test_a_random_checkpoint_loads(tmp_path: Path, config: dict[str, object]) ->
     files = {path.name for path in tmp_path.glob("model-*.safetensors")}
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert len(files) > 2 and set(index["weight_map"].values()) == files
-    engine = open_engine(tmp_path, EngineConfig(dtype="float32", max_running=2, kv_memory_mb=4))
+    engine = open_engine(tmp_path, EngineConfig(device="cpu", dtype="float32", max_running=2, kv_memory_mb=4))
     try:
         engine.warm()
         assert engine.embedding_rows == config["vocab_size"]
@@ -49,6 +49,8 @@ def test_a_random_checkpoint_loads(tmp_path: Path, config: dict[str, object]) ->
         )
         assert list(prepared.ids) == theirs.encode(text)
         assert prepared.ids.count(config["eos_token_id"]) == 1
-        assert prompter.detokenize([300, 104, 511]) == theirs.decode([300, 104, 511], skip_special_tokens=True)
+        assert prompter.detokenize([300, 104, 511]) == theirs.decode(
+            [300, 104, 511], skip_special_tokens=True
+        )
     finally:
         engine.close()

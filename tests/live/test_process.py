@@ -95,7 +95,7 @@ def test_a_second_signal_does_not_wait() -> None:
     [
         (["/no/such/folder at all"], "there is no folder"),
         (["--host", "0.0.0.0"], "--api-key"),
-        (["--max-running", "0"], "--max-running"),
+        (["--max-running", "-1"], "--max-running"),
         (["--page-size", "many"], "--page-size"),
         (["--no-such-flag"], "--no-such-flag"),
     ],

@@ -20,11 +20,11 @@ from headrace.runtime.scheduler import Scheduler
 
 
 class Bench:
-    """One Runtime with its parts, and the streams' dirty marks."""
+    """One Runtime with its parts, and the streams' dirty marks. Depth 2 is a polled engine, as on a GPU."""
 
     def __init__(self, *, depth: int = 1, gated: bool = True, limit: float = 1800.0, **sizes: int) -> None:
         choose = letters
-        self.engine = FakeEngine(gated=gated, choose=choose, **sizes)
+        self.engine = FakeEngine(gated=gated, choose=choose, depth=depth, polled=depth > 1, **sizes)
         self.scheduler = Scheduler(
             self.engine.page_count,
             self.engine.page_size,
@@ -32,7 +32,7 @@ class Bench:
             self.engine.chunk_tokens,
             waiting_limit=8,
         )
-        self.loop = StepLoop(self.scheduler, self.engine, depth=depth, request_limit=limit)
+        self.loop = StepLoop(self.scheduler, self.engine, request_limit=limit)
         self.runtime = Runtime(CARD, BytePrompter(), self.loop, self.engine.max_context)
         self.runtime.ready = True
         self.marks: list[TokenStream] = []

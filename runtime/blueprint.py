@@ -1,0 +1,58 @@
+"""A model folder read and understood before any weight memory is touched."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from headrace.runtime.checkpoint import CheckpointError
+from headrace.runtime.interface import ModelCard
+from headrace.runtime.models.config import read_generation
+from headrace.runtime.models.layers import NoOps, Outline
+from headrace.runtime.models.llama import Llama
+from headrace.runtime.models.registry import model_class, read_model_config
+from headrace.runtime.weights import Checkpoint
+
+log = logging.getLogger("headrace.engine")
+
+
+class Blueprint:
+    """What the folder says: `config` of the model, `generation` defaults, `build`, the class that computes it, and
+    `outline`, every tensor that it needs. `checkpoint` is None where the weights are to be random.
+
+    Raises CheckpointError for a folder that cannot be served."""
+
+    def __init__(self, folder: Path, random_weights: bool = False) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder")
+        self.config = read_model_config(self.folder)
+        self.generation = read_generation(self.folder, self.config)
+        if self.config.unread:
+            log.warning("config.json: nobody reads %s", ", ".join(self.config.unread))
+        self.build: type[Llama] = model_class(self.config)
+        self.outline = Outline()
+        self.build(self.config, self.outline, NoOps(), torch.float32)
+        self.checkpoint: Checkpoint | None = None
+        if not random_weights:
+            self.checkpoint = Checkpoint(self.folder)
+            self.checkpoint.match(self.outline.parts)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the checkpoint; a tied head counts once."""
+        return sum(torch.Size(shape).numel() for shape in self.outline.parts.values())
+
+    def card(self, dtype: str, context_len: int) -> ModelCard:
+        """What clients are told about the model."""
+        return ModelCard(
+            id=self.folder.name,
+            architecture=self.config.architecture,
+            parameters=self.parameters,
+            dtype=dtype,
+            context_len=context_len,
+            vocab_size=self.config.vocab_size,
+            created=int((self.folder / "config.json").stat().st_mtime),
+        )

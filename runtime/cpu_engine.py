@@ -1,0 +1,181 @@
+"""The model on the CPU: loads it, owns all its memory, and runs planned steps one after the other.
+
+Everything that touches a tensor happens on the backend's one worker thread, in the order of the calls to `launch`.
+The static inputs, the tables and the slab therefore have a single writer and need no lock.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+
+import torch
+
+from headrace.graphs.inputs import RowLayout, StepBuffers
+from headrace.runtime.backends.base import Backend
+from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import EngineConfig, Facts, resolve
+from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.request import SamplingParams
+from headrace.runtime.sampling import SamplingTable
+from headrace.runtime.slab import KVSlab, measure, page_bytes
+from headrace.runtime.weights import MappedWeights
+
+log = logging.getLogger("headrace.engine")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class CpuEngine:
+    """`launch` plans, get results. Raises CheckpointError or SettingError when it cannot be built.
+
+    config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
+    page_size, max_running, max_context, chunk_tokens: what a Scheduler for this engine needs. Prompt ids lie below
+    `embedding_rows`, sampled ones below `logits_width`.
+    """
+
+    depth = 1  # the cores are busy with one step; a second in line would only make joiners wait
+    poll = None
+    pace = None
+    idle_work = None
+
+    def __init__(self, blueprint: Blueprint, config: EngineConfig) -> None:
+        self.model_config = blueprint.config
+        self.generation = blueprint.generation
+        outline = blueprint.outline
+        token_bytes = page_bytes(self.model_config, 1, torch.float32)
+        self.config = resolve(
+            config,
+            Facts(
+                bf16=has_bf16(),
+                cores=physical_cores(),
+                free_memory=free_bytes(),
+                weight_elements=outline.kept,
+                kv_token_elements=token_bytes // torch.float32.itemsize,
+                max_positions=self.model_config.max_positions,
+            ),
+        )
+        self.dtype = DTYPES[self.config.dtype]
+        self.page_size = self.config.page_size
+        self.page_count = (self.config.kv_memory_mb << 20) // page_bytes(
+            self.model_config, self.page_size, self.dtype
+        )
+        self.max_running = self.config.max_running
+        self.max_context = self.config.max_context
+        self.chunk_tokens = self.config.chunk_tokens
+        self.embedding_rows = self.logits_width = self.model_config.vocab_size
+        pages_per_slot = -(-self.max_context // self.page_size)
+        step_tokens = self.chunk_tokens + self.max_running
+        self.sizes = measure(
+            self.model_config,
+            self.dtype,
+            outline.kept,
+            self.page_count,
+            self.page_size,
+            self.max_running,
+            pages_per_slot,
+            self.chunk_tokens,
+        )
+        log.info("memory: %s", self.sizes)
+        self.card = blueprint.card(self.config.dtype, self.max_context)
+        self.backend: Backend = CpuBackend(
+            self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
+        )
+
+        checkpoint = blueprint.checkpoint
+        assert checkpoint is not None, "resolve refuses random weights on the CPU"
+
+        def load() -> None:
+            with MappedWeights(checkpoint, self.dtype, self.backend) as source:
+                self.model = blueprint.build(self.model_config, source, self.backend.ops, self.dtype)
+            self.kv = KVSlab(
+                self.model_config,
+                self.dtype,
+                self.page_count,
+                self.page_size,
+                self.max_running,
+                pages_per_slot,
+            )
+            self.sampling = SamplingTable(self.max_running, self.logits_width)
+            self.buffers = StepBuffers(step_tokens, self.max_running)
+
+        try:
+            self.backend.submit(load).result()
+        except BaseException:
+            self.backend.close()
+            raise
+        log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
+
+    def launch(self, plan: StepPlan) -> Future[StepResult]:
+        """Run `plan` after all plans launched before. Cheap; the future is resolved on the worker thread.
+
+        A future that holds an exception means that the engine is broken: no later step may be trusted."""
+        return self.backend.submit(lambda: self._run(plan))
+
+    def close(self) -> None:
+        """Wait for launched steps and stop the worker. Harmless when called twice."""
+        self.backend.close()
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        # This order is the plan's promise: owners, then tables, then copies, before any row reads or writes.
+        for grant in plan.grants:
+            self.kv.grant(grant.slot, grant.pages)
+            self.sampling.grant(grant)
+        for patch in plan.patches:
+            self.kv.patch(patch.slot, patch.index, patch.page)
+        if plan.copies:
+            sources = torch.tensor([copy.source for copy in plan.copies])
+            targets = torch.tensor([copy.target for copy in plan.copies])
+            self.backend.ops.copy_pages(self.kv.data, sources, targets)
+        if not plan.rows:
+            return StepResult(())
+        inputs = self.buffers.fill(
+            [_layout(row) for row in plan.decode], [_layout(row) for row in plan.prefill]
+        )
+        logits = self.model.forward(inputs, self.kv)
+        sampled = [row for row in plan.rows if row.sample]
+        if not sampled:
+            return StepResult(())
+        slots = [row.slot for row in sampled]
+        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled])
+        # A failed row may be in the next step already; token 0 keeps that step's embedding in bounds, and its
+        # result is thrown away with the request.
+        kept = torch.tensor([0 if token == NON_FINITE else token for token in tokens])
+        self.kv.last_tokens[torch.tensor(slots)] = kept
+        return StepResult(tuple(tokens))
+
+    def warm(self) -> None:
+        """Every kind of step has run once: chunks, decode rows of all common counts, page copies, sampling.
+
+        Only before the first plan of a scheduler: it writes to pages and slots that nobody owns yet."""
+        pages = min(self.page_count, -(-self.max_context // self.page_size))
+        length = min(self.chunk_tokens, pages * self.page_size - 1, self.max_context - 1)
+        greedy, drawn = SamplingParams(temperature=0.0), SamplingParams(top_k=40, top_p=0.95)
+        number = 0
+
+        def step(**parts: tuple[object, ...]) -> None:
+            nonlocal number
+            empty: dict[str, tuple[object, ...]] = dict.fromkeys(
+                ("grants", "patches", "copies", "decode", "prefill"), ()
+            )
+            self.launch(StepPlan(number, **{**empty, **parts})).result()  # type: ignore[arg-type]
+            number += 1
+
+        for params in (greedy, drawn):
+            grant = SlotGrant(0, 0, params, length, tuple(range(pages)), ())
+            step(grants=(grant,), prefill=(PlanRow(0, 0, 0, length, (0,) * length, True),))
+            step(decode=(PlanRow(0, 0, length, 1, None, True),))
+        # Rows of one token each, all on the first page of their own slot.
+        rows = min(self.max_running, self.page_count)
+        shared = tuple(SlotGrant(slot, slot, greedy, 1, (slot,), ()) for slot in range(rows))
+        first = tuple(PlanRow(slot, slot, 0, 1, (0,), True) for slot in range(rows))
+        step(grants=shared, prefill=first[:1])
+        count = 1
+        while count <= rows:
+            step(decode=tuple(PlanRow(slot, slot, 0, 1, None, True) for slot in range(count)))
+            count *= 2
+
+
+def _layout(row: PlanRow) -> RowLayout:
+    return RowLayout(row.slot, row.start, row.count, row.ids, row.sample)

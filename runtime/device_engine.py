@@ -1,0 +1,325 @@
+"""The model on a GPU: planned steps become replays of captured graphs, tokens never wait for the host.
+
+Everything here runs on the thread of the event loop. `launch` packs a plan into one block of words, sends it and
+replays the graph of its shape; sampled tokens stay on the device, where the next step finds them, and travel to the
+host beside the next step. `poll` resolves the futures of the steps that have landed.
+
+Who holds a block of the ring, from pack to poll: the host while it is packed; the device until the step's mark is
+done. There are more blocks than steps in flight, so a block that is packed again has landed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.graphs.keys import KeyList
+from headrace.graphs.packed import INLINE_WRITES, PackedStep, StepKey, pack, places, view_block
+from headrace.kernels.copy_page import copy_pages
+from headrace.kernels.table_write import write_words
+from headrace.runtime.backends.queue import DeviceQueue, Mark
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import EngineConfig
+from headrace.runtime.device_sampler import DeviceSampler
+from headrace.runtime.device_sizes import DeviceSizes
+from headrace.runtime.device_slab import DeviceSlab
+from headrace.runtime.device_weights import DeviceWeights, RandomParts
+from headrace.runtime.models.device_decoder import DeviceDecoder
+from headrace.runtime.models.layers import NoOps
+from headrace.runtime.pace import Pace
+from headrace.runtime.plan import PlanRow, StepPlan, StepResult
+from headrace.runtime.weights import MappedParts
+
+log = logging.getLogger("headrace.engine")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DEPTH = 2  # steps in flight
+BLOCKS = DEPTH + 2
+ASSUMED_RATE = 400e12  # operations per second, until steps were measured
+SPILL_WORDS = 1 << 20  # int32 words of grants, copies and histories that travel beside one step
+
+
+@dataclass(slots=True)
+class _Block:
+    """One place of the ring: pinned words of a step and where its tokens arrive."""
+
+    words: Tensor
+    array: NDArray[np.int32]
+    tokens: Tensor
+    token_array: NDArray[np.int32]
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Landing:
+    """A launched step: where its sampled rows are among the samples of its key."""
+
+    future: Future[StepResult]
+    block: _Block
+    samples: tuple[int, ...]
+
+
+class DeviceEngine:
+    """`launch` plans, `poll` for results. Raises CheckpointError or SettingError when it cannot be built.
+
+    The attributes are those of the CPU engine: config, card, generation, page_count, page_size, max_running,
+    max_context, chunk_tokens, embedding_rows, logits_width, sizes.
+    """
+
+    def __init__(
+        self, blueprint: Blueprint, config: EngineConfig, sizes: DeviceSizes, queue: DeviceQueue
+    ) -> None:
+        self.queue = queue
+        self.config = config
+        self.sizes = sizes
+        self.model_config = blueprint.config
+        self.generation = blueprint.generation
+        self.dtype = DTYPES[config.dtype]
+        self.page_size = config.page_size
+        self.page_count = sizes.page_count
+        self.max_running = config.max_running
+        self.max_context = config.max_context
+        self.chunk_tokens = config.chunk_tokens
+        self.depth = DEPTH
+        self.keys = KeyList.of(config.max_running, config.chunk_tokens)
+        sizes_of_chunks = self.keys.chunk_sizes()
+        # A prompt token costs two operations per weight, at about half of what the tensor cores give.
+        operations = 2.0 * sum(torch.Size(shape).numel() for shape in blueprint.outline.parts.values())
+        self.pace = Pace(sizes_of_chunks, operations / ASSUMED_RATE, config.step_ms / 1e3)
+        self.embedding_rows = self.logits_width = self.model_config.vocab_size
+        self.card = blueprint.card(config.dtype, config.max_context)
+        largest = self.keys.largest
+        device = queue.device
+        log.info("memory: %s", sizes)
+        with queue.turn(), torch.no_grad():
+            parts = (
+                RandomParts(self.dtype, device)
+                if blueprint.checkpoint is None
+                else MappedParts(blueprint.checkpoint, self.dtype)
+            )
+            with parts:
+                source = DeviceWeights(parts, device)
+                # No op of the model object is ever called: the decoder launches kernels on its weights.
+                model = blueprint.build(self.model_config, source, NoOps(), self.dtype)
+            self.sampler = DeviceSampler(self.max_running, largest.samples, self.logits_width, device)
+            self.slab = DeviceSlab(
+                self.model_config,
+                self.dtype,
+                device,
+                self.page_count,
+                self.page_size,
+                self.max_running,
+                -(-self.max_context // self.page_size),
+                self.sampler.settings_words,
+            )
+            self.decoder = DeviceDecoder(model, self.slab, largest, self.dtype, queue.processors)
+            _, words = places(largest)
+            self._spill_at = words
+            self._device_words = torch.zeros(words + SPILL_WORDS, dtype=torch.int32, device=device)
+            self._tokens = torch.zeros(largest.samples, dtype=torch.int32, device=device)
+            self._ring = deque(self._make_block(words + SPILL_WORDS, largest.samples) for _ in range(BLOCKS))
+        self._flight: deque[_Landing] = deque()
+        self._replays: dict[StepKey, Callable[[], None]] = {}
+        self._uncaptured = deque(self.keys.captured())
+        self._views: dict[StepKey, PackedStep] = {}
+        queue.wait()
+        log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
+
+    def _make_block(self, words: int, samples: int) -> _Block:
+        host, tokens = self.queue.host_words(words), self.queue.host_words(samples)
+        return _Block(host, host.numpy(), tokens, tokens.numpy())
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def launch(self, plan: StepPlan) -> Future[StepResult]:
+        """Queue `plan` behind all plans launched before. Returns at once; `poll` resolves the future."""
+        block = self._ring[0]
+        self._ring.rotate(-1)
+        assert block.mark is None or block.mark.done(), "more steps in flight than blocks"
+        future: Future[StepResult] = Future()
+        with self.queue.turn(), torch.no_grad():
+            key, samples = self._send(plan, block)
+            if key is not None:
+                replay = self._replays.get(key)
+                if replay is None:
+                    self._step(self._view(key))
+                else:
+                    replay()
+                block.tokens[: key.samples].copy_(self._tokens[: key.samples], non_blocking=True)
+            block.mark = self.queue.mark()
+        self._flight.append(_Landing(future, block, samples))
+        return future
+
+    def poll(self) -> bool:
+        """Resolve the futures of all steps that have landed; True if there was one. Never waits."""
+        found = False
+        while self._flight:
+            landing = self._flight[0]
+            assert landing.block.mark is not None
+            try:
+                if not landing.block.mark.done():
+                    break
+            except Exception as error:  # the device is broken: so is every later step
+                self._flight.popleft()
+                landing.future.set_exception(error)
+                return True
+            self._flight.popleft()
+            found = True
+            tokens = landing.block.token_array
+            landing.future.set_result(StepResult(tuple([int(tokens[place]) for place in landing.samples])))
+        return found
+
+    def close(self) -> None:
+        """Wait for launched steps and resolve them. Harmless when called twice."""
+        self.queue.wait()
+        while self.poll():
+            pass
+
+    def _send(self, plan: StepPlan, block: _Block) -> tuple[StepKey | None, tuple[int, ...]]:
+        """Everything that the step reads is queued for the device: its words, and before them, what its slots'
+        owners, tables and copies need. Returns the key and the places of sampled rows among its samples."""
+        writes: dict[int, int] = {}
+        for grant in plan.grants:
+            for places_, values in (
+                self.slab.write_pages(grant.slot, 0, grant.pages),
+                self.slab.write_settings(grant.slot, self.sampler.settings_row(grant)),
+            ):
+                writes.update(zip(places_, values, strict=True))
+        for patch in plan.patches:
+            places_, values = self.slab.write_pages(patch.slot, patch.index, (patch.page,))
+            writes.update(zip(places_, values, strict=True))
+        spill = _Spill(self, block)
+        where, values = list(writes), list(writes.values())
+        inline = INLINE_WRITES if plan.rows else 0
+        for chunk in _pieces(len(where) - inline, SPILL_WORDS // 4):
+            first = inline + chunk.start
+            last = inline + chunk.stop
+            target, new = spill.put(where[first:last]), spill.put(values[first:last])
+            spill.then(partial(write_words, self.slab.arena, target, new))
+        for grant in plan.grants:
+            if grant.params.needs_history:
+                history = self.sampler.history_words(grant)
+                held = spill.put(history)
+                spill.then(partial(self.sampler.reset_history, grant.slot, held))
+        if plan.copies:
+            sources = spill.put([copy.source for copy in plan.copies])
+            targets = spill.put([copy.target for copy in plan.copies])
+            spill.then(partial(copy_pages, self.slab.pages, sources, targets))
+        if not plan.rows:
+            spill.send(0)
+            return None, ()
+        key = self.keys.key_for(len(plan.decode), plan.prefill_tokens, len(plan.prefill))
+        pack(key, block.array, plan.decode, plan.prefill, (where[:inline], values[:inline]))
+        _, words = places(key)
+        spill.send(words)
+        assert all(row.sample for row in plan.decode), "a decode row is always sampled"
+        chunk_samples = (key.decode + index for index, row in enumerate(plan.prefill) if row.sample)
+        return key, (*range(len(plan.decode)), *chunk_samples)
+
+    def _step(self, step: PackedStep) -> None:
+        """The whole step, eager or under capture: tables, forward, choice of tokens."""
+        write_words(self.slab.arena, step.write_places, step.write_values)
+        logits = self.decoder.forward(step)
+        self.sampler.sample(
+            logits,
+            step.sample_slots,
+            step.sample_positions,
+            self.slab.settings,
+            self._tokens[: step.key.samples],
+            self.slab.last_tokens,
+        )
+
+    def _view(self, key: StepKey) -> PackedStep:
+        found = self._views.get(key)
+        if found is None:
+            found = self._views[key] = view_block(key, self._device_words)
+        return found
+
+    # -- start -------------------------------------------------------------------------------------------------
+
+    def warm(self, budget: float = 3.0) -> None:
+        """The graphs that matter first are captured, within `budget` seconds or so; the others follow in
+        `idle_work`. Only before the first plan of a scheduler: captured steps run once, on padding alone."""
+        started = time.monotonic()
+        count = len(self._uncaptured)
+        while self.idle_work() and time.monotonic() - started < budget:
+            pass
+        left = len(self._uncaptured)
+        log.info("captured %d of %d graphs in %.1f s", count - left, count, time.monotonic() - started)
+
+    def idle_work(self) -> bool:
+        """Capture one more graph; False when all are. Only while no step is in flight."""
+        assert not self._flight
+        if not self._uncaptured:
+            return False
+        key = self._uncaptured.popleft()
+        block = self._ring[0]
+        pack(key, block.array, (), ())
+        _, words = places(key)
+        with self.queue.turn(), torch.no_grad():
+            self._device_words[:words].copy_(block.words[:words], non_blocking=True)
+            step = self._view(key)
+            self._step(step)  # compiles and loads everything that capture must find ready
+            self.queue.wait()
+            self._replays[key] = self.queue.capture(lambda: self._step(step))
+            self.queue.wait()
+        return True
+
+
+class _Spill:
+    """Words that travel behind those of the step, and the launches that read them before it."""
+
+    def __init__(self, engine: DeviceEngine, block: _Block) -> None:
+        self.engine = engine
+        self.block = block
+        self.at = engine._spill_at
+        self.launches: list[Callable[[], None]] = []
+
+    def put(self, values: Sequence[int] | NDArray[np.int32]) -> Tensor:
+        """The words `values` on the device, once `send` was called."""
+        count = len(values)
+        end = self.at + count
+        if end > len(self.block.array):
+            # Rare beyond measure (a thousand long histories in one step): what is there goes out first.
+            self._flush()
+            end = self.at + count
+        assert end <= len(self.block.array), "one history is larger than the spill"
+        self.block.array[self.at : end] = values
+        view = self.engine._device_words[self.at : end]
+        self.at = -(-end // 4) * 4
+        return view
+
+    def then(self, launch: Callable[[], None]) -> None:
+        self.launches.append(launch)
+
+    def _flush(self) -> None:
+        self.send(0)
+        self.engine.queue.wait()
+        self.at = self.engine._spill_at
+        self.launches.clear()
+
+    def send(self, words: int) -> None:
+        """Queue the copy of the step's `words` and of everything put, then the launches."""
+        engine, start = self.engine, self.engine._spill_at
+        if words:
+            engine._device_words[:words].copy_(self.block.words[:words], non_blocking=True)
+        if self.at > start:
+            engine._device_words[start : self.at].copy_(self.block.words[start : self.at], non_blocking=True)
+        for launch in self.launches:
+            launch()
+
+
+def _pieces(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover range(count); none for a negative count."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

@@ -1,0 +1,51 @@
+"""The choice of tokens on the GPU: settings and histories by slot, and the launch that reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headrace.kernels import history
+from headrace.kernels.sampling import sample, scratch
+from headrace.kernels.settings import SETTINGS_WIDTH
+from headrace.runtime.device_sampling import history_cells, settings_row
+from headrace.runtime.plan import SlotGrant
+
+
+def sampler_bytes(slots: int, rows: int, width: int) -> int:
+    """What a DeviceSampler of this size allocates."""
+    space = scratch(rows, width, "meta")
+    held = (getattr(space, name) for name in space.__slots__)
+    return slots * width * 4 + sum(each.nbytes for each in held if isinstance(each, Tensor))
+
+
+class DeviceSampler:
+    """Histories of all slots and the scratch of one launch. The settings table belongs to the slab's arena."""
+
+    settings_words = SETTINGS_WIDTH
+
+    def __init__(self, slots: int, rows: int, width: int, device: torch.device) -> None:
+        self.width = width
+        self.history = torch.zeros((slots, width), dtype=torch.int32, device=device)
+        self.scratch = scratch(rows, width, device)
+
+    def settings_row(self, grant: SlotGrant) -> NDArray[np.int32]:
+        """The words of the slot's row in the settings table."""
+        return settings_row(grant, self.width)
+
+    def history_words(self, grant: SlotGrant) -> NDArray[np.int32]:
+        """What `reset_history` needs on the device: ids, then their cells."""
+        return np.concatenate(history_cells(grant, self.width))
+
+    def reset_history(self, slot: int, words: Tensor) -> None:
+        """The slot has seen what `words` says and nothing else."""
+        half = words.numel() // 2
+        history.reset(self.history, slot, words[:half], words[half:])
+
+    def sample(
+        self, logits: Tensor, slots: Tensor, positions: Tensor, settings: Tensor, tokens: Tensor, last: Tensor
+    ) -> None:
+        """tokens[i] is chosen from logits[i] for slots[i] and is the slot's last one; slot -1 is skipped."""
+        sample(logits, slots, positions, settings, self.history, self.scratch, tokens, last)

@@ -1,0 +1,249 @@
+"""Llama's structure as a chain of kernel launches over buffers that are allocated once: the GPU's forward pass.
+
+The same chain runs eagerly, under capture and in Triton's interpreter. Two spellings of each matrix product: few
+rows take kernels that read the weights once with norm and activation fused in; many rows take cuBLAS between
+small kernels. Nothing here allocates, and nothing looks at device data from the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.graphs.packed import TILE, PackedStep, StepKey
+from headrace.kernels.activation import silu_mul
+from headrace.kernels.attention_work import plan_work, work_shape
+from headrace.kernels.decode_attention import decode_attention, scratch_for, tuning_for
+from headrace.kernels.embed import embed
+from headrace.kernels.extend_attention import extend_attention
+from headrace.kernels.gate_up import gate_up
+from headrace.kernels.linear_add import linear_add
+from headrace.kernels.norm import rms_norm
+from headrace.kernels.norm_linear import norm_linear
+from headrace.kernels.rope_store import rope_store
+from headrace.runtime.device_slab import DeviceSlab
+from headrace.runtime.device_weights import DeviceMatrix
+from headrace.runtime.models.config import ModelConfig
+from headrace.runtime.models.llama import DecoderLayer, Llama
+
+FEW_ROWS = 16  # up to here the fused kernels; above, cuBLAS
+SPLIT, MOST_SPLITS = 128, 16  # tokens of one piece of a decode row, and how many pieces it has at most
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Activations of the largest step. All [rows, width]; views of their first rows are what a step uses."""
+
+    stream: Tensor  # the residual stream
+    normed: Tensor
+    qkv: Tensor
+    query: Tensor
+    attended: Tensor
+    gate_up: Tensor
+    active: Tensor
+    heads: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, config: ModelConfig, key: StepKey, dtype: torch.dtype, device: torch.device) -> Buffers:
+        """Room for every step whose counts are at most those of `key`."""
+        shapes = buffer_shapes(config, key)
+        return cls(**{name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()})
+
+
+def buffer_shapes(config: ModelConfig, key: StepKey) -> dict[str, tuple[int, int]]:
+    """What Buffers holds for steps up to `key`."""
+    tokens, samples = key.tokens, key.samples
+    wide = config.heads * config.head_dim
+    return {
+        "stream": (tokens, config.hidden_size),
+        "normed": (max(tokens, samples), config.hidden_size),
+        "qkv": (tokens, (config.heads + 2 * config.kv_heads) * config.head_dim),
+        "query": (tokens, wide),
+        "attended": (tokens, wide),
+        "gate_up": (tokens, 2 * config.intermediate_size),
+        "active": (tokens, config.intermediate_size),
+        "heads": (samples, config.hidden_size),
+        "logits": (samples, config.vocab_size),
+    }
+
+
+def attention_bytes(config: ModelConfig, slots: int) -> int:
+    """What decode attention keeps beside the activations."""
+    items = slots * MOST_SPLITS
+    return items * config.heads * (config.head_dim + 2) * 4 + slots * config.kv_heads * 4 + items * 32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The weights of one layer as kernels take them."""
+
+    before_attention: Tensor
+    qkv: DeviceMatrix
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: DeviceMatrix
+    before_mlp: Tensor
+    gate_up: DeviceMatrix
+    down: DeviceMatrix
+    window: int
+
+    @classmethod
+    def of(cls, layer: DecoderLayer, heads: int) -> LayerWeights:
+        """Those of a built layer."""
+        attention, norm = layer.attention, layer.attention.norm
+        return cls(
+            layer.before_attention.weight,
+            device_matrix(attention.qkv),
+            None if norm is None else norm.weight[0],
+            None if norm is None else norm.weight[heads],
+            device_matrix(attention.out),
+            layer.before_mlp.weight,
+            device_matrix(layer.mlp.gate_up),
+            device_matrix(layer.mlp.down),
+            attention.window,
+        )
+
+
+def device_matrix(linear: object) -> DeviceMatrix:
+    """`linear` of a model that was built from DeviceWeights."""
+    assert isinstance(linear, DeviceMatrix), linear
+    return linear
+
+
+class DeviceDecoder:
+    """`forward` of a built Llama whose weights lie on the device. Holds the buffers, no request state."""
+
+    def __init__(
+        self, model: Llama, slab: DeviceSlab, largest: StepKey, dtype: torch.dtype, processors: int
+    ) -> None:
+        config = model.config
+        self.config = config
+        self.slab = slab
+        device = slab.arena.device
+        self.buffers = Buffers.of(config, largest, dtype, device)
+        self.embedding = model.embedding.weight
+        self.layers = [LayerWeights.of(layer, config.heads) for layer in model.layers]
+        self.norm = model.norm.weight
+        self.head = device_matrix(model.head)
+        self.frequencies = model.rotary.frequencies.to(device)
+        self.rotary_factor = float(model.rotary.attention)
+        self.windows = model.windows
+        slots = slab.page_table.shape[0]
+        # Layers of one window share their list of work; all share the scratch, since one runs after the other.
+        self.items = {
+            window: torch.zeros(work_shape(slots, MOST_SPLITS), dtype=torch.int32, device=device)
+            for window in self.windows
+        }
+        self.counts = {window: torch.zeros(1, dtype=torch.int32, device=device) for window in self.windows}
+        self.scratch = scratch_for(slots, MOST_SPLITS, config.heads, config.kv_heads, config.head_dim, device)
+        self.programs = processors * tuning_for(config.head_dim, dtype).programs
+
+    def forward(self, step: PackedStep) -> Tensor:
+        """Write the step's KV and return logits [samples, vocab], valid until the next forward."""
+        key, slab, buffers = step.key, self.slab, self.buffers
+        x = buffers.stream[: key.tokens]
+        embed(step.token_ids, step.token_slots, slab.last_tokens, self.embedding, x)
+        if key.decode:
+            slots = step.token_slots[: key.decode]
+            for window in self.windows:
+                items, count = self.items[window], self.counts[window]
+                plan_work(slots, step.decode_lengths, items, count, SPLIT, MOST_SPLITS, window)
+        for index, layer in enumerate(self.layers):
+            self._attention(layer, index, step, x)
+            self._mlp(layer, x)
+        if key.rows:
+            rows = buffers.heads[: key.samples]
+            torch.index_select(x, 0, step.sample_tokens, out=rows)
+        else:
+            rows = x  # decode rows only: each is sampled, in order
+        logits = buffers.logits[: key.samples]
+        self._norm_linear(rows, self.norm, self.head, logits)
+        return logits
+
+    def _norm_linear(self, x: Tensor, norm: Tensor, matrix: DeviceMatrix, out: Tensor) -> None:
+        eps = self.config.norm_eps
+        if x.shape[0] <= FEW_ROWS:
+            norm_linear(x, norm, eps, matrix.weight, matrix.bias, out)
+            return
+        normed = self.buffers.normed[: x.shape[0]]
+        rms_norm(x, norm, eps, normed)
+        if matrix.bias is None:
+            torch.mm(normed, matrix.weight.t(), out=out)
+        else:
+            torch.addmm(matrix.bias, normed, matrix.weight.t(), out=out)
+
+    def _add_linear(self, x: Tensor, matrix: DeviceMatrix, stream: Tensor) -> None:
+        """stream += x Wᵀ + b."""
+        if x.shape[0] <= FEW_ROWS:
+            linear_add(x, matrix.weight, matrix.bias, stream, stream)
+            return
+        stream.addmm_(x, matrix.weight.t())
+        if matrix.bias is not None:
+            stream.add_(matrix.bias)
+
+    def _attention(self, layer: LayerWeights, index: int, step: PackedStep, x: Tensor) -> None:
+        key, config, slab, buffers = step.key, self.config, self.slab, self.buffers
+        key_pages, value_pages = slab.layers[index]
+        qkv = buffers.qkv[: key.tokens]
+        self._norm_linear(x, layer.before_attention, layer.qkv, qkv)
+        query = buffers.query[: key.tokens].view(-1, config.heads, config.head_dim)
+        attended = buffers.attended[: key.tokens]
+        rope_store(
+            qkv,
+            layer.query_norm,
+            layer.key_norm,
+            config.norm_eps,
+            self.frequencies,
+            self.rotary_factor,
+            step.positions,
+            step.token_slots,
+            slab.page_table,
+            key_pages,
+            value_pages,
+            query,
+        )
+        if key.decode:
+            decode_attention(
+                query[: key.decode],
+                key_pages,
+                value_pages,
+                slab.page_table,
+                self.items[layer.window],
+                self.counts[layer.window],
+                self.scratch,
+                attended[: key.decode],
+                config.scale,
+                self.programs,
+            )
+        if key.chunk:
+            extend_attention(
+                query[key.decode :],
+                key_pages,
+                value_pages,
+                slab.page_table,
+                step.row_slots,
+                step.row_lengths,
+                step.row_offsets,
+                step.tile_rows,
+                step.tile_starts,
+                attended[key.decode :],
+                config.scale,
+                layer.window,
+                TILE,
+            )
+        self._add_linear(attended, layer.out, x)
+
+    def _mlp(self, layer: LayerWeights, x: Tensor) -> None:
+        buffers = self.buffers
+        active = buffers.active[: x.shape[0]]
+        if x.shape[0] <= FEW_ROWS:
+            matrix = layer.gate_up
+            gate_up(x, layer.before_mlp, self.config.norm_eps, matrix.weight, matrix.bias, active)
+        else:
+            both = buffers.gate_up[: x.shape[0]]
+            self._norm_linear(x, layer.before_mlp, layer.gate_up, both)
+            silu_mul(both, active)
+        self._add_linear(active, layer.down, x)

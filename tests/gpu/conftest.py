@@ -1,0 +1,58 @@
+"""The GPU engine on what is there: a GPU, or Triton's interpreter on the CPU with the same code and fewer tokens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ON_GPU = torch.cuda.is_available()
+
+if not ON_GPU:
+    # Triton decides when a kernel is decorated whether it is interpreted.
+    assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1"
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from engine_rig import drive, tiny
+
+from headrace.runtime.backends.queue import CudaQueue, HostQueue
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import EngineConfig
+from headrace.runtime.device_engine import DeviceEngine
+from headrace.runtime.engine import open_device_engine
+
+__all__ = ["device_engine", "drive", "tiny"]
+
+
+@pytest.fixture
+def device_engine() -> Iterator[Callable[..., DeviceEngine]]:
+    """device_engine(folder, **settings): an engine that is closed when the test ends; float32, small slab."""
+    engines: list[DeviceEngine] = []
+
+    def build(folder: Path, **settings: Any) -> DeviceEngine:
+        defaults: dict[str, Any] = {
+            "dtype": "float32",
+            "page_size": 16,
+            "kv_memory_mb": 4,
+            "max_running": 24,
+            "max_context": 160,
+            "chunk_tokens": 64,
+        }
+        config = EngineConfig(**{**defaults, **settings})
+        if ON_GPU:
+            queue: Any = CudaQueue(torch.device("cuda", 0))
+            free, total = torch.cuda.mem_get_info()
+        else:
+            queue, free, total = HostQueue(), 8 << 30, 8 << 30
+        engine = open_device_engine(Blueprint(folder), config, queue, free, total)
+        engines.append(engine)
+        return engine
+
+    yield build
+    for engine in engines:
+        engine.close()
