@@ -90,14 +90,16 @@ def timeline(answers: Sequence[Answer], start_ns: int) -> dict[str, Any]:
     half = max(middle - begin, end - middle)
     if typical:
         half = min(half, max(least, round(typical * TIMELINE_GAPS / 2)))
+    rows = TIMELINE_ROWS
     while True:
         low, high = max(begin, middle - half), min(end, middle + half)
         inside = [a for a in answers if a.trace.sent_ns <= high and int(a.at_ns[-1]) >= low]
-        shown = chosen(inside, worst)
+        shown = chosen(inside, worst, rows)
         chunks = sum(int(((a.at_ns >= low) & (a.at_ns <= high)).sum()) for a in shown)
-        if chunks <= TIMELINE_CHUNKS or half <= least:
+        if chunks <= TIMELINE_CHUNKS or (half <= least and rows == 1):
             break
-        half = max(least, half * 7 // 10)
+        # A shorter time first, then fewer rows.
+        half, rows = max(least, half * 7 // 10), rows if half > least else rows // 2
     return {
         "from_ms": round((low - start_ns) / MS, 3),
         "to_ms": round((high - start_ns) / MS, 3),
@@ -107,12 +109,12 @@ def timeline(answers: Sequence[Answer], start_ns: int) -> dict[str, Any]:
     }
 
 
-def chosen(answers: Sequence[Answer], worst: Answer) -> list[Answer]:
-    """At most TIMELINE_ROWS of them, evenly taken in the order of sending, `worst` always among them."""
+def chosen(answers: Sequence[Answer], worst: Answer, rows: int) -> list[Answer]:
+    """At most `rows` of them, evenly taken in the order of sending, `worst` always among them."""
     ordered = sorted(answers, key=lambda answer: (answer.trace.sent_ns, answer.trace.number))
-    if len(ordered) <= TIMELINE_ROWS:
+    if len(ordered) <= rows:
         return ordered
-    places = set(np.linspace(0, len(ordered) - 1, TIMELINE_ROWS - 1).astype(int).tolist())
+    places = set(np.linspace(0, len(ordered) - 1, rows - 1).astype(int).tolist())
     return [answer for place, answer in enumerate(ordered) if place in places or answer is worst]
 
 
