@@ -1,0 +1,61 @@
+"""Stateless noise for sampling: Philox4x32-10 words and their Gumbel variates, as device functions.
+
+Word id % 4 of the counter (id // 4, position, 0, 0) under the 64-bit seed belongs to token `id`; the words equal
+those of runtime/philox.py bit for bit. kernels/reference_sampling.py holds the same in plain torch.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_MULTIPLIER_0 = tl.constexpr(0xD2511F53)
+_MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
+_WEYL_0 = tl.constexpr(0x9E3779B9)
+_WEYL_1 = tl.constexpr(0xBB67AE85)
+
+
+@triton.jit
+def philox(counter, position, seed_low, seed_high):
+    """The four words of the counters (counter, position, 0, 0). All arguments uint32; `counter` a tensor."""
+    c0 = counter
+    c1 = tl.zeros_like(counter) + position
+    c2 = tl.zeros_like(counter)
+    c3 = tl.zeros_like(counter)
+    k0 = seed_low
+    k1 = seed_high
+    for _ in tl.static_range(10):
+        # A 64-bit product is one machine instruction; umulhi and a low product would be two.
+        front = c0.to(tl.uint64) * _MULTIPLIER_0
+        back = c2.to(tl.uint64) * _MULTIPLIER_1
+        c0 = (back >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = back.to(tl.uint32)
+        c2 = (front >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = front.to(tl.uint32)
+        k0 = (k0 + _WEYL_0).to(tl.uint32)
+        k1 = (k1 + _WEYL_1).to(tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def token_words(token, position, seed_low, seed_high):
+    """The word of each token, for ids in any order. token: int32 tensor."""
+    c0, c1, c2, c3 = philox((token >> 2).to(tl.uint32), position, seed_low, seed_high)
+    return tl.where((token & 2) == 0, tl.where((token & 1) == 0, c0, c1), tl.where((token & 1) == 0, c2, c3))
+
+
+@triton.jit
+def gumbel(word):
+    """-log(-log1p(-v)) for v = (word + 0.5) * 2**-32, float32, off by a few units in the last place.
+
+    Below one half v itself is known to full precision, above it 1 - v is: the form follows whichever is.
+    """
+    small = word < 0x80000000
+    v = (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    rest = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    u = tl.where(small, 1.0 - v, rest)
+    lost = 1.0 - u
+    log = -tl.log(u)
+    # log1p(-v) by way of the rounded 1 - v: the quotient undoes the rounding, and where nothing is left it is -v.
+    exact = tl.where(lost > 0.0, log * (v / tl.where(lost > 0.0, lost, 1.0)), v)
+    return -tl.log(tl.where(small, exact, log))

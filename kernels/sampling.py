@@ -1,0 +1,284 @@
+"""The next token of every row, chosen on the device: settings by slot, no host in the loop, any mix of rows.
+
+The arithmetic is that of runtime/sampling.py, in float32. Two launches. `_survey` reads the logits once, a program
+per few tiles of 1024 tokens: penalties, bias and held stop ids are applied, and each tile leaves its peak, its winner
+(greedy: the peak; unfiltered: the largest gap + noise) or, for filtered rows, its mass and its crests. `_choose`, one
+program per row, picks among the tiles or hands the row to kernels/filtering.py, then writes the token.
+
+What a tile leaves does not depend on how tiles are spread over programs, so a token does not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from headrace.kernels import settings as words
+from headrace.kernels.filtering import draw_filtered, keys_of
+from headrace.kernels.gumbel import gumbel, token_words
+
+TILE = 1024
+SPAN = 64  # tokens under one crest
+ROOM = 4096  # gathered candidates of a filtered row that stay in registers
+
+# (rows, tiles per program) up to so many rows: few rows need many programs, many rows can spare them.
+_STEPS = ((4, 1), (16, 2))
+_MOST_STEPS = 4
+
+_FLAGS = tl.constexpr(words.FLAGS)
+_TEMPERATURE = tl.constexpr(words.TEMPERATURE)
+_TOP_K = tl.constexpr(words.TOP_K)
+_LOG_MIN_P = tl.constexpr(words.LOG_MIN_P)
+_TOP_P = tl.constexpr(words.TOP_P)
+_SEED = tl.constexpr(words.SEED)
+_FIRST_FREE = tl.constexpr(words.FIRST_FREE)
+_REPETITION = tl.constexpr(words.REPETITION_PENALTY)
+_FREQUENCY = tl.constexpr(words.FREQUENCY_PENALTY)
+_PRESENCE = tl.constexpr(words.PRESENCE_PENALTY)
+_STOP_COUNT = tl.constexpr(words.STOP_COUNT)
+_BIAS_COUNT = tl.constexpr(words.BIAS_COUNT)
+_STOP_IDS = tl.constexpr(words.STOP_IDS)
+_MOST_STOPS = tl.constexpr(words.MOST_STOPS)
+_BIAS_IDS = tl.constexpr(words.BIAS_IDS)
+_MOST_BIASES = tl.constexpr(words.MOST_BIASES)
+_BIASES = tl.constexpr(words.BIASES)
+_WIDTH = tl.constexpr(words.SETTINGS_WIDTH)
+_GREEDY = tl.constexpr(words.GREEDY)
+_FILTERED = tl.constexpr(words.FILTERED)
+_PENALISED = tl.constexpr(words.PENALISED)
+_BIASED = tl.constexpr(words.BIASED)
+_NO_TOKEN = tl.constexpr(0x7FFFFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingScratch:
+    """Device memory between the two launches, for up to `rows` rows of V logits; nothing in it outlives a call.
+
+    By tile, [rows, tiles]: peaks float32 (highest adjusted logit; +inf for a tile with a NaN or +inf), winners
+    int32, values float32 (the winner's adjusted logit, or the tile's mass in a filtered row). By crest, [rows,
+    crests]: crests float32, spots int32. gaps float32 and tokens int32 [rows, room]: gathered candidates. work
+    float32 [rows, V]: adjusted logits of filtered rows that penalties, bias or held stop ids have changed.
+    """
+
+    peaks: Tensor
+    winners: Tensor
+    values: Tensor
+    crests: Tensor
+    spots: Tensor
+    gaps: Tensor
+    tokens: Tensor
+    work: Tensor
+
+
+def scratch(rows: int, vocab: int, device: torch.device | str, room: int = ROOM) -> SamplingScratch:
+    """Memory for `sample` with at most `rows` rows. `room`: a power of two, at least SPAN."""
+    assert rows >= 1 and vocab >= 1 and room >= SPAN and room & (room - 1) == 0
+    tiles, crests = triton.cdiv(vocab, TILE), triton.cdiv(vocab, SPAN)
+
+    def empty(width: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(rows, width, dtype=dtype, device=device)
+
+    return SamplingScratch(
+        peaks=empty(tiles, torch.float32),
+        winners=empty(tiles, torch.int32),
+        values=empty(tiles, torch.float32),
+        crests=empty(crests, torch.float32),
+        spots=empty(crests, torch.int32),
+        gaps=empty(room, torch.float32),
+        tokens=empty(room, torch.int32),
+        work=empty(vocab, torch.float32),
+    )
+
+
+def sample(
+    logits: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    settings: Tensor,
+    history: Tensor,
+    space: SamplingScratch,
+    tokens_out: Tensor,
+    last_tokens: Tensor,
+) -> None:
+    """tokens_out[r] and last_tokens[slots[r]] become the token chosen from logits[r]; its history cell grows by 1.
+
+    logits: float32, bfloat16 or float16 [R, V], the last dim contiguous, left as they were. slots: int32 [R],
+    distinct; -1 is padding: nothing is read or written for the row. positions: int32 or int64 [R], the index of the
+    token being chosen, below 2**31 - 1. settings: int32 [S, SETTINGS_WIDTH]. history: int32 [S, V]. tokens_out:
+    int32 [R]. last_tokens: int64 [S].
+
+    A row that holds a NaN, a +inf or no finite logit, or has none left after masking, writes -1 to tokens_out and 0
+    to last_tokens and leaves its history alone. Other rows do not notice.
+    """
+    rows, vocab = logits.shape
+    slot_count = settings.shape[0]
+    room = space.gaps.shape[1]
+    assert logits.stride(1) == 1 or vocab == 1
+    assert logits.dtype in (torch.float32, torch.bfloat16, torch.float16), logits.dtype
+    assert slots.shape == positions.shape == tokens_out.shape == (rows,)
+    assert slots.dtype == tokens_out.dtype == torch.int32 and positions.dtype in (torch.int32, torch.int64)
+    assert slots.is_contiguous() and positions.is_contiguous() and tokens_out.is_contiguous()
+    assert settings.shape == (slot_count, words.SETTINGS_WIDTH) and settings.dtype == torch.int32
+    assert history.shape == (slot_count, vocab) and history.dtype == torch.int32
+    assert settings.is_contiguous() and history.is_contiguous()
+    assert last_tokens.shape == (slot_count,) and last_tokens.dtype == torch.int64
+    assert rows <= space.work.shape[0] and space.work.shape[1] == vocab, "scratch is made for this vocabulary"
+    tiles, crests = triton.cdiv(vocab, TILE), triton.cdiv(vocab, SPAN)
+    steps = next((steps for most, steps in _STEPS if rows <= most), _MOST_STEPS)
+    common = (logits, logits.stride(0), slots, positions, settings, history)
+    _survey[(triton.cdiv(tiles, steps), rows)](
+        *common, space.peaks, space.winners, space.values, space.crests, space.work,
+        V=vocab, TILES=tiles, CRESTS=crests, TILE=TILE, SPAN=SPAN, STEPS=steps,
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    _choose[(rows,)](
+        *common, space.peaks, space.winners, space.values, space.crests, space.spots, space.gaps, space.tokens,
+        space.work, tokens_out, last_tokens,
+        V=vocab, TILES=tiles, TILE_SPAN=triton.next_power_of_2(tiles),
+        CRESTS=crests, CREST_SPAN=triton.next_power_of_2(crests), ROOM=room, CHUNK=room,
+        num_warps=16, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+@triton.jit
+def _float(row, word):
+    return tl.load(row + word).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _unsigned(row, word):
+    return tl.load(row + word).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _adjusted(x, token, start, row, cells, flags, held, V: tl.constexpr, TILE: tl.constexpr):
+    """The logits x of the tokens of one tile after penalties, bias and held stop ids, in that order."""
+    if (flags & _PENALISED) != 0:
+        cell = tl.load(cells + token, mask=token < V, other=0)
+        factor = _float(row, _REPETITION)
+        times = tl.maximum(cell - 1, 0).to(tl.float32)
+        y = tl.where(x > 0.0, tl.div_rn(x, tl.zeros_like(x) + factor), x * factor)
+        y = y - _float(row, _FREQUENCY) * times
+        y = y - _float(row, _PRESENCE) * (times > 0.0).to(tl.float32)
+        # A penalty must not push a finite logit to +inf.
+        x = tl.where(cell > 0, tl.minimum(y, 3.4028234663852886e38), x)
+    if (flags & _BIASED) != 0:
+        place = tl.arange(0, _MOST_BIASES)
+        ids = tl.load(row + _BIAS_IDS + place, mask=place < tl.load(row + _BIAS_COUNT), other=_NO_TOKEN)
+        first = tl.sum((ids < start).to(tl.int32))
+        behind = tl.sum((ids < start + TILE).to(tl.int32))
+        for at in range(first, behind):
+            x = tl.where(token == tl.load(row + _BIAS_IDS + at), x + _float(row + at, _BIASES), x)
+    if held:
+        place = tl.arange(0, _MOST_STOPS)
+        ids = tl.load(row + _STOP_IDS + place, mask=place < tl.load(row + _STOP_COUNT), other=_NO_TOKEN)
+        first = tl.sum((ids < start).to(tl.int32))
+        behind = tl.sum((ids < start + TILE).to(tl.int32))
+        for at in range(first, behind):
+            x = tl.where(token == tl.load(row + _STOP_IDS + at), float("-inf"), x)
+    return x
+
+
+@triton.jit
+def _survey(
+    logits, logits_stride, slots, positions, settings, history, peaks, winners, values, crests, work,
+    V: tl.constexpr, TILES: tl.constexpr, CRESTS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
+    STEPS: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(1).to(tl.int64)
+    slot = tl.load(slots + r)
+    if slot >= 0:
+        row = settings + slot.to(tl.int64) * _WIDTH
+        cells = history + slot.to(tl.int64) * V
+        source = logits + r * logits_stride
+        position = tl.load(positions + r)
+        flags = tl.load(row + _FLAGS)
+        temperature = _float(row, _TEMPERATURE)
+        held = position < tl.load(row + _FIRST_FREE)
+        changed = held | ((flags & (_PENALISED | _BIASED)) != 0)
+        for step in tl.static_range(STEPS):
+            tile = tl.program_id(0) * STEPS + step
+            start = tile * TILE
+            token = start + tl.arange(0, TILE)
+            x = tl.load(source + token, mask=token < V, other=float("-inf")).to(tl.float32)
+            sound = tl.max((x < float("inf")).to(tl.int32) ^ 1) == 0
+            if changed:
+                x = _adjusted(x, token, start, row, cells, flags, held, V, TILE)
+            peak = tl.max(x)
+            shift = tl.where(peak > float("-inf"), peak, 0.0)
+            winner = tl.min(tl.where(x == peak, token, _NO_TOKEN))
+            value = peak
+            if (flags & _GREEDY) == 0:
+                gaps = tl.div_rn(x - shift, tl.zeros_like(x) + temperature)
+                if (flags & _FILTERED) != 0:
+                    value = tl.sum(tl.exp(gaps))
+                    crest = tl.max(tl.reshape(x, [TILE // SPAN, SPAN]), 1)
+                    at = tile * (TILE // SPAN) + tl.arange(0, TILE // SPAN)
+                    tl.store(crests + r * CRESTS + at, crest, mask=at < CRESTS)
+                    if changed:
+                        tl.store(work + r * V + token, x, mask=token < V)
+                else:
+                    word = token_words(
+                        token, position.to(tl.uint32), _unsigned(row, _SEED), _unsigned(row, _SEED + 1)
+                    )
+                    sums = gaps + gumbel(word)
+                    winner = tl.min(tl.where(sums == tl.max(sums), token, _NO_TOKEN))
+                    value = tl.max(tl.where(token == winner, x, float("-inf")))
+            if tile < TILES:
+                tl.store(peaks + r * TILES + tile, tl.where(sound, peak, float("inf")))
+                tl.store(winners + r * TILES + tile, winner)
+                tl.store(values + r * TILES + tile, value)
+
+
+@triton.jit
+def _choose(
+    logits, logits_stride, slots, positions, settings, history,
+    peaks, winners, values, crests, spots, gaps_at, tokens_at, work, tokens_out, last_tokens,
+    V: tl.constexpr, TILES: tl.constexpr, TILE_SPAN: tl.constexpr, CRESTS: tl.constexpr, CREST_SPAN: tl.constexpr,
+    ROOM: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    r = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + r)
+    if slot >= 0:
+        row = settings + slot.to(tl.int64) * _WIDTH
+        position = tl.load(positions + r)
+        flags = tl.load(row + _FLAGS)
+        temperature = _float(row, _TEMPERATURE)
+        seed_low = _unsigned(row, _SEED)
+        seed_high = _unsigned(row, _SEED + 1)
+        tile = tl.arange(0, TILE_SPAN)
+        peak_of = tl.load(peaks + r * TILES + tile, mask=tile < TILES, other=float("-inf"))
+        winner_of = tl.load(winners + r * TILES + tile, mask=tile < TILES, other=_NO_TOKEN)
+        value_of = tl.load(values + r * TILES + tile, mask=tile < TILES, other=float("-inf"))
+        peak = tl.max(peak_of)
+        token = -1
+        if (peak > float("-inf")) & (peak < float("inf")):
+            if (flags & _GREEDY) != 0:
+                token = tl.min(tl.where(peak_of == peak, winner_of, _NO_TOKEN))
+            elif (flags & _FILTERED) == 0:
+                gaps = tl.div_rn(value_of - peak, tl.zeros_like(value_of) + temperature)
+                sums = gaps + gumbel(token_words(winner_of, position.to(tl.uint32), seed_low, seed_high))
+                token = tl.min(tl.where(sums == tl.max(sums), winner_of, _NO_TOKEN))
+            else:
+                weights = tl.exp(tl.div_rn(peak_of - peak, tl.zeros_like(peak_of) + temperature))
+                total = tl.sum(tl.where(tile < TILES, value_of, 0.0) * weights.to(tl.float64))
+                top_p = (
+                    (_unsigned(row, _TOP_P + 1).to(tl.uint64) << 32) | _unsigned(row, _TOP_P).to(tl.uint64)
+                ).to(tl.float64, bitcast=True)
+                adjusted = (position < tl.load(row + _FIRST_FREE)) | ((flags & (_PENALISED | _BIASED)) != 0)
+                token = draw_filtered(
+                    logits + r * logits_stride, work + r * V, adjusted.to(tl.int32), crests + r * CRESTS,
+                    spots + r * CRESTS, gaps_at + r * ROOM, tokens_at + r * ROOM,
+                    peak, temperature, position.to(tl.uint32), seed_low, seed_high,
+                    tl.load(row + _TOP_K), keys_of(_float(row, _LOG_MIN_P)), top_p, total,
+                    V, CRESTS, CREST_SPAN, ROOM, CHUNK,
+                )  # fmt: skip
+        tl.store(tokens_out + r, token)
+        tl.store(last_tokens + slot, tl.maximum(token, 0).to(tl.int64))
+        if (token >= 0) & ((flags & _PENALISED) != 0):
+            cell = history + slot.to(tl.int64) * V + token
+            tl.store(cell, tl.maximum(tl.load(cell), 1) + 1)
