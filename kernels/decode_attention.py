@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels.attention_work import FIELDS
+from headrace.kernels.rope_store import check_norms, partner, rotation
 from headrace.kernels.store_kv import check_pages
 
 LOG2E = 1.4426950408889634
@@ -94,15 +95,76 @@ def decode_attention(
     page_table int32 [S, pages per slot]; items and count from plan_work for these R rows (its window is applied
     there); out [R, H * D], rows without items are not written. `programs` is the grid; it changes no result.
     """
+    assert query.is_contiguous()
     rows, heads, head_dim = query.shape
-    _check(key_pages, value_pages, page_table, items, count, scratch, out, rows, heads, head_dim)
-    assert query.is_contiguous() and query.dtype == key_pages.dtype
+    _launch(
+        query.view(rows, heads * head_dim), heads, None, None, None, 0.0, 1.0, key_pages, value_pages,
+        page_table, items, count, scratch, out, scale, programs, tuning,
+    )  # fmt: skip
+
+
+def turn_and_attend(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    inv_freq: Tensor,
+    attention_factor: float,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    items: Tensor,
+    count: Tensor,
+    scratch: DecodeScratch,
+    out: Tensor,
+    scale: float,
+    programs: int,
+    tuning: DecodeTuning | None = None,
+) -> None:
+    """What `rope_store` and then `decode_attention` do for rows of one new token each, in one launch.
+
+    qkv [R, (H + 2G) * D], norm weights, inv_freq and attention_factor as in rope_store; the token's position is its
+    row's length - 1. The rest as in decode_attention. Its key and value end up in its cell of the pages, which no
+    row reads in this launch: no page of it may be shared.
+    """
+    check_norms(q_weight, k_weight, inv_freq, key_pages.shape[3])
+    kv_heads, head_dim = key_pages.shape[2:]
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim and qkv.stride(1) == 1, qkv.shape
+    _launch(
+        qkv, heads, q_weight, k_weight, inv_freq, eps, attention_factor, key_pages, value_pages, page_table,
+        items, count, scratch, out, scale, programs, tuning,
+    )  # fmt: skip
+
+
+def _launch(
+    query: Tensor,
+    heads: int,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    inv_freq: Tensor | None,
+    eps: float,
+    attention_factor: float,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    items: Tensor,
+    count: Tensor,
+    scratch: DecodeScratch,
+    out: Tensor,
+    scale: float,
+    programs: int,
+    tuning: DecodeTuning | None,
+) -> None:
+    kv_heads, head_dim = key_pages.shape[2:]
+    _check(key_pages, value_pages, page_table, items, count, scratch, out, len(query), heads, head_dim)
+    assert query.dtype == key_pages.dtype
     tuning = tuning or tuning_for(head_dim, query.dtype)
-    kv_heads = key_pages.shape[2]
     group = heads // kv_heads
     _decode[(programs,)](
-        query, key_pages, value_pages, page_table, items, count, *scratch, out,
-        scale * LOG2E, heads * head_dim,
+        query, q_weight, k_weight, inv_freq, eps, attention_factor,
+        key_pages, value_pages, page_table, items, count, *scratch, out,
+        scale * LOG2E, query.stride(0),
         key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], kv_heads=kv_heads, group=group, head_dim=head_dim,
         use_dot=tuning.use_dot, block=tuning.block, block_dim=triton.next_power_of_2(head_dim),
@@ -286,18 +348,31 @@ def _combine(
 
 
 @triton.jit
+def _turned(x, y, x_weight, y_weight, rms, cos, sin):
+    """Heads x [..., D] normalised with `rms` and rotated; y is x with its halves swapped, rms None for no norm."""
+    if rms is not None:
+        kind = x.dtype
+        x = (x.to(tl.float32) * rms).to(kind) * x_weight
+        y = (y.to(tl.float32) * rms).to(kind) * y_weight
+    return x.to(tl.float32) * cos + y.to(tl.float32) * sin
+
+
+@triton.jit
 def _decode(
-    query, key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out,
+    query, q_weight, k_weight, inv_freq, eps, attention_factor,
+    key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out,
     scale, query_stride,
     page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
     use_dot: tl.constexpr, block: tl.constexpr, block_dim: tl.constexpr, block_group: tl.constexpr,
     stages: tl.constexpr,
 ):  # fmt: skip
+    """With inv_freq, `query` holds whole qkv rows of new tokens, not yet turned or stored; else ready queries."""
     block_heads: tl.constexpr = max(block_group, 16) if use_dot else block_group
     member = tl.arange(0, block_heads)
     dims = tl.arange(0, block_dim)
-    inside = (member < group)[:, None] & (dims < head_dim)[None, :]
+    wide = dims < head_dim
+    inside = (member < group)[:, None] & wide[None, :]
     todo = tl.load(count) * kv_heads
     for work in range(tl.program_id(0), todo, tl.num_programs(0)):
         item = work // kv_heads
@@ -309,15 +384,54 @@ def _decode(
         end = tl.load(record + 3)
         first_item = tl.load(record + 4)
         splits = tl.load(record + 5)
-        own = query + row.to(tl.int64) * query_stride + (head * group + member)[:, None] * head_dim
-        rows = tl.load(own + dims[None, :], mask=inside, other=0.0)
+        table = page_table + slot.to(tl.int64) * table_stride
+        shift = head.to(tl.int64) * head_stride
+        own = query + row.to(tl.int64) * query_stride
+        mine = own + (head * group + member)[:, None] * head_dim
+        rows = tl.load(mine + dims[None, :], mask=inside, other=0.0)
         peak = tl.full((block_heads,), float("-inf"), tl.float32)
         total = tl.zeros((block_heads,), tl.float32)
         acc = tl.zeros((block_heads, block_dim), tl.float32)
-        shift = head.to(tl.int64) * head_stride
+        if inv_freq is not None:
+            position = tl.load(record + 6) - 1
+            cos, sin = rotation(position, inv_freq, attention_factor, dims, head_dim)
+            swap = partner(dims, head_dim)
+            swapped = tl.load(mine + swap[None, :], mask=inside, other=0.0)
+            if q_weight is not None:
+                square = rows.to(tl.float32) * rows.to(tl.float32)
+                rms = tl.rsqrt(tl.sum(square, 1) / head_dim + eps)[:, None]
+                straight = tl.load(q_weight + dims, mask=wide, other=0.0)[None, :]
+                crossed = tl.load(q_weight + swap, mask=wide, other=0.0)[None, :]
+                turned = _turned(rows, swapped, straight, crossed, rms, cos[None, :], sin[None, :])
+            else:
+                turned = _turned(rows, swapped, None, None, None, cos[None, :], sin[None, :])
+            rows = turned.to(rows.dtype)
+            # The row's last split holds the new token. Its program makes the key and value and starts its sums with
+            # them; the cell itself is nobody's to read, for no other program knows when it has been written.
+            if end > position:
+                end = position
+                new = own + (kv_heads * group + head) * head_dim
+                x = tl.load(new + dims, mask=wide, other=0.0)
+                y = tl.load(new + swap, mask=wide, other=0.0)
+                value = tl.load(new + kv_heads * head_dim + dims, mask=wide, other=0.0)
+                if k_weight is not None:
+                    key_rms = tl.rsqrt(tl.sum(x.to(tl.float32) * x.to(tl.float32), 0) / head_dim + eps)
+                    key_straight = tl.load(k_weight + dims, mask=wide, other=0.0)
+                    key_crossed = tl.load(k_weight + swap, mask=wide, other=0.0)
+                    key = _turned(x, y, key_straight, key_crossed, key_rms, cos, sin).to(x.dtype)
+                else:
+                    key = _turned(x, y, None, None, None, cos, sin).to(x.dtype)
+                page = tl.load(table + position // page_size).to(tl.int64)
+                cell = page * page_stride + (position % page_size) * cell_stride + shift + dims
+                tl.store(key_pages + cell, key, mask=wide)
+                tl.store(value_pages + cell, value, mask=wide)
+                # Padded dims of `cos` are anything but of `rows` are zero.
+                product = tl.where(wide, key.to(tl.float32), 0.0)[None, :] * rows.to(tl.float32)
+                peak = tl.sum(product, 1) * scale
+                total = tl.full((block_heads,), 1.0, tl.float32)
+                acc = value.to(tl.float32)[None, :] + tl.zeros((block_heads, block_dim), tl.float32)
         peak, total, acc = _attend(
-            rows, peak, total, acc,
-            key_pages + shift, value_pages + shift, page_table + slot.to(tl.int64) * table_stride,
+            rows, peak, total, acc, key_pages + shift, value_pages + shift, table,
             begin, end, scale, page_stride, cell_stride,
             page_size, head_dim, block, block_dim, use_dot, stages,
         )  # fmt: skip

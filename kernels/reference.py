@@ -170,8 +170,8 @@ def rope_store(
     live = slots >= 0
     heads, head_dim, page_size = q_out.shape[1], q_out.shape[2], key_pages.shape[1]
     kv_heads = key_pages.shape[2]
-    query, keys, values = qkv[live].view(-1, heads + 2 * kv_heads, head_dim).split(
-        (heads, kv_heads, kv_heads), 1
+    query, keys, values = (
+        qkv[live].view(-1, heads + 2 * kv_heads, head_dim).split((heads, kv_heads, kv_heads), 1)
     )
     if q_weight is not None and k_weight is not None:
         query, keys = rms_norm(query, q_weight, eps), rms_norm(keys, k_weight, eps)
@@ -188,7 +188,7 @@ def rope_store(
 def plan_work(slots: Tensor, lengths: Tensor, split: int, most_splits: int, window: int) -> Tensor:
     """int32 [N, 8]: row, slot, first token, end, first item of the row, items of the row, length, 0 of every piece
     that each row's tokens are cut into. Pieces end at multiples of `split`, doubled until there are at most
-    `most_splits`; those wholly before the newest `window` (0 = all) tokens are left out, the first one shortened."""
+    `most_splits`; those wholly before the newest `window` (0 = all) tokens are left out, the first is shortened."""
     items: list[list[int]] = []
     for row, (slot, length) in enumerate(zip(slots.tolist(), lengths.tolist(), strict=True)):
         if slot < 0:
@@ -203,3 +203,28 @@ def plan_work(slots: Tensor, lengths: Tensor, split: int, most_splits: int, wind
             piece = (max(start, begin), min(start + size, length))
             items.append([row, slot, *piece, first, len(starts), length, 0])
     return torch.tensor(items, dtype=torch.int32).view(-1, 8)
+
+
+def turn_and_attend(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    inv_freq: Tensor,
+    attention_factor: float,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    slots: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+) -> Tensor:
+    """rope_store of each row's one new token, then its attention [R, H, D] in float64 over all that is stored."""
+    page_size, kv_heads, head_dim = key_pages.shape[1:]
+    heads = qkv.shape[1] // head_dim - 2 * kv_heads
+    query = torch.zeros(len(qkv), heads, head_dim, dtype=qkv.dtype)
+    norms = (q_weight, k_weight, eps, inv_freq, attention_factor)
+    rope_store(qkv, *norms, lengths - 1, slots, page_table, key_pages, value_pages, query)
+    keys, values = key_pages.double().flatten(0, 1), value_pages.double().flatten(0, 1)
+    return decode_attention(query.double(), keys, values, page_table, slots, lengths, page_size, scale, window)

@@ -6,11 +6,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from slab_rig import PagedRows
+from slab_rig import PagedRows, same
 
 from headrace.kernels import reference
 from headrace.kernels.attention_work import plan_work, work_shape
-from headrace.kernels.decode_attention import DecodeTuning, decode_attention, scratch_for, tuning_for
+from headrace.kernels.decode_attention import (
+    DecodeTuning,
+    decode_attention,
+    scratch_for,
+    tuning_for,
+    turn_and_attend,
+)
 
 ON_GPU = torch.cuda.is_available()
 # heads, kv heads, head size, page size
@@ -91,6 +97,67 @@ def test_rows_attend_to_their_tokens(
             assert distance(step.out[row], expected[row]) < close, row
         assert step.out[2].isnan().all(), "padding was written"
         assert (step.scratch.arrivals == 0).all()
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size"), SHAPES)
+@pytest.mark.parametrize(
+    ("split", "most_splits", "window"), [(32, 4, 0), *([(64, 32, 0), (16, 32, 40)] if ON_GPU else [])]
+)
+def test_new_tokens_are_turned_stored_and_attended(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    split: int,
+    most_splits: int,
+    window: int,
+    normed: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator,
+    random_tensor: Callable[..., torch.Tensor],
+    capture: Callable[..., Callable[[], None]],
+    distance: Callable[..., float],
+    close: float,
+) -> None:
+    """Lengths count the new token, whose cell holds NaN before: the first of a row, of a split and of a page."""
+    before = [0, split - 1, -1, split, 100 if device.type == "cpu" else 3000]
+    rows = PagedRows(generator, device, dtype, before, page_size, kv_heads, head_dim, spare=1)
+    rows.row_lengths += (rows.row_slots >= 0).int()
+    step = Step(rows, heads, split, most_splits, window, dtype)
+    clean = rows.key_pages.clone(), rows.value_pages.clone()
+    qkv = random_tensor(len(before), (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    norms = [1 + random_tensor(head_dim, dtype=dtype, scale=0.2) for _ in range(2)] if normed else [None] * 2
+    inv_freq = (1e4 ** -(torch.arange(0, head_dim, 2) / head_dim)).to(device)
+    scale = head_dim**-0.5
+    launch = capture(
+        lambda: turn_and_attend(
+            qkv, *norms, 1e-6, inv_freq, 1.25, rows.key_pages, rows.value_pages, rows.page_table, step.items,
+            step.count, step.scratch, step.out, scale, PROGRAMS,
+        )
+    )  # fmt: skip
+    for size in (1.0, 8.0)[: 2 if ON_GPU else 1]:
+        qkv.copy_(random_tensor(*qkv.shape, scale=size))
+        rows.key_pages.copy_(clean[0])
+        rows.value_pages.copy_(clean[1])
+        step.poison()
+        weights = [None if weight is None else weight.cpu() for weight in norms]
+        key_pages, value_pages = clean[0].cpu().clone(), clean[1].cpu().clone()
+        expected = reference.turn_and_attend(
+            qkv.cpu(), *weights, 1e-6, inv_freq.cpu(), 1.25, key_pages, value_pages, rows.page_table.cpu(),
+            rows.row_slots.cpu(), rows.row_lengths.cpu(), scale, window,
+        ).flatten(1)  # fmt: skip
+        launch()
+        for row, slot in enumerate(rows.slots):
+            if slot >= 0:
+                assert distance(step.out[row], expected[row]) < close, row
+        assert step.out[2].isnan().all(), "padding was written"
+        assert (step.scratch.arrivals == 0).all()
+        assert same(rows.value_pages.cpu(), value_pages)
+        owned = key_pages.isfinite()
+        assert torch.equal(rows.key_pages.cpu().isfinite(), owned)
+        assert distance(rows.key_pages.cpu()[owned], key_pages[owned]) < close
 
 
 @pytest.mark.parametrize("use_dot", [True, False])
