@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 Point = tuple[float, float]
@@ -44,7 +44,7 @@ def plain(value: float) -> str:
 
 def linear(title: str, low: float, high: float) -> Axis:
     """From low to high (widened to round numbers) with about five ticks at 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    if high - low <= 1e-9 * max(1.0, abs(low)):
         high = low + 1.0
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
@@ -68,6 +68,12 @@ def logarithmic(title: str, low: float, high: float) -> Axis:
     above = min(step for step in steps if step >= high * 0.9999 and step > below)
     ticks = [Tick(step, plain(float(f"{step:.3g}"))) for step in steps if below <= step <= above]
     return Axis(title, below, above, ticks, math.log10)
+
+
+def logarithmic_over(title: str, values: Iterable[float]) -> Axis:
+    """A log axis that holds these values; zeros, which it cannot, are drawn at its low end."""
+    above = [value for value in values if value > 0]
+    return logarithmic(title, min(above), max(above)) if above else logarithmic(title, 1.0, 1.0)
 
 
 def nines(title: str, greatest: float) -> Axis:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.bench.page import figure, legend, page, section, series_class, sheet
-from headrace.bench.plot import Plot, Point, escape, linear, logarithmic, nines
+from headrace.bench.plot import Plot, Point, escape, linear, logarithmic_over, nines
 from headrace.bench.table import number
 
 Document = dict[str, Any]
@@ -209,7 +209,7 @@ def quantile_figure(
     if not curves:
         return None
     values = [value for _, curve in curves for _, value in curve] + ([floor] if floor else [])
-    y = logarithmic("ms", min(values), max(values))
+    y = logarithmic_over("ms", values)
     plot = Plot(title, nines(f"share of {what}", max(curve[-1][0] for _, curve in curves)), y)
     if floor:
         plot.level(floor, f"floor {number(floor)} ms")
@@ -227,9 +227,7 @@ def quantile_figure(
 
 def curve_of(samples: dict[str, Any], key: str) -> list[Point]:
     """(share, ms) of a sketch up to its maximum, which stands where its rank is: n values tell 1 - 1/n at most.
-
-    Zeros, which only merged tokens have, are lifted to the least value above zero, as a log axis has no zero.
-    """
+    Zeros, which merged tokens have, are lifted to the least value above zero, as a log axis has none."""
     sketch = samples[key]
     count = sketch["count"]
     above = [value for value in sketch["quantiles"] if value > 0]
@@ -265,7 +263,7 @@ def load_curves(groups: dict[str, list[tuple[Document, str]]]) -> str:
         if not latencies:
             continue
         most = max(rate for members in dots.values() for rate, _, _ in members)
-        plot = Plot(title, linear("tokens/s", 0, most), logarithmic("ms", min(latencies), max(latencies)))
+        plot = Plot(title, linear("tokens/s", 0, most), logarithmic_over("ms", latencies))
         for place, (group, members) in enumerate(dots.items()):
             style = series_class(place)
             if len(members) > 1:
@@ -325,7 +323,7 @@ def arrival_figure(course: dict[str, Any], styles: dict[str, str]) -> str | None
     plot = Plot(
         "Time to first token by arrival",
         linear("s", 0, max(at for at, _, _ in requests) / 1e3),
-        logarithmic("ms", min(values), max(values)),
+        logarithmic_over("ms", values),
     )
     for part, style in styles.items():
         points = [(at / 1e3, ttft) for at, ttft, own in requests if own == part]
