@@ -13,7 +13,7 @@ they mean here:
   sent, and still running then). With a single wave: while all of its streams decode ("decode" in `steady_window`).
 - Percentiles are interpolated linearly, as numpy does by default.
 - Failed requests are counted with their messages and are part of no latency; requests that the client left on
-  purpose are part of TTFT and ITL alone. A count that differs from `usage` is a failure, see `answer.failure`.
+  purpose are part of all but E2EL and goodput. A count that differs from `usage` is a failure (`answer.failure`).
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def latencies(answers: Sequence[Answer], whole_ones: Sequence[Answer]) -> dict[s
     longest = np.array([answer.longest_gap for answer in answers if answer.longest_gap is not None])
     result: dict[str, Any] = named("ttft", np.array([answer.ttft for answer in answers]))
     result |= named("itl", itl)
-    result |= named("tpot", np.array([answer.tpot for answer in whole_ones if answer.tpot is not None]))
+    result |= named("tpot", np.array([answer.tpot for answer in answers if answer.tpot is not None]))
     result |= named("e2el", np.array([answer.e2el for answer in whole_ones]))
     for name, percent in (("p50", 50), ("p90", 90), ("p99", 99)):
         result[f"max_gap_{name}_ms"] = float(np.percentile(longest, percent)) if len(longest) else None

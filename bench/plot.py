@@ -50,7 +50,9 @@ def linear(title: str, low: float, high: float) -> Axis:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
-    ticks = [Tick(number * step, plain(round(number * step, 10))) for number in range(first, last + 1)]
+    values = [round(number * step, 10) for number in range(first, last + 1)]
+    thousands = max(map(abs, values)) >= 10000
+    ticks = [Tick(value, f"{value / 1000:g}k" if thousands and value else plain(value)) for value in values]
     return Axis(title, ticks[0].value, ticks[-1].value, ticks)
 
 

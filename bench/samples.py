@@ -52,7 +52,7 @@ def sketches(answers: Sequence[Answer]) -> dict[str, Any]:
     return {
         "ttft_ms": sketch(np.array([answer.ttft for answer in answers])),
         "itl_ms": sketch(gaps),
-        "tpot_ms": sketch(np.array([a.tpot for a in answers if a.tpot is not None and not a.trace.left])),
+        "tpot_ms": sketch(np.array([a.tpot for a in answers if a.tpot is not None])),
         "max_gap_ms": sketch(np.array(longest)),
     }
 

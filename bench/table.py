@@ -113,7 +113,8 @@ def rate_lines(values: Mapping[str, Any], spread: Mapping[str, Any]) -> list[str
         basis = {"waves": "first and last wave left out", "decode": "while all streams decode"}
         note = f"  {basis.get(values['steady_window'], '')}".rstrip()
         lines.append(line("steady", "steady_output_throughput", "tokens/s", note))
-    lines.append(line("requests", "request_throughput", "per s"))
+    if values["completed"]:
+        lines.append(line("requests", "request_throughput", "per s"))
     if values["request_goodput"] is not None:
         lines.append(line("goodput", "request_goodput", "per s"))
     share = values["merged_token_share"]

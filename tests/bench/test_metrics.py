@@ -189,7 +189,8 @@ def test_requests_left_on_purpose_are_no_failures_and_no_answers() -> None:
     )
     assert (found["completed"], found["left"], found["failed"]) == (1, 2, 0)
     assert found["max_itl_ms"] == 40  # what it saw before it left counts
-    assert found["max_tpot_ms"] == 10  # but it is no answer
+    assert found["max_tpot_ms"] == 40
+    assert found["max_e2el_ms"] == 60  # but it is no whole answer
     assert found["request_goodput"] == pytest.approx(1 / 0.06)
     assert found["ended_early"] == 0 and found["unverified"] == 0
 
