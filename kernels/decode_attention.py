@@ -34,6 +34,11 @@ class DecodeTuning:
     use_dot: bool = True
     programs: int = 2
 
+    @property
+    def registers(self) -> int:
+        """What a thread may use so that all programs of a multiprocessor really run side by side."""
+        return min(255, 65536 // (self.programs * self.warps * 32) // 8 * 8)
+
 
 # By (head size up to, bytes of an element). float32 is there for exactness, not for speed.
 TUNED: dict[tuple[int, int], DecodeTuning] = {
@@ -164,11 +169,12 @@ def _launch(
     _decode[(programs,)](
         query, q_weight, k_weight, inv_freq, eps, attention_factor,
         key_pages, value_pages, page_table, items, count, *scratch, out,
-        scale * LOG2E, query.stride(0),
+        len(items), scale * LOG2E, query.stride(0),
         key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], kv_heads=kv_heads, group=group, head_dim=head_dim,
         use_dot=tuning.use_dot, block=tuning.block, block_dim=triton.next_power_of_2(head_dim),
         block_group=triton.next_power_of_2(group), stages=tuning.stages, num_warps=tuning.warps,
+        maxnreg=tuning.registers,
     )  # fmt: skip
 
 
@@ -358,10 +364,27 @@ def _turned(x, y, x_weight, y_weight, rms, cos, sin):
 
 
 @triton.jit
+def _item(items, work, room, kv_heads: tl.constexpr):
+    """The record of one piece of work: row, slot, first token, end, first item of the row, its items, its length.
+    Anything where nothing was planned; `room` records can be read."""
+    there = work < room * kv_heads
+    record = items + (work // kv_heads) * 8
+    return (
+        tl.load(record, mask=there, other=0),
+        tl.load(record + 1, mask=there, other=0),
+        tl.load(record + 2, mask=there, other=0),
+        tl.load(record + 3, mask=there, other=0),
+        tl.load(record + 4, mask=there, other=0),
+        tl.load(record + 5, mask=there, other=0),
+        tl.load(record + 6, mask=there, other=0),
+    )
+
+
+@triton.jit(do_not_specialize=["room"])
 def _decode(
     query, q_weight, k_weight, inv_freq, eps, attention_factor,
     key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out,
-    scale, query_stride,
+    room, scale, query_stride,
     page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
     use_dot: tl.constexpr, block: tl.constexpr, block_dim: tl.constexpr, block_group: tl.constexpr,
@@ -373,17 +396,20 @@ def _decode(
     dims = tl.arange(0, block_dim)
     wide = dims < head_dim
     inside = (member < group)[:, None] & wide[None, :]
+    # An item is read while the one before is computed, and the first before it is known that there is one.
     todo = tl.load(count) * kv_heads
-    for work in range(tl.program_id(0), todo, tl.num_programs(0)):
+    step = tl.num_programs(0)
+    next_row, next_slot, next_begin, next_end, next_first, next_splits, next_length = _item(
+        items, tl.program_id(0), room, kv_heads
+    )
+    for work in range(tl.program_id(0), todo, step):
+        row, slot, begin, end = next_row, next_slot, next_begin, next_end
+        first_item, splits, length = next_first, next_splits, next_length
+        next_row, next_slot, next_begin, next_end, next_first, next_splits, next_length = _item(
+            items, work + step, room, kv_heads
+        )
         item = work // kv_heads
         head = work % kv_heads
-        record = items + item * 8
-        row = tl.load(record)
-        slot = tl.load(record + 1)
-        begin = tl.load(record + 2)
-        end = tl.load(record + 3)
-        first_item = tl.load(record + 4)
-        splits = tl.load(record + 5)
         table = page_table + slot.to(tl.int64) * table_stride
         shift = head.to(tl.int64) * head_stride
         own = query + row.to(tl.int64) * query_stride
@@ -393,7 +419,7 @@ def _decode(
         total = tl.zeros((block_heads,), tl.float32)
         acc = tl.zeros((block_heads, block_dim), tl.float32)
         if inv_freq is not None:
-            position = tl.load(record + 6) - 1
+            position = length - 1
             cos, sin = rotation(position, inv_freq, attention_factor, dims, head_dim)
             swap = partner(dims, head_dim)
             swapped = tl.load(mine + swap[None, :], mask=inside, other=0.0)
