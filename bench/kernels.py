@@ -29,7 +29,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the engine sets it, before
 import torch
 
 import headrace.kernels
-from headrace.bench.machine import facts_of_machine, machine_of, time_calls
+from headrace.bench.machine import brief, facts_of_machine, machine_of, time_calls
 from headrace.bench.step_model import Machine, percent_of_floor, roof_s
 from headrace.bench.timing import launched, replayed
 from headrace.kernels import reference
@@ -113,9 +113,9 @@ def measure_case(
     for side in ("kernel", "twin", "peer"):
         taken = row[f"{side}_us"]
         if taken is not None:
-            row[f"{side}_gb_s"] = round(case.bytes / taken / 1e3, 2)
-            row[f"{side}_tflops"] = round(case.flops / taken / 1e6, 4)
-            row[f"{side}_pct_of_floor"] = round(percent_of_floor(1e6 * floor, taken), 2)
+            row[f"{side}_gb_s"] = brief(case.bytes / taken / 1e3)
+            row[f"{side}_tflops"] = brief(case.flops / taken / 1e6)
+            row[f"{side}_pct_of_floor"] = brief(percent_of_floor(1e6 * floor, taken))
     return row
 
 

@@ -32,6 +32,10 @@ PRODUCT = 1024  # rows, columns and depth of the measured matrix product
 ON_CPU = dataclasses.replace(
     H200,
     name="cpu",
+    read_bytes=25e9,
+    flops={2: 0.5e12, 4: 0.2e12, 1: 0.5e12},
+    attention_floor_flops=0.5e12,
+    attention_flops=0.1e12,
     weight_efficiency=0.9,
     kv_efficiency=0.5,
     compute_efficiency=((1, 0.6), (64, 0.9)),
@@ -40,7 +44,7 @@ ON_CPU = dataclasses.replace(
     nodes_per_layer=13,
     request_s=1e-3,
 )
-"""What a CPU adds to its measured rates, by estimate until `refit` has seen its steps."""
+"""A CPU by estimate: the rates until they are measured, the rest until `refit` has seen its steps."""
 
 
 def commit() -> str:
@@ -184,6 +188,11 @@ def with_rates(machine: Machine, name: str, rates: dict[str, float]) -> Machine:
         attention_floor_flops=rates["2"],
         attention_flops=rates["4"] / 2,
     )
+
+
+def brief(value: float) -> float:
+    """Five digits: what a measurement is worth, however small it is."""
+    return float(f"{value:.5g}")
 
 
 def spread(seconds: Sequence[float], unit: float = 1e3) -> tuple[float, float, float]:

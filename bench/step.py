@@ -1,34 +1,31 @@
-"""How fast the engine's steps are, without server or sockets, beside transformers on the same machine in one run.
+"""How long the engine's steps take by row count and context, without server or sockets, beside their floor.
 
-    python -P -m headrace.bench.step --config qwen3-0.6b --streams 1,8 --rounds 3
+    headrace bench step                                        a random model in the shape of Qwen3-0.6B
+    headrace bench step --shape llama-3.1-8b --rows 1,8,64,256 --contexts 1024,4096
+    headrace bench step --model ./Qwen3-0.6B --streams 1,8     and beside transformers in turns, on the same machine
 
-Writes a random checkpoint of the chosen shape, then lets headrace and transformers (each in a process of its own)
-generate greedily from the same prompts in turns. "decode" is the median time between tokens once prompts are in;
-"whole" is all tokens over the wall time of everything, prompts included. The last line printed is the JSON that
---out writes.
+The sweep drives the engine with plans made by hand: the step alone, then the gap that the host leaves when it
+launches a step only after the last one landed. `--streams` lets headrace's scheduler and transformers (in a process
+of its own) generate greedily from the same prompts in turns: "decode" is the median time between tokens once the
+prompts are in; "whole" is all tokens over the wall time of everything, prompts included. The last line printed is
+the JSON that --out writes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import random
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 os.environ.setdefault(
     "GOMP_SPINCOUNT", "2000"
@@ -36,196 +33,86 @@ os.environ.setdefault(
 
 import torch
 
+from headrace.bench.beside import in_quiet, make_prompts, ratios, run_headrace, summary
+from headrace.bench.machine import facts_of_machine, machine_of
 from headrace.bench.peer import Peer, Run
 from headrace.bench.shapes import CONFIGS, write_checkpoint
+from headrace.bench.step_model import BF16, FP32, shape_of
+from headrace.bench.sweep import measure_sweep
 from headrace.runtime.config import EngineConfig
-from headrace.runtime.engine import Engine
-from headrace.runtime.plan import StepPlan, StepResult
-from headrace.runtime.request import Req, SamplingParams
-from headrace.runtime.scheduler import Scheduler
+from headrace.runtime.engine import open_engine
+from headrace.runtime.models.registry import read_model_config
+
+if TYPE_CHECKING:
+    from headrace.runtime.cpu_engine import CpuEngine
+    from headrace.runtime.device_engine import DeviceEngine
 
 
-def make_prompts(streams: int, context: int, vocab: int, seed: int) -> list[list[int]]:
-    """Prompts of about `context` tokens; several ones differ in length by up to a quarter."""
-    rng = random.Random(seed)
-    spread = [0] if streams == 1 else [round((i / (streams - 1) - 0.5) * context / 2) for i in range(streams)]
-    return [[rng.randrange(vocab) for _ in range(max(1, context + delta))] for delta in spread]
-
-
-class Neighbours:
-    """How many CPUs others kept busy since the last look; 0 where the system does not tell. `ours`: processes."""
-
-    def __init__(self, ours: Sequence[int]) -> None:
-        self.ours = ours
-        self.look()
-
-    def look(self) -> float:
-        now = time.perf_counter()
-        try:
-            own = sum(self._used(pid) for pid in self.ours)
-            counts = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-            busy = sum(counts) - counts[3] - counts[4]
-        except (OSError, ValueError, IndexError):
-            own = busy = 0
-        last = getattr(self, "last", (now - 1.0, own, busy))
-        self.last = (now, own, busy)
-        return max(0.0, (busy - last[2]) - (own - last[1])) / os.sysconf("SC_CLK_TCK") / (now - last[0])
-
-    @staticmethod
-    def _used(pid: int) -> int:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return int(after_name[11]) + int(after_name[12])  # user and system
-
-
-def in_quiet(
-    cell: Callable[[], Run], ours: Sequence[int], patience: float, allowed: float = 0.1
-) -> tuple[Run, float]:
-    """Run `cell` until the others kept less than `allowed` CPUs busy, for at most `patience` seconds; the quietest
-    run, and the patience that is left."""
-    begin = time.perf_counter()
-    best: Run | None = None
-    neighbours = Neighbours(ours)
-    while best is None or (best.elsewhere > allowed and time.perf_counter() - begin < patience):
-        if patience:
-            time.sleep(0.5)
-            if neighbours.look() > allowed and time.perf_counter() - begin < patience:
-                continue
-        neighbours.look()
-        run = cell()
-        run.elsewhere = neighbours.look()
-        if best is None or run.elsewhere < best.elsewhere:
-            best = run
-    return best, max(0.0, patience - (time.perf_counter() - begin))
-
-
-def run_headrace(engine: Engine, prompts: list[list[int]], count: int) -> Run:
-    """All prompts at once through the real scheduler, launching the next step before the last one is retired."""
-    scheduler = Scheduler(
-        engine.page_count, engine.page_size, engine.max_running, engine.chunk_tokens, prefix_cache=False
-    )
-    params = SamplingParams(temperature=0.0)
-    begin = time.perf_counter()
-    for number, prompt in enumerate(prompts):
-        scheduler.add(Req(number, "", list(prompt), len(prompt), len(prompt) + count, params))
-    flight: tuple[StepPlan, Future[StepResult]] | None = None
-    stamps: list[tuple[float, bool]] = []
-    tokens = 0
-    while True:
-        plan = scheduler.plan()
-        launched = None if plan is None else (plan, engine.launch(plan))
-        if flight is not None:
-            events = scheduler.retire(flight[0], flight[1].result())
-            tokens += sum(event.token is not None for event in events)
-            steady = len(flight[0].decode) == len(prompts) and not flight[0].prefill
-            stamps.append((time.perf_counter(), steady))
-        flight = launched
-        if flight is None and scheduler.idle:
-            break
-    wall = time.perf_counter() - begin
-    assert tokens == count * len(prompts), "every stream got all its tokens"
-    gaps = [
-        stamps[i][0] - stamps[i - 1][0] for i in range(1, len(stamps)) if stamps[i][1] and stamps[i - 1][1]
-    ]
-    return Run(wall, gaps, tokens, len(prompts))
-
-
-def facts_of_machine(threads: int) -> dict[str, Any]:
-    """Where and with what a result was measured."""
-    root = Path(__file__).resolve().parents[1]
-    git = shutil.which("git")
-    commit = ""
-    if git and (root / ".git").exists():
-        done = subprocess.run(
-            [git, "-C", str(root), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        commit = done.stdout.strip()
-    versions = {name: importlib.metadata.version(name) for name in ("headrace", "torch")}
-    if importlib.util.find_spec("transformers") is not None:
-        versions["transformers"] = importlib.metadata.version("transformers")
-    capabilities = torch.cpu.get_capabilities()
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "git_rev": commit,
-        "cpu": capabilities.get("cpu_name", platform.processor()),
-        "cores": os.cpu_count(),
-        "avx512_bf16": bool(capabilities.get("avx512_bf16")),
-        "amx_bf16": bool(capabilities.get("amx_bf16")),
-        "threads": threads,
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "omp": {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "GOMP_", "KMP_"))},
-        **versions,
-    }
-
-
-def summary(runs: list[Run], streams: int) -> dict[str, Any]:
-    """Median over rounds, and the extremes."""
-    steps = [run.step * 1e3 for run in runs]
-    return {
-        "streams": streams,
-        "step_ms": round(statistics.median(steps), 2),
-        "step_ms_best": round(min(steps), 2),
-        "step_ms_worst": round(max(steps), 2),
-        "decode_tokens_per_s": round(statistics.median(run.decode_rate for run in runs), 1),
-        "decode_tokens_per_s_best": round(max(run.decode_rate for run in runs), 1),
-        "whole_tokens_per_s": round(statistics.median(run.whole_rate for run in runs), 1),
-        "rounds": len(runs),
-        "cpus_busy_elsewhere": [round(run.elsewhere, 2) for run in runs],
-    }
-
-
-def ratios(cells: dict[str, dict[str, Any]], streams: list[int]) -> dict[str, float]:
-    """What the targets are about. Against transformers at N streams counts its better way: one padded batch, or
-    one after the other (which has the rate of one stream)."""
-    found: dict[str, float] = {}
-    for metric in ("decode_tokens_per_s", "whole_tokens_per_s"):
-        one = cells.get("headrace_1", {}).get(metric)
-        for count in streams:
-            own = cells[f"headrace_{count}"][metric]
-            if one and count > 1:
-                found[f"{metric}: headrace {count} over 1"] = round(own / one, 2)
-            theirs = [
-                cells[name][metric] for name in ("transformers_1", f"transformers_{count}") if name in cells
-            ]
-            if theirs:
-                found[f"{metric}: headrace over transformers at {count}"] = round(own / max(theirs), 2)
+def numbers(text: str) -> list[int]:
+    """Whole numbers above zero, separated by commas."""
+    found = [int(part) for part in text.split(",") if part]
+    if any(number < 1 for number in found):
+        raise argparse.ArgumentTypeError(f"{text}: numbers from 1 on")
     return found
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="headrace bench step",
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    gpu = torch.cuda.is_available()
+    parser.add_argument(
+        "--shape", choices=sorted(CONFIGS), default="qwen3-0.6b", help="shape of a random model"
+    )
+    parser.add_argument("--model", type=Path, help="a model folder to use instead of a random one")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    parser.add_argument(
+        "--rows", type=numbers, default="1,8,64,256" if gpu else "1,8", help="streams of a step"
+    )
+    parser.add_argument(
+        "--contexts", type=numbers, default="1024" if gpu else "128", help="tokens each row holds"
+    )
+    parser.add_argument("--steps", type=int, default=64 if gpu else 16, help="decode steps of one round")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often each cell is measured, after one discarded"
+    )
+    parser.add_argument(
+        "--streams", type=numbers, default="", help="also beside transformers, with so many streams"
+    )
+    parser.add_argument(
+        "--prompt", type=int, default=112, help="--streams: prompt tokens (mean over the streams)"
+    )
+    parser.add_argument("--tokens", type=int, default=32, help="--streams: tokens to generate per stream")
+    parser.add_argument("--alone", action="store_true", help="--streams: without transformers")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="compute type"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="compute threads (0 = physical cores)")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait until others are quiet")
+    parser.add_argument("--out", type=Path, help="write the JSON to this file as well")
+    given = parser.parse_args(argv)
+    if given.steps < 8 or given.rounds < 1:
+        parser.error("--steps from 8 on, --rounds from 1 on")
+    return given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the bench; 0 if it finished. Prints a table, then one line of JSON."""
-    parser = argparse.ArgumentParser(prog="headrace bench step", description=__doc__.split("\n")[0])
-    parser.add_argument("--config", choices=sorted(CONFIGS), default="qwen3-0.6b", help="shape of the model")
-    parser.add_argument("--model", type=Path, help="a model folder to use instead of a random one")
-    parser.add_argument("--streams", default="1,8", help="how many at once, comma separated")
-    parser.add_argument("--context", type=int, default=112, help="prompt tokens (mean over the streams)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens to generate per stream")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each cell is measured, in turns")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="compute threads (0 = physical cores)")
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=0.0,
-        help="seconds to spend on waiting until other processes are quiet",
-    )
-    parser.add_argument("--alone", action="store_true", help="leave transformers out")
-    parser.add_argument("--out", type=Path, help="write the JSON to this file as well")
-    args = parser.parse_args(argv)
-    streams = [int(text) for text in args.streams.split(",")]
+    args = arguments(argv)
     # This thread's OpenMP team must stay alone: two teams in one process would make each other wait in sleep.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as temporary:
         folder = args.model
+        on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+        made_up = folder is None and on_gpu and (args.alone or not args.streams)
         if folder is None:
-            folder = Path(temporary) / args.config
-            print(f"writing a random {args.config} checkpoint ...", flush=True)
-            write_checkpoint(folder, CONFIGS[args.config])
-        result = measure(args, folder, streams)
-    print_table(result)
+            folder = Path(temporary) / args.shape
+            print(f"writing a model folder in the shape of {args.shape} ...", flush=True)
+            write_checkpoint(folder, CONFIGS[args.shape], weights=not made_up)
+        result = measure(args, folder, "random" if made_up else "checkpoint")
+    print_streams(result)
     line = json.dumps(result)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -234,31 +121,83 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace, folder: Path, streams: list[int]) -> dict[str, Any]:
-    """All cells in turns, one discarded round first."""
+def measure(
+    args: argparse.Namespace, folder: Path, weights: Literal["checkpoint", "random"]
+) -> dict[str, Any]:
+    """The sweep, then the streams in turns with the peer."""
     started = time.perf_counter()
-    room = (args.context * 2 + args.tokens) * max(streams)
-    engine = Engine(
+    longest = max([*args.contexts, args.prompt * 2 + args.tokens if args.streams else 1])
+    engine = open_engine(
         folder,
-        EngineConfig(dtype=args.dtype, threads=args.threads, max_running=max(8, *streams), max_context=0),
+        EngineConfig(
+            device=args.device,
+            dtype=args.dtype,
+            weights=weights,
+            threads=args.threads,
+            max_running=max(8, *args.rows, *args.streams),
+            max_context=min(longest + args.steps + 8, read_model_config(folder).max_positions),
+        ),
     )
     engine.warm()
     ready = time.perf_counter() - started
+    shape = shape_of(engine.model_config, args.shape if args.model is None else args.model.name)
+    precision = BF16 if engine.config.dtype == "bfloat16" else FP32
+    machine = machine_of(engine.config.device, engine.config.threads)
+    gc.collect()
+    print(
+        f"{shape.name}, {engine.config.dtype} on {machine.name}: reads {machine.read_bytes / 1e9:.1f} GB/s, "
+        f"{machine.flops[precision.weights] / 1e12:.3g} TFLOP/s\n" + CELL_HEAD,
+        flush=True,
+    )
+    cells, prompts = measure_sweep(
+        engine, args.rows, args.contexts, args.steps, args.rounds, (shape, machine, precision), print_cell
+    )
+    found = in_turns(args, engine, folder) if args.streams else {}
+    engine.close()
+    return {
+        "bench": "step",
+        "model": shape.name,
+        "dtype": engine.config.dtype,
+        "weights": weights,
+        "device": engine.config.device,
+        "shape": dataclasses.asdict(shape),
+        "precision": dataclasses.asdict(precision),
+        "rates": {
+            "read_gb_s": round(machine.read_bytes / 1e9, 2),
+            "tflops": round(machine.flops[precision.weights] / 1e12, 3),
+        },
+        "flags": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "engine": {
+            "chunk_tokens": engine.chunk_tokens,
+            "page_size": engine.page_size,
+            "start_s": round(ready, 2),
+        },
+        "machine": facts_of_machine(engine.config.threads),
+        "sweep": cells,
+        "prompts": prompts,
+        "cells": found,
+        "ratios": ratios(found, args.streams) if found else {},
+    }
+
+
+def in_turns(
+    args: argparse.Namespace, engine: CpuEngine | DeviceEngine, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Both sides, all stream counts, round after round; the first round is discarded."""
+    room = (args.prompt * 2 + args.tokens) * max(args.streams)
     assert engine.page_count * engine.page_size >= room, "the streams fit the slab"
     peer = None
     if not args.alone:
         if importlib.util.find_spec("transformers") is None:
             print("transformers is not installed: measuring headrace alone")
         else:
-            peer = Peer(folder, engine.config.dtype, engine.config.threads)
+            peer = Peer(folder, engine.config.dtype, engine.config.threads, engine.config.device)
     ours = [os.getpid(), *([peer.pid] if peer else [])]
     runs: dict[str, list[Run]] = {}
-    vocab = engine.embedding_rows
     patience = args.patience
-    gc.collect()
     for turn in range(args.rounds + 1):
-        for count in streams:
-            prompts = make_prompts(count, args.context, vocab, seed=turn)
+        for count in args.streams:
+            prompts = make_prompts(count, args.prompt, engine.embedding_rows, seed=turn)
             sides: dict[str, Callable[[], Run]] = {
                 f"headrace_{count}": partial(run_headrace, engine, prompts, args.tokens)
             }
@@ -273,29 +212,40 @@ def measure(args: argparse.Namespace, folder: Path, streams: list[int]) -> dict[
                 )
                 if turn > 0:
                     runs.setdefault(name, []).append(run)
-    engine.close()
     if peer is not None:
         peer.close()
-    cells_out = {name: summary(found, int(name.rpartition("_")[2])) for name, found in runs.items()}
-    return {
-        "bench": "step",
-        "config": args.config if args.model is None else args.model.name,
-        "dtype": engine.config.dtype,
-        "prompt_tokens": args.context,
-        "new_tokens": args.tokens,
-        "engine": {
-            "chunk_tokens": engine.chunk_tokens,
-            "page_size": engine.page_size,
-            "start_s": round(ready, 2),
-        },
-        "machine": facts_of_machine(engine.config.threads),
-        "cells": cells_out,
-        "ratios": ratios(cells_out, streams),
-    }
+    return {name: summary(found, int(name.rpartition("_")[2])) for name, found in runs.items()}
 
 
-def print_table(result: dict[str, Any]) -> None:
-    print(f"\n{'cell':<18}{'ms/step':>9}{'best':>8}{'worst':>8}{'decode tok/s':>14}{'whole tok/s':>13}")
+CELL_HEAD = (
+    f"{'rows':>5}{'context':>9}{'step ms':>10}{'floor':>9}{'% floor':>9}{'model':>9}{'tok/s':>10}"
+    f"{'launch µs':>11}{'gap µs p50':>12}{'p99':>9}"
+)
+
+
+def print_cell(cell: dict[str, Any]) -> None:
+    """One line of the sweep."""
+    start = f"{cell['rows']:>5}{cell['context']:>9g}"
+    if "left_out" in cell:
+        print(f"{start}  left out: {cell['left_out']}", flush=True)
+        return
+    print(
+        f"{start}{cell['step_ms']:>10.3f}{cell['floor_ms']:>9.3f}{cell['pct_of_floor']:>9.1f}"
+        f"{cell['predicted_ms']:>9.3f}{cell['tokens_per_s']:>10.1f}{cell['launch_us_p50']:>11.1f}"
+        f"{cell['gap_us_p50']:>12.1f}{cell['gap_us_p99']:>9.1f}",
+        flush=True,
+    )
+
+
+def print_streams(result: dict[str, Any]) -> None:
+    """The prompt steps of the sweep and the comparison with the peer."""
+    for cell in result["prompts"]:
+        print(
+            f"prompt tokens {cell['begin']} to {cell['begin'] + cell['chunk']}: {cell['step_ms']:.2f} ms, "
+            f"floor {cell['floor_ms']:.2f}, {cell['pct_of_floor']:.0f} %"
+        )
+    if result["cells"]:
+        print(f"\n{'cell':<18}{'ms/step':>9}{'best':>8}{'worst':>8}{'decode tok/s':>14}{'whole tok/s':>13}")
     for name, cell in result["cells"].items():
         print(
             f"{name:<18}{cell['step_ms']:>9.2f}{cell['step_ms_best']:>8.2f}{cell['step_ms_worst']:>8.2f}"

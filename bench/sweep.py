@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from headrace.bench.machine import spread
+from headrace.bench.machine import brief, spread
 from headrace.bench.step_model import (
     Machine,
     Precision,
@@ -201,18 +201,18 @@ def measure_cell(
     return {
         "rows": rows,
         "context": work.context,
-        "step_ms": round(step_ms, 4),
-        "step_ms_best": round(min(back_to_back) * 1e3, 4),
-        "step_ms_worst": round(max(back_to_back) * 1e3, 4),
-        "tokens_per_s": round(rows / step_ms * 1e3, 1),
-        "lockstep_ms": round(statistics.median(one_by_one) * 1e3, 4),
-        "launch_us_p50": round(launch, 1),
-        "launch_us_p99": round(late_launch, 1),
-        "gap_us_p50": round(gap, 1),
-        "gap_us_p99": round(late_gap, 1),
-        "floor_ms": round(floor, 4),
-        "pct_of_floor": round(percent_of_floor(floor, step_ms), 1),
-        "predicted_ms": round(work_ms(shape, work, machine, precision), 4),
+        "step_ms": brief(step_ms),
+        "step_ms_best": brief(min(back_to_back) * 1e3),
+        "step_ms_worst": brief(max(back_to_back) * 1e3),
+        "tokens_per_s": brief(rows / step_ms * 1e3),
+        "lockstep_ms": brief(statistics.median(one_by_one) * 1e3),
+        "launch_us_p50": brief(launch),
+        "launch_us_p99": brief(late_launch),
+        "gap_us_p50": brief(gap),
+        "gap_us_p99": brief(late_gap),
+        "floor_ms": brief(floor),
+        "pct_of_floor": brief(percent_of_floor(floor, step_ms)),
+        "predicted_ms": brief(work_ms(shape, work, machine, precision)),
         "rounds": rounds,
     }
 
@@ -229,11 +229,11 @@ def prompt_cells(sweep: Sweep, rates: tuple[Shape, Machine, Precision]) -> list[
             {
                 "begin": begin,
                 "chunk": count,
-                "step_ms": round(step_ms, 4),
-                "tokens_per_s": round(count / step_ms * 1e3, 1),
-                "floor_ms": round(floor, 4),
-                "pct_of_floor": round(percent_of_floor(floor, step_ms), 1),
-                "predicted_ms": round(work_ms(shape, work, machine, precision), 4),
+                "step_ms": brief(step_ms),
+                "tokens_per_s": brief(count / step_ms * 1e3),
+                "floor_ms": brief(floor),
+                "pct_of_floor": brief(percent_of_floor(floor, step_ms)),
+                "predicted_ms": brief(work_ms(shape, work, machine, precision)),
                 "steps": len(seconds),
             }
         )
