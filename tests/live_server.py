@@ -15,10 +15,13 @@ from fake_prompter import CARD, BytePrompter, letters
 from headrace.server.app import App
 from headrace.server.config import ServerConfig
 
+WAIT = 120.0  # seconds for what takes no time at all; only a hang takes as long
+
 
 class LiveServer:
-    """`url` answers from birth until `stop`. With `gated`, steps land only when `land` is called. `choose` is the
-    fake model, `eos` the ids that end its answers; further settings are ServerConfig's."""
+    """`url` answers from birth until `stop`. With `gated`, steps land only when `land` is called, or after
+    `open_gate`. `choose` is the fake model, `eos` the ids that end its answers; further settings are
+    ServerConfig's."""
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class LiveServer:
         self._trouble: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="live-server", daemon=True)
         self._thread.start()
-        assert self._up.wait(30), "the server did not start"
+        assert self._up.wait(WAIT), "the server did not start"
         if self._trouble is not None:
             raise self._trouble
 
@@ -60,7 +63,7 @@ class LiveServer:
         uvloop.run(live())
 
     def land(self, count: int = 1) -> None:
-        """Let `count` launched steps land, each after the turn that the one before caused."""
+        """Let `count` steps land, each after the turn that the one before caused. Nothing happens where none waits."""
 
         async def steps() -> None:
             for _ in range(count):
@@ -68,7 +71,20 @@ class LiveServer:
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
 
-        asyncio.run_coroutine_threadsafe(steps(), self.loop).result(30)
+        asyncio.run_coroutine_threadsafe(steps(), self.loop).result(WAIT)
+
+    def open_gate(self) -> None:
+        """From now on steps land by themselves: for answers that nothing races any more."""
+        self.ask(lambda app: self._gate(False))
+
+    def close_gate(self) -> None:
+        """From now on steps wait for `land` again."""
+        self.ask(lambda app: self._gate(True))
+
+    def _gate(self, gated: bool) -> None:
+        self.engine.gated = gated
+        if not gated:
+            self.engine.land()
 
     def ask(self, question: Callable[[App], Any]) -> Any:
         """What `question` says about the app, asked on its own thread."""
@@ -76,7 +92,7 @@ class LiveServer:
         async def answer() -> Any:
             return question(self.app)
 
-        return asyncio.run_coroutine_threadsafe(answer(), self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(answer(), self.loop).result(WAIT)
 
     def baseline(self) -> None:
         """Wait for the end of every generation; then nothing may be held."""
@@ -84,17 +100,19 @@ class LiveServer:
         async def idle() -> None:
             app = self.app
             while not (app.scheduler.idle and not app.loop.live and not app.runtime._preparing):
+                if not app.loop.live:
+                    self.engine.land()  # the last step of what was cancelled
                 await asyncio.sleep(0)
             app.scheduler.check()
             assert app.scheduler.pages_in_use == 0
             assert app.scheduler.slots.free_count == self.engine.max_running
             assert app.metrics.crashes == 0
 
-        asyncio.run_coroutine_threadsafe(idle(), self.loop).result(30)
+        asyncio.run_coroutine_threadsafe(idle(), self.loop).result(WAIT)
 
     def stop(self) -> None:
         """End the server and its thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: a test has ended it before
             self.loop.call_soon_threadsafe(self.app.interrupt)
-        self._thread.join(30)
+        self._thread.join(WAIT)
         assert not self._thread.is_alive(), "the server did not stop"

@@ -14,11 +14,20 @@ from live_server import LiveServer
 from headrace.clients.client import Client, connect
 from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
 from headrace.clients.events import Completed, Incomplete, TextDelta
+from headrace.clients.stream import ResponseStream
 
 
 @pytest.fixture
 def live() -> Iterator[LiveServer]:
     server = LiveServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gated() -> Iterator[LiveServer]:
+    """Steps land when the test says so: nothing can end before it is cancelled."""
+    server = LiveServer(gated=True)
     yield server
     server.stop()
 
@@ -80,33 +89,43 @@ async def test_a_continuation_is_the_same_as_saying_everything(live: LiveServer)
     assert second.answer == whole.answer != ""
 
 
-async def test_random_cancels_leave_the_others_alone(live: LiveServer) -> None:
+async def test_random_cancels_leave_the_others_alone(gated: LiveServer) -> None:
+    """Steps land only between the cancels, so that every answer is cut while it runs, whoever is faster."""
     rng = random.Random(5)
-    async with connect(live.url) as client:
+    async with connect(gated.url) as client:
+        gated.open_gate()
         want = await answer(client, "keep", max_output_tokens=200, seed=9)
-
-        async def cut() -> None:
-            stream = await client.respond("cut", max_output_tokens=3000)
-            for _ in range(rng.randrange(4)):
-                await anext(stream)
-            await stream.cancel()
-            assert stream.status == "cancelled"
-
         for _ in range(15):
-            kept, *_ = await asyncio.gather(
-                answer(client, "keep", max_output_tokens=200, seed=9), *(cut() for _ in range(10))
-            )
-            assert kept == want
-    await idle(live)
+            gated.close_gate()
+            kept = asyncio.create_task(answer(client, "keep", max_output_tokens=200, seed=9))
+            cuts = [await client.respond("cut", max_output_tokens=3000) for _ in range(10)]
+
+            async def cut(stream: ResponseStream) -> None:
+                for _ in range(rng.randrange(3)):  # the first two events say that it has begun
+                    await anext(stream)
+                await stream.cancel()
+                assert stream.status == "cancelled"
+
+            rng.shuffle(cuts)
+            while cuts:
+                await asyncio.to_thread(gated.land, rng.randrange(6))
+                leaving = [cuts.pop() for _ in range(min(len(cuts), rng.randint(1, 4)))]
+                await asyncio.gather(*map(cut, leaving))
+            assert not kept.done()
+            gated.open_gate()
+            assert await kept == want
+    await idle(gated)
 
 
-async def test_leaving_cancels_everything(live: LiveServer) -> None:
-    async with connect(live.url) as client:
+async def test_leaving_cancels_everything(gated: LiveServer) -> None:
+    async with connect(gated.url) as client:
         streams = [await client.respond("long", max_output_tokens=3000) for _ in range(8)]
+        await asyncio.to_thread(gated.land, 20)
     for stream in streams:
         with pytest.raises(ConnectionLost):
             await stream.response()
-    await idle(live)
+    await idle(gated)
+    assert gated.ask(lambda app: app.runtime.stats())["requests_cancelled"] == 8
 
 
 async def test_refusals_name_the_field(live: LiveServer) -> None:
@@ -162,7 +181,7 @@ async def test_the_terminal_chat_answers_a_pipe(live: LiveServer) -> None:
         stderr=asyncio.subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "HEADRACE_API_KEY"},
     )
-    out, err = await asyncio.wait_for(process.communicate(b"hello"), 30)
+    out, err = await asyncio.wait_for(process.communicate(b"hello"), 120)
     assert (process.returncode, err) == (0, b"")
     text = out.decode()
     assert len(text.removesuffix("\n")) == 30, "the fake model writes one letter per token"
