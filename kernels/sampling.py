@@ -1,9 +1,9 @@
 """The next token of every row, chosen on the device: settings by slot, no host in the loop, any mix of rows.
 
 The arithmetic is that of runtime/sampling.py, in float32. Two launches. `_survey` reads the logits once, a program
-per few tiles of 1024 tokens: penalties, bias and held stop ids are applied, and each tile leaves its peak, its winner
-(greedy: the peak; unfiltered: the largest gap + noise) or, for filtered rows, its mass and its crests. `_choose`, one
-program per row, picks among the tiles or hands the row to kernels/filtering.py, then writes the token.
+per few tiles of 1024 tokens: penalties, bias and held stop ids are applied, and each tile leaves its peak, its
+winner (greedy: the peak; unfiltered: the largest gap + noise) or, for filtered rows, its mass and its crests.
+`_choose`, one program per row, picks among the tiles or asks kernels/filtering.py, and writes the token.
 
 What a tile leaves does not depend on how tiles are spread over programs, so a token does not depend on the batch.
 """
@@ -24,6 +24,7 @@ from headrace.kernels.gumbel import gumbel, token_words
 TILE = 1024
 SPAN = 64  # tokens under one crest
 ROOM = 4096  # gathered candidates of a filtered row that stay in registers
+CHUNK = 4096  # tokens at a time where a filtered row has more candidates than that
 
 # (rows, tiles per program) up to so many rows: few rows need many programs, many rows can spare them.
 _STEPS = ((4, 1), (16, 2))
@@ -139,7 +140,7 @@ def sample(
         *common, space.peaks, space.winners, space.values, space.crests, space.spots, space.gaps, space.tokens,
         space.work, tokens_out, last_tokens,
         V=vocab, TILES=tiles, TILE_SPAN=triton.next_power_of_2(tiles),
-        CRESTS=crests, CREST_SPAN=triton.next_power_of_2(crests), ROOM=room, CHUNK=room,
+        CRESTS=crests, CREST_SPAN=triton.next_power_of_2(crests), ROOM=room, CHUNK=CHUNK,
         num_warps=16, enable_fp_fusion=False,
     )  # fmt: skip
 
