@@ -63,7 +63,7 @@ class LiveServer:
         uvloop.run(live())
 
     def land(self, count: int = 1) -> None:
-        """Let `count` steps land, each after the turn that the one before caused. Nothing happens where none waits."""
+        """Let `count` steps land, each after the turn that the one before caused. Where none waits, nothing."""
 
         async def steps() -> None:
             for _ in range(count):
