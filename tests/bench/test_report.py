@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bench_runs import run, trace
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.bench import plot, report
@@ -200,6 +200,7 @@ def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "gone.json" in capsys.readouterr().err
 
 
+@settings(deadline=None)
 @given(low=st.floats(1e-4, 1e5), ratio=st.floats(1, 1e6))
 def test_log_axes_hold_their_data_between_round_ticks(low: float, ratio: float) -> None:
     high = low * ratio
@@ -211,6 +212,7 @@ def test_log_axes_hold_their_data_between_round_ticks(low: float, ratio: float) 
     assert middle == pytest.approx(0.5)
 
 
+@settings(deadline=None)
 @given(low=st.floats(-1e6, 1e6), size=st.floats(0, 1e6))
 def test_linear_axes_hold_their_data_between_round_ticks(low: float, size: float) -> None:
     axis = plot.linear("s", low, low + size)
