@@ -219,7 +219,7 @@ def in_turns(
 
 CELL_HEAD = (
     f"{'rows':>5}{'context':>9}{'step ms':>10}{'floor':>9}{'% floor':>9}{'model':>9}{'tok/s':>10}"
-    f"{'launch µs':>11}{'gap µs p50':>12}{'p99':>9}"
+    f"{'launch µs':>11}{'gap µs p50':>12}{'p99':>9}{'others':>8}"
 )
 
 
@@ -232,7 +232,7 @@ def print_cell(cell: dict[str, Any]) -> None:
     print(
         f"{start}{cell['step_ms']:>10.3f}{cell['floor_ms']:>9.3f}{cell['pct_of_floor']:>9.1f}"
         f"{cell['predicted_ms']:>9.3f}{cell['tokens_per_s']:>10.1f}{cell['launch_us_p50']:>11.1f}"
-        f"{cell['gap_us_p50']:>12.1f}{cell['gap_us_p99']:>9.1f}",
+        f"{cell['gap_us_p50']:>12.1f}{cell['gap_us_p99']:>9.1f}{cell['cpus_busy_elsewhere']:>8.2f}",
         flush=True,
     )
 

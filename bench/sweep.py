@@ -6,6 +6,7 @@ all cells; the tokens that a cell decodes are overwritten by what comes after it
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -15,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from headrace.bench.machine import brief, spread
+from headrace.bench.machine import Neighbours, brief, spread
 from headrace.bench.step_model import (
     Machine,
     Precision,
@@ -255,9 +256,12 @@ def measure_sweep(
     while idle_work is not None and idle_work():
         pass  # what an engine puts off until it is idle (captures) shall not fall into a measured step
     sweep = Sweep(engine)
+    neighbours = Neighbours([os.getpid()])
     cells = []
     for context in sorted(set(contexts)):
         for count in sorted(set(rows)):
-            cells.append(measure_cell(sweep, count, context, steps, rounds, rates))
+            neighbours.look()
+            cell = measure_cell(sweep, count, context, steps, rounds, rates)
+            cells.append({**cell, "cpus_busy_elsewhere": round(neighbours.look(), 2)})
             said(cells[-1])
     return cells, prompt_cells(sweep, rates)
