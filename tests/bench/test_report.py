@@ -200,7 +200,7 @@ def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "gone.json" in capsys.readouterr().err
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(low=st.floats(1e-4, 1e5), ratio=st.floats(1, 1e6))
 def test_log_axes_hold_their_data_between_round_ticks(low: float, ratio: float) -> None:
     high = low * ratio
@@ -212,11 +212,12 @@ def test_log_axes_hold_their_data_between_round_ticks(low: float, ratio: float) 
     assert middle == pytest.approx(0.5)
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(low=st.floats(-1e6, 1e6), size=st.floats(0, 1e6))
 def test_linear_axes_hold_their_data_between_round_ticks(low: float, size: float) -> None:
     axis = plot.linear("s", low, low + size)
-    assert axis.low <= low + 1e-6 * abs(low) and axis.high >= low + size - 1e-6 * (abs(low) + size)
+    slack = 1e-6 * (axis.high - axis.low + abs(low))
+    assert axis.low <= low + slack and axis.high >= low + size - slack
     assert 2 <= len(axis.ticks) <= 8
     assert axis.place((axis.low + axis.high) / 2) == pytest.approx(0.5)
 
