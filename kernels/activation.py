@@ -26,6 +26,7 @@ def silu_mul(x: Tensor, out: Tensor, *, pdl: bool = False) -> None:
     rows, width = out.shape
     assert x.shape == (rows, 2 * width) and x.dtype == out.dtype
     assert x.stride(1) == 1 and (out.stride(1) == 1 or width == 1)
+    pdl = pdl and out.is_cuda
     block = min(BLOCK, triton.next_power_of_2(width))
     _silu_mul[(rows, triton.cdiv(width, block))](
         x, out, x.stride(0), out.stride(0),

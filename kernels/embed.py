@@ -20,8 +20,8 @@ def embed(
 ) -> None:
     """out[t] = table[token], where a token id of -1 asks for the token that its slot sampled last.
 
-    token_ids int32 or int64 [T]; slots int32 [T]; last_tokens int64 [S]; table [V, N] and out [T, N] of one dtype, columns
-    contiguous. A row of slot -1 is padding: it becomes zeros, so that whatever is computed from it stays finite,
+    token_ids int32 or int64 [T]; slots int32 [T]; last_tokens int64 [S]; table [V, N] and out [T, N] of one dtype,
+    columns contiguous. A row of slot -1 is padding: it becomes zeros, so that whatever is computed from it stays finite,
     and its token id means nothing.
     """
     rows, width = out.shape
@@ -30,6 +30,7 @@ def embed(
     assert last_tokens.dtype == torch.int64 and slots.dtype == torch.int32
     assert token_ids.stride() == slots.stride() == (1,) and last_tokens.stride() == (1,)
     assert table.dtype == out.dtype and table.stride(1) == out.stride(1) == 1
+    pdl = pdl and out.is_cuda
     block = min(BLOCK, triton.next_power_of_2(width))
     _embed[(rows, triton.cdiv(width, block))](
         token_ids, slots, last_tokens, table, out, table.stride(0), out.stride(0),

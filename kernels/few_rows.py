@@ -5,7 +5,7 @@ element by element on the CUDA cores, more on the tensor cores with W as the tal
 here depends on what the other programs do, but for splits: SPLITS programs share the K of one tile, and the one
 that arrives last adds their sums in the order of the splits, so that equal inputs give equal bits.
 
-`_first_tile` is a call of its own so that a kernel started early (programmatic dependent launch) can read weights,
+`first_tile` is a call of its own so that a kernel started early (programmatic dependent launch) can read weights,
 which nobody writes, before it waits for the kernel before it.
 """
 
@@ -19,6 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels.tilings import CUDA_CORE_ROWS, MOST_ROWS, ROW_CLASSES, Tiling, row_class, tiling_for
+
+# Per program. Programs that wait fill the card: 8 of them on each of 132 multiprocessors ask for half of its L2.
+AHEAD_BYTES = 24 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ def plan(
     if scratch is not None and splits > 1:
         partials, arrivals = scratch.partials, scratch.arrivals
         assert partials.numel() >= tiles * splits * _chunk(tiling, rows) and arrivals.numel() >= tiles
+    pdl = pdl and x.is_cuda
     constants: dict[str, int | bool] = {
         "ROWS": row_class(rows),
         "N": columns,
@@ -92,12 +96,19 @@ def plan(
         "BK": tiling.block_k,
         "SPLITS": splits,
         "STAGES": tiling.stages,
+        "AHEAD": _ahead(tiling, k, weight.element_size()),
         "DOT": rows > CUDA_CORE_ROWS,
         "PDL": pdl,
         "num_warps": tiling.warps,
         "launch_pdl": pdl,
     }
     return Plan((tiles, splits), constants, partials, arrivals)
+
+
+def _ahead(tiling: Tiling, k: int, element_bytes: int) -> int:
+    """How many tiles a program that was started early asks for while it waits."""
+    tile_bytes = tiling.block_n * tiling.block_k * element_bytes
+    return max(1, min(triton.cdiv(k, tiling.block_k * tiling.splits), AHEAD_BYTES // tile_bytes))
 
 
 @triton.jit
@@ -141,6 +152,45 @@ def weight_tile(at, split, step, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.c
 
 
 @triton.jit
+def _prefetch(at, k, step, K: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr):
+    """Ask for one tile to come into L2. `at` and `k` of one element per cache line."""
+    if DOT:
+        inside = k[None, :] + step * BK < K
+    else:
+        inside = k[None, None, :] + step * BK < K
+    # A prefetch has no mask: what lies beyond K asks for the first tile, which is there anyway.
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; // $0", "=r,l", [at + tl.where(inside, step * BK, 0)], dtype=tl.int32,
+        is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def first_tile(weight, at, columns, split, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+               SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr,
+               PDL: tl.constexpr):  # fmt: skip
+    """What can be read of the weights before the kernel before this one has ended: the first tile, if tiles go to
+    registers, and AHEAD tiles into L2, if this kernel was started early."""
+    if PDL:
+        LINE: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
+        if BK >= LINE and AHEAD > 0:
+            STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
+            row = tl.minimum(columns, N - 1).to(tl.int64) * K
+            k = split * (STEPS * BK) + tl.arange(0, BK // LINE) * LINE
+            if DOT:
+                lines = weight + row[:, None] + k[None, :]
+            else:
+                lines = weight + row[None, :, None] + k[None, None, :]
+            for step in tl.static_range(1 if STAGES == 1 else 0, AHEAD):
+                _prefetch(lines, k, step, K, BK, DOT)
+    if STAGES == 1:
+        tile = weight_tile(at, split, 0, K, BK, SPLITS, DOT)
+    else:
+        tile = 0
+    return tile
+
+
+@triton.jit
 def _input_tile(x, x_stride, rows, split, step, ROWS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
                 SPLITS: tl.constexpr, DOT: tl.constexpr):  # fmt: skip
     """x at the columns of this tile: [ROWS, BK], or [ROWS, 1, BK] for the CUDA cores. Rows beyond the last one
@@ -164,17 +214,21 @@ def _input_tile(x, x_stride, rows, split, step, ROWS: tl.constexpr, K: tl.conste
 @triton.jit
 def _norm_tile(norm_weight, split, step, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr,
                DOT: tl.constexpr):  # fmt: skip
-    STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
-    k = (split * STEPS + step) * BK + tl.arange(0, BK)
-    if DOT:
-        k = k[None, :]
+    """The norm weight at the columns of this tile, or 1 where there is none."""
+    if norm_weight is None:
+        tile = 1
     else:
-        k = k[None, None, :]
-    if STEPS * SPLITS * BK == K:
-        tile = tl.load(norm_weight + k, eviction_policy="evict_last")
-    else:
-        tile = tl.load(norm_weight + k, mask=k < K, other=0.0, eviction_policy="evict_last")
-    return tile.to(tl.float32)
+        STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
+        k = (split * STEPS + step) * BK + tl.arange(0, BK)
+        if DOT:
+            k = k[None, :]
+        else:
+            k = k[None, None, :]
+        if STEPS * SPLITS * BK == K:
+            tile = tl.load(norm_weight + k, eviction_policy="evict_last")
+        else:
+            tile = tl.load(norm_weight + k, mask=k < K, other=0.0, eviction_policy="evict_last")
+    return tile
 
 
 @triton.jit
@@ -188,17 +242,16 @@ def _multiplied(total, tile, x, DOT: tl.constexpr):
 
 
 @triton.jit
-def _step(total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, step,
-          ROWS: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, SPLITS: tl.constexpr, DOT: tl.constexpr,
+def _step(total, second_total, squares, tile, second, given, scale, NORM: tl.constexpr, DOT: tl.constexpr,
           PAIR: tl.constexpr):  # fmt: skip
-    given = _input_tile(x, x_stride, rows, split, step, ROWS, K, BK, SPLITS, DOT)
-    if DOT and norm_weight is None:
+    """The sums after one tile: `given` of x times `scale`, times one or two tiles of weights."""
+    if DOT and not NORM:
         scaled = given
     else:
         scaled = given.to(tl.float32)
-    if norm_weight is not None:
+    if NORM:
         squares += scaled * scaled
-        scaled *= _norm_tile(norm_weight, split, step, K, BK, SPLITS, DOT)
+        scaled *= scale.to(tl.float32)
         if DOT:
             scaled = scaled.to(given.dtype)
     total = _multiplied(total, tile, scaled, DOT)
@@ -214,40 +267,53 @@ def product(at, second_at, tile, second, x, x_stride, rows, norm_weight, split, 
     """(x g) Wᵀ over this program's part of K as [ROWS, BN] (twice for a PAIR of matrices), and the sums of squares
     of x as [ROWS, 1] if there is a norm weight g.
 
-    `tile` and `second` are the first tiles of the matrices at `at` and `second_at`. Products stay apart in
-    registers until the end of the loop, where they are added up once.
+    `tile` and `second` are what `first_tile` gave for the matrices at `at` and `second_at`. On the CUDA cores
+    products stay apart in registers until the end of the loop, where they are added up once.
     """
     STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
+    NORM: tl.constexpr = norm_weight is not None
     if DOT:
         total = tl.zeros([BN, ROWS], tl.float32)
         second_total = tl.zeros([BN, ROWS] if PAIR else [1, 1], tl.float32)
-        squares = tl.zeros([ROWS, BK] if norm_weight is not None else [1, 1], tl.float32)
+        squares = tl.zeros([ROWS, BK] if NORM else [1, 1], tl.float32)
     else:
         total = tl.zeros([ROWS, BN, BK], tl.float32)
         second_total = tl.zeros([ROWS, BN, BK] if PAIR else [1, 1, 1], tl.float32)
-        squares = tl.zeros([ROWS, 1, BK] if norm_weight is not None else [1, 1, 1], tl.float32)
-    total, second_total, squares = _step(
-        total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, 0,
-        ROWS, K, BK, SPLITS, DOT, PAIR,
-    )  # fmt: skip
-    if STAGES == 1 and STEPS <= 4:
-        for step in tl.static_range(1, STEPS):
-            tile = weight_tile(at, split, step, K, BK, SPLITS, DOT)
+        squares = tl.zeros([ROWS, 1, BK] if NORM else [1, 1, 1], tl.float32)
+    if STAGES > 1:
+        # Tiles travel to shared memory, STAGES of them at once. A tile of the norm weight is too small for that: it
+        # comes to registers one step early.
+        scale = _norm_tile(norm_weight, split, 0, K, BK, SPLITS, DOT)
+        for step in tl.range(0, STEPS, num_stages=STAGES):
+            staged = weight_tile(at, split, step, K, BK, SPLITS, DOT)
+            staged_second = staged
             if PAIR:
-                second = weight_tile(second_at, split, step, K, BK, SPLITS, DOT)
+                staged_second = weight_tile(second_at, split, step, K, BK, SPLITS, DOT)
+            staged_given = _input_tile(x, x_stride, rows, split, step, ROWS, K, BK, SPLITS, DOT)
+            next_scale = _norm_tile(norm_weight, split, tl.minimum(step + 1, STEPS - 1), K, BK, SPLITS, DOT)
             total, second_total, squares = _step(
-                total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, step,
-                ROWS, K, BK, SPLITS, DOT, PAIR,
-            )  # fmt: skip
+                total, second_total, squares, staged, staged_second, staged_given, scale, NORM, DOT, PAIR
+            )
+            scale = next_scale
     else:
-        for step in tl.range(1, STEPS, num_stages=STAGES):
-            tile = weight_tile(at, split, step, K, BK, SPLITS, DOT)
+        # Tiles travel to registers; the next one is on its way while one is multiplied.
+        given = _input_tile(x, x_stride, rows, split, 0, ROWS, K, BK, SPLITS, DOT)
+        scale = _norm_tile(norm_weight, split, 0, K, BK, SPLITS, DOT)
+        for step in tl.range(1, STEPS, num_stages=1):
+            next_tile = weight_tile(at, split, step, K, BK, SPLITS, DOT)
             if PAIR:
-                second = weight_tile(second_at, split, step, K, BK, SPLITS, DOT)
+                next_second = weight_tile(second_at, split, step, K, BK, SPLITS, DOT)
+            next_given = _input_tile(x, x_stride, rows, split, step, ROWS, K, BK, SPLITS, DOT)
+            next_scale = _norm_tile(norm_weight, split, step, K, BK, SPLITS, DOT)
             total, second_total, squares = _step(
-                total, second_total, squares, tile, second, x, x_stride, rows, norm_weight, split, step,
-                ROWS, K, BK, SPLITS, DOT, PAIR,
-            )  # fmt: skip
+                total, second_total, squares, tile, second, given, scale, NORM, DOT, PAIR
+            )
+            tile, given, scale = next_tile, next_given, next_scale
+            if PAIR:
+                second = next_second
+        total, second_total, squares = _step(
+            total, second_total, squares, tile, second, given, scale, NORM, DOT, PAIR
+        )
     if DOT:
         total = tl.trans(total)
         second_total = tl.trans(second_total)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headrace.kernels import reference
 from headrace.kernels.cases import WIDTHS, Case, sets_for
-from headrace.kernels.few_rows import plan, product, tile_columns, weight_start, weight_tile
+from headrace.kernels.few_rows import first_tile, plan, product, tile_columns, weight_start
 from headrace.kernels.tilings import Tiling
 
 
@@ -50,15 +50,16 @@ def gate_up(
 def _gate_up(
     x, norm_weight, weight, bias, out, x_stride, out_stride, rows, eps,
     ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     columns = tile_columns(tl.program_id(0), N, BN)
     gate_at = weight_start(weight, columns, 0, N, K, BN, BK, SPLITS, DOT)
-    up_at = gate_at + tl.full([], N, tl.int64) * K
+    weight_up = weight + tl.full([], N, tl.int64) * K
+    up_at = weight_start(weight_up, columns, 0, N, K, BN, BK, SPLITS, DOT)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    first_gate = weight_tile(gate_at, 0, 0, K, BK, SPLITS, DOT)
-    first_up = weight_tile(up_at, 0, 0, K, BK, SPLITS, DOT)
+    first_gate = first_tile(weight, gate_at, columns, 0, N, K, BN, BK, SPLITS, STAGES, AHEAD, DOT, PDL)
+    first_up = first_tile(weight_up, up_at, columns, 0, N, K, BN, BK, SPLITS, STAGES, AHEAD, DOT, PDL)
     if PDL:
         tl.extra.cuda.gdc_wait()
     gate, up, squares = product(

@@ -28,6 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, *, pdl: bool = 
     assert out.shape == x.shape and weight.shape == (width,) and 1 <= width <= WIDEST
     assert x.dtype == out.dtype == weight.dtype
     assert x.stride(1) == out.stride(1) == weight.stride(0) == 1 or width == 1
+    pdl = pdl and out.is_cuda
     block = triton.next_power_of_2(width)
     _rms_norm[(rows,)](
         x, weight, out, x.stride(0), out.stride(0), eps,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headrace.kernels import reference
 from headrace.kernels.cases import WIDTHS, Case, sets_for
-from headrace.kernels.few_rows import Scratch, joined, plan, product, tile_columns, weight_start, weight_tile
+from headrace.kernels.few_rows import Scratch, first_tile, joined, plan, product, tile_columns, weight_start
 from headrace.kernels.tilings import Tiling
 
 
@@ -53,14 +53,14 @@ def norm_linear(
 def _norm_linear(
     x, norm_weight, weight, bias, out, partials, arrivals, x_stride, out_stride, rows, eps,
     ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
     columns = tile_columns(tile, N, BN)
     at = weight_start(weight, columns, split, N, K, BN, BK, SPLITS, DOT)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    first = weight_tile(at, split, 0, K, BK, SPLITS, DOT)
+    first = first_tile(weight, at, columns, split, N, K, BN, BK, SPLITS, STAGES, AHEAD, DOT, PDL)
     if PDL:
         tl.extra.cuda.gdc_wait()
     total, _, squares = product(
