@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from headrace.graphs.buckets import bucket_list
 from headrace.graphs.packed import StepKey
 
-CHUNKS = (16, 32, 64, 128, 192, 256, 384, 512)  # chunk tokens of captured steps
+CHUNKS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # chunk tokens of captured steps
 GRAPH_ROWS = 8  # prefill rows of a captured step
 CHUNK_STEP = 64  # chunks beyond the captured ones are padded to a multiple of this
 BESIDE = (0, 8, 32, 64, 128, 256)  # decode rows that captured chunks run beside
@@ -60,7 +60,7 @@ class KeyList:
     @property
     def largest(self) -> StepKey:
         """No step has more tokens, rows, tiles or samples than this."""
-        return StepKey(self.max_running, max(_padded(self.chunk_tokens), CHUNKS[-1]), _rows(self.max_running))
+        return StepKey(self.max_running, _padded(self.chunk_tokens), _rows(self.max_running))
 
 
 def _padded(chunk: int) -> int:

@@ -37,7 +37,7 @@ from headrace.runtime.device_weights import DeviceWeights, RandomParts
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
 from headrace.runtime.pace import Pace
-from headrace.runtime.plan import PlanRow, StepPlan, StepResult
+from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.weights import MappedParts
 
 log = logging.getLogger("headrace.engine")
@@ -122,7 +122,7 @@ class DeviceEngine:
                 -(-self.max_context // self.page_size),
                 self.sampler.settings_words,
             )
-            self.decoder = DeviceDecoder(model, self.slab, largest, self.dtype, queue.processors)
+            self.decoder = DeviceDecoder(model, self.slab, largest, self.dtype, queue.processors, queue.early)
             _, words = places(largest)
             self._spill_at = words
             self._device_words = torch.zeros(words + SPILL_WORDS, dtype=torch.int32, device=device)

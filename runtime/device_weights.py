@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.kernels.tilings import pays
 from headrace.runtime.models.layers import Part
 
 RANDOM_SCALE = 0.02  # the usual start of these architectures
@@ -21,6 +22,10 @@ class DeviceMatrix:
 
     weight: Tensor
     bias: Tensor | None
+
+    def read_once(self, rows: int) -> bool:
+        """Whether the few-row kernels are the faster way to multiply `rows` rows with it."""
+        return pays(self.weight.shape[0], self.weight.shape[1], rows)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x Wᵀ + b (+ residual). Allocates: the engine's steps call kernels with `weight` and `bias` instead."""
@@ -35,7 +40,7 @@ class HostParts(Protocol):
 
 
 class DeviceWeights:
-    """A WeightSource that keeps everything on `device`. Equal parts are stored once: a tied head is the embedding."""
+    """A WeightSource that keeps everything on `device`; equal parts once, so that a tied head is the embedding."""
 
     def __init__(self, parts: HostParts, device: torch.device) -> None:
         self.parts = parts

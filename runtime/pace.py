@@ -11,6 +11,7 @@ Knows numbers only: no clock, no tensor.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 FACTOR = 3.0
@@ -30,7 +31,7 @@ class Pace:
     """
 
     def __init__(self, sizes: Sequence[int], prior: float, bound: float = 0.0) -> None:
-        assert sizes and all(low < high for low, high in zip(sizes, sizes[1:], strict=False)) and prior > 0.0
+        assert sizes and all(low < high for low, high in itertools.pairwise(sizes)) and prior > 0.0
         self.sizes = tuple(sizes)
         self.bound = bound
         self._decode: dict[int, float] = {}  # log2 class of rows -> seconds

@@ -1,8 +1,8 @@
 """Llama's structure as a chain of kernel launches over buffers that are allocated once: the GPU's forward pass.
 
-The same chain runs eagerly, under capture and in Triton's interpreter. Two spellings of each matrix product: few
-rows take kernels that read the weights once with norm and activation fused in; many rows take cuBLAS between
-small kernels. Nothing here allocates, and nothing looks at device data from the host.
+The same chain runs eagerly, under capture and in Triton's interpreter. Two spellings of each matrix product:
+kernels with norm and activation fused in where few rows make them faster, else cuBLAS between small kernels.
+Nothing here allocates, and nothing looks at device data from the host.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from torch import Tensor
 from headrace.graphs.packed import TILE, PackedStep, StepKey
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.attention_work import plan_work, work_shape
-from headrace.kernels.decode_attention import decode_attention, scratch_for, tuning_for
+from headrace.kernels.decode_attention import decode_attention, scratch_for, tuning_for, turn_and_attend
 from headrace.kernels.embed import embed
 from headrace.kernels.extend_attention import extend_attention
+from headrace.kernels.few_rows import Scratch
 from headrace.kernels.gate_up import gate_up
 from headrace.kernels.linear_add import linear_add
 from headrace.kernels.norm import rms_norm
 from headrace.kernels.norm_linear import norm_linear
 from headrace.kernels.rope_store import rope_store
+from headrace.kernels.tilings import MOST_ROWS
 from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceMatrix
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.llama import DecoderLayer, Llama
 
-FEW_ROWS = 16  # up to here the fused kernels; above, cuBLAS
 SPLIT, MOST_SPLITS = 128, 16  # tokens of one piece of a decode row, and how many pieces it has at most
 
 
@@ -114,14 +115,23 @@ def device_matrix(linear: object) -> DeviceMatrix:
 
 
 class DeviceDecoder:
-    """`forward` of a built Llama whose weights lie on the device. Holds the buffers, no request state."""
+    """`forward` of a built Llama whose weights lie on the device. Holds the buffers, no request state.
+
+    early: kernels start before the one before them has ended, and wait where they need its results."""
 
     def __init__(
-        self, model: Llama, slab: DeviceSlab, largest: StepKey, dtype: torch.dtype, processors: int
+        self,
+        model: Llama,
+        slab: DeviceSlab,
+        largest: StepKey,
+        dtype: torch.dtype,
+        processors: int,
+        early: bool,
     ) -> None:
         config = model.config
         self.config = config
         self.slab = slab
+        self.early = early
         device = slab.arena.device
         self.buffers = Buffers.of(config, largest, dtype, device)
         self.embedding = model.embedding.weight
@@ -139,13 +149,16 @@ class DeviceDecoder:
         }
         self.counts = {window: torch.zeros(1, dtype=torch.int32, device=device) for window in self.windows}
         self.scratch = scratch_for(slots, MOST_SPLITS, config.heads, config.kv_heads, config.head_dim, device)
+        matrices = [self.head, *(m for layer in self.layers for m in (layer.qkv, layer.out, layer.down))]
+        shapes = sorted({(matrix.weight.shape[0], matrix.weight.shape[1]) for matrix in matrices})
+        self.shares = Scratch.of(shapes, MOST_ROWS, device)
         self.programs = processors * tuning_for(config.head_dim, dtype).programs
 
     def forward(self, step: PackedStep) -> Tensor:
         """Write the step's KV and return logits [samples, vocab], valid until the next forward."""
         key, slab, buffers = step.key, self.slab, self.buffers
         x = buffers.stream[: key.tokens]
-        embed(step.token_ids, step.token_slots, slab.last_tokens, self.embedding, x)
+        embed(step.token_ids, step.token_slots, slab.last_tokens, self.embedding, x, pdl=self.early)
         if key.decode:
             slots = step.token_slots[: key.decode]
             for window in self.windows:
@@ -165,11 +178,11 @@ class DeviceDecoder:
 
     def _norm_linear(self, x: Tensor, norm: Tensor, matrix: DeviceMatrix, out: Tensor) -> None:
         eps = self.config.norm_eps
-        if x.shape[0] <= FEW_ROWS:
-            norm_linear(x, norm, eps, matrix.weight, matrix.bias, out)
+        if matrix.read_once(x.shape[0]):
+            norm_linear(x, norm, eps, matrix.weight, matrix.bias, out, scratch=self.shares, pdl=self.early)
             return
         normed = self.buffers.normed[: x.shape[0]]
-        rms_norm(x, norm, eps, normed)
+        rms_norm(x, norm, eps, normed, pdl=self.early)
         if matrix.bias is None:
             torch.mm(normed, matrix.weight.t(), out=out)
         else:
@@ -177,8 +190,8 @@ class DeviceDecoder:
 
     def _add_linear(self, x: Tensor, matrix: DeviceMatrix, stream: Tensor) -> None:
         """stream += x Wᵀ + b."""
-        if x.shape[0] <= FEW_ROWS:
-            linear_add(x, matrix.weight, matrix.bias, stream, stream)
+        if matrix.read_once(x.shape[0]):
+            linear_add(x, matrix.weight, matrix.bias, stream, stream, scratch=self.shares, pdl=self.early)
             return
         stream.addmm_(x, matrix.weight.t())
         if matrix.bias is not None:
@@ -189,8 +202,28 @@ class DeviceDecoder:
         key_pages, value_pages = slab.layers[index]
         qkv = buffers.qkv[: key.tokens]
         self._norm_linear(x, layer.before_attention, layer.qkv, qkv)
-        query = buffers.query[: key.tokens].view(-1, config.heads, config.head_dim)
         attended = buffers.attended[: key.tokens]
+        if not key.chunk:
+            turn_and_attend(
+                qkv,
+                layer.query_norm,
+                layer.key_norm,
+                config.norm_eps,
+                self.frequencies,
+                self.rotary_factor,
+                key_pages,
+                value_pages,
+                slab.page_table,
+                self.items[layer.window],
+                self.counts[layer.window],
+                self.scratch,
+                attended,
+                config.scale,
+                self.programs,
+            )
+            self._add_linear(attended, layer.out, x)
+            return
+        query = buffers.query[: key.tokens].view(-1, config.heads, config.head_dim)
         rope_store(
             qkv,
             layer.query_norm,
@@ -218,32 +251,33 @@ class DeviceDecoder:
                 config.scale,
                 self.programs,
             )
-        if key.chunk:
-            extend_attention(
-                query[key.decode :],
-                key_pages,
-                value_pages,
-                slab.page_table,
-                step.row_slots,
-                step.row_lengths,
-                step.row_offsets,
-                step.tile_rows,
-                step.tile_starts,
-                attended[key.decode :],
-                config.scale,
-                layer.window,
-                TILE,
-            )
+        extend_attention(
+            query[key.decode :],
+            key_pages,
+            value_pages,
+            slab.page_table,
+            step.row_slots,
+            step.row_lengths,
+            step.row_offsets,
+            step.tile_rows,
+            step.tile_starts,
+            attended[key.decode :],
+            config.scale,
+            layer.window,
+            TILE,
+        )
         self._add_linear(attended, layer.out, x)
 
     def _mlp(self, layer: LayerWeights, x: Tensor) -> None:
         buffers = self.buffers
         active = buffers.active[: x.shape[0]]
-        if x.shape[0] <= FEW_ROWS:
-            matrix = layer.gate_up
-            gate_up(x, layer.before_mlp, self.config.norm_eps, matrix.weight, matrix.bias, active)
+        matrix = layer.gate_up
+        if matrix.read_once(x.shape[0]):
+            gate_up(
+                x, layer.before_mlp, self.config.norm_eps, matrix.weight, matrix.bias, active, pdl=self.early
+            )
         else:
             both = buffers.gate_up[: x.shape[0]]
-            self._norm_linear(x, layer.before_mlp, layer.gate_up, both)
-            silu_mul(both, active)
+            self._norm_linear(x, layer.before_mlp, matrix, both)
+            silu_mul(both, active, pdl=self.early)
         self._add_linear(active, layer.down, x)

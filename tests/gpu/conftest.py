@@ -1,24 +1,15 @@
-"""The GPU engine on what is there: a GPU, or Triton's interpreter on the CPU with the same code and fewer tokens."""
+"""The GPU engine on what there is: a GPU, or Triton's interpreter with the same code and fewer tokens."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-ON_GPU = torch.cuda.is_available()
-
-if not ON_GPU:
-    # Triton decides when a kernel is decorated whether it is interpreted.
-    assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1"
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from engine_rig import drive, tiny
+from interpreted import ON_GPU
 
 from headrace.runtime.backends.queue import CudaQueue, HostQueue
 from headrace.runtime.blueprint import Blueprint

@@ -51,7 +51,7 @@ def test_wrong_tensors_are_refused(device) -> None:
     ids, slots = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int32)
     table, out = torch.ones(4, 64), torch.ones(2, 64)
     for wrong in (
-        (ids.int(), slots, ids, table, out),
+        (ids.float(), slots, ids, table, out),
         (ids, slots.long(), ids, table, out),
         (ids, slots, ids, table, out.half()),
         (ids, slots, ids, table, out[:1]),
