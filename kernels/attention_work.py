@@ -7,10 +7,15 @@ a row is cut, computed and combined in the same way whatever runs beside it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from headrace.kernels import reference
+from headrace.kernels.cases import Case
 
 FIELDS = (
     8  # int32 of one item: row, slot, first token, end, first item of the row, items of the row, length, 0
@@ -98,3 +103,25 @@ def _plan_work(
         tl.store(target + 5, mine + tl.zeros_like(index), mask=real)
         tl.store(target + 6, own_length + tl.zeros_like(index), mask=real)
         tl.store(target + 7, tl.zeros_like(index), mask=real)
+
+
+def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Whatever the model: only rows count."""
+    for rows in (1, 64, 256):
+        yield _case(rows, device)
+
+
+def _case(rows: int, device: torch.device) -> Case:
+    slots = torch.arange(rows, dtype=torch.int32, device=device)
+    lengths = torch.randint(1, 4096, (rows,)).to(device, torch.int32)
+    items = torch.zeros(work_shape(rows, 32), dtype=torch.int32, device=device)
+    count = torch.zeros(1, dtype=torch.int32, device=device)
+    listed = len(reference.plan_work(slots, lengths, 128, 32, 0))
+    return Case(
+        name=f"rows={rows}",
+        run=lambda _: plan_work(slots, lengths, items, count, 128, 32),
+        twin=lambda _: reference.plan_work(slots, lengths, 128, 32, 0),
+        peer=None,
+        bytes=8 * rows + 4 * FIELDS * listed,
+        flops=0,
+    )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from headrace.kernels import reference
+from headrace.kernels.cases import WIDTHS, Case
+from headrace.kernels.paged_cases import PAGE_SIZE, timed_heads
 
 BLOCK = 4096  # elements that one program moves at a time; two pages of a large model need 16 to 32 such moves
 
@@ -65,3 +71,30 @@ def _copy_pages(
             inside = offsets < elements
             part = tl.load(base + source * page_stride + offsets, mask=inside)
             tl.store(base + target * page_stride + offsets, part, mask=inside)
+
+
+def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One page and four in all layers; the rest of eight entries are empty."""
+    for heads in timed_heads():
+        layers = WIDTHS[heads.model]["layers"]
+        shape = (layers, 2, 16, heads.kv_heads, PAGE_SIZE, heads.head_dim)
+        slab = torch.randn(shape, device=device, dtype=dtype).transpose(3, 4)
+        for count in (1, 4):
+            bytes_moved = 2 * count * layers * heads.kv_bytes(PAGE_SIZE, dtype)
+            yield _case(f"{heads.model} pages={count}", slab, count, bytes_moved)
+
+
+def _case(name: str, slab: Tensor, count: int, bytes_moved: int) -> Case:
+    sources = torch.full((8,), -1, dtype=torch.int32, device=slab.device)
+    targets = sources.clone()
+    sources[:count] = torch.arange(count)
+    targets[:count] = torch.arange(8, 8 + count)
+    wide = (sources[:count].long(), targets[:count].long())
+    return Case(
+        name=name,
+        run=lambda _: copy_pages(slab, sources, targets),
+        twin=lambda _: reference.copy_pages(slab, *wide),
+        peer=None,
+        bytes=bytes_moved,
+        flops=0,
+    )

@@ -7,6 +7,7 @@ read once. Rows of several splits are combined by whichever program finishes las
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from headrace.kernels.attention_work import FIELDS
+from headrace.kernels.cases import Case
 from headrace.kernels.rope_store import check_norms, partner, rotation
 from headrace.kernels.store_kv import check_pages
 
@@ -465,3 +467,10 @@ def _decode(
             peak, total, acc, outs, sums, arrivals, out, item, row, head, first_item, splits,
             kv_heads, group, head_dim, block_heads, block_group, block_dim,
         )  # fmt: skip
+
+
+def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Decode rows with ready queries, and from their qkv rows."""
+    from headrace.kernels.attention_cases import decode_cases  # it launches what stands above
+
+    return decode_cases(device, dtype)

@@ -6,6 +6,7 @@ head, so that keys and values are read once for the bundle. Rows of any lengths 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headrace.kernels.cases import Case
 from headrace.kernels.decode_attention import LOG2E
 from headrace.kernels.store_kv import check_pages
 
@@ -214,3 +216,10 @@ def _extend(
         )  # fmt: skip
         found = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         tl.store(out + place, found.to(out.dtype.element_ty), mask=real)
+
+
+def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One prefill row: whole prompts, and chunks with context before them."""
+    from headrace.kernels.attention_cases import extend_cases  # it launches what stands above
+
+    return extend_cases(device, dtype)

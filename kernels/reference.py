@@ -109,12 +109,12 @@ def extend_attention(
         begin, end = edges[row], edges[row + 1]
         if slot < 0 or begin == end:
             continue
-        places = torch.arange(length)
+        places = torch.arange(length, device=query.device)
         cells = page_table[slot, places // page_size].long() * page_size + places % page_size
         keys = key_cells[cells].repeat_interleave(heads // kv_heads, 1).float()
         values = value_cells[cells].repeat_interleave(heads // kv_heads, 1).float()
         scores = torch.einsum("qhd,khd->hqk", query[begin:end].float(), keys) * scale
-        own = torch.arange(length - (end - begin), length)[:, None]
+        own = torch.arange(length - (end - begin), length, device=query.device)[:, None]
         hidden = places > own
         if window:
             hidden |= places <= own - window

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from headrace.kernels import reference
+from headrace.kernels.cases import Case
+from headrace.kernels.paged_cases import PagedSets, timed_heads
 from headrace.kernels.store_kv import check_pages
 
 BLOCK = 1024  # elements per program: 8 for each of 128 threads, so that small batches still fill the card
@@ -123,3 +128,38 @@ def _rope_store(
         cell = page * page_stride + (position % page_size) * cell_stride + dims[None, :]
         tl.store(key_pages + cell + (head - heads) * head_stride, turned, mask=is_key)
         tl.store(value_pages + cell + (head - heads - kv_heads) * head_stride, value, mask=is_value)
+
+
+def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """The new tokens of decode rows, and of chunks."""
+    for heads in timed_heads():
+        for rows, count in ((1, 1), (8, 1), (64, 1), (256, 1), (1, 512), (1, 2048), (1, 8192)):
+            yield _case(PagedSets(heads, rows, max(count, 64), device, dtype), count)
+
+
+def _case(paged: PagedSets, count: int) -> Case:
+    tokens, heads = paged.rows * count, paged.heads
+    qkv, norms, inv_freq = paged.qkv(tokens), paged.norms(), paged.inv_freq()
+    q_out = qkv.new_empty(tokens, heads.heads, heads.head_dim)
+    positions = torch.arange(count, device=paged.device).repeat(paged.rows)
+    slots = paged.slots.repeat_interleave(count)
+    pages = (paged.key_pages[0], paged.value_pages[0])
+
+    def run(_: int) -> Tensor:
+        rope_store(qkv, *norms, 1e-6, inv_freq, 1.0, positions, slots, paged.page_table, *pages, q_out)
+        return q_out
+
+    def twin(_: int) -> Tensor:
+        reference.rope_store(
+            qkv, *norms, 1e-6, inv_freq, 1.0, positions, slots, paged.page_table, *pages, q_out
+        )
+        return q_out
+
+    return Case(
+        name=f"{heads.model} rows={tokens}",
+        run=run,
+        twin=twin,
+        peer=None,
+        bytes=2 * qkv.numel() * qkv.element_size(),
+        flops=6 * qkv.numel(),
+    )

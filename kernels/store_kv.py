@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from headrace.kernels import reference
+from headrace.kernels.cases import Case
+from headrace.kernels.paged_cases import PagedSets, timed_heads
 
 
 def check_pages(key_pages: Tensor, value_pages: Tensor, page_table: Tensor) -> None:
@@ -73,3 +79,31 @@ def _store_kv(
         value = tl.load(values + token * value_token_stride + heads * value_head_stride + dims, mask=inside)
         tl.store(key_pages + cell, key, mask=inside)
         tl.store(value_pages + cell, value, mask=inside)
+
+
+def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """The new tokens of decode rows, and of a chunk."""
+    for heads in timed_heads():
+        for rows, count in ((1, 1), (64, 1), (1, 2048)):
+            yield _case(PagedSets(heads, rows, max(count, 256), device, dtype), count)
+
+
+def _case(paged: PagedSets, count: int) -> Case:
+    tokens, heads = paged.rows * count, paged.heads
+    keys, values = (
+        torch.randn(tokens, heads.kv_heads, heads.head_dim, device=paged.device, dtype=paged.dtype)
+        for _ in range(2)
+    )
+    slots = paged.slots.repeat_interleave(count)
+    positions = torch.arange(count, device=paged.device).repeat(paged.rows)
+    pages, table = (paged.key_pages[0], paged.value_pages[0]), paged.page_table
+    cells = reference.kv_cells(table, slots, positions, pages[0].shape[1])
+    flat = paged.cells(0)
+    return Case(
+        name=f"{heads.model} rows={tokens}",
+        run=lambda _: store_kv(keys, values, *pages, table, slots, positions),
+        twin=lambda _: reference.store_kv(keys, values, *flat, cells),
+        peer=None,
+        bytes=2 * heads.kv_bytes(tokens, paged.dtype),
+        flops=0,
+    )
