@@ -21,8 +21,8 @@ def embed(
     """out[t] = table[token], where a token id of -1 asks for the token that its slot sampled last.
 
     token_ids int32 or int64 [T]; slots int32 [T]; last_tokens int64 [S]; table [V, N] and out [T, N] of one dtype,
-    columns contiguous. A row of slot -1 is padding: it becomes zeros, so that whatever is computed from it stays finite,
-    and its token id means nothing.
+    columns contiguous. A row of slot -1 is padding: it becomes zeros, so that whatever is computed from it stays
+    finite, and its token id means nothing.
     """
     rows, width = out.shape
     assert token_ids.shape == slots.shape == (rows,) and table.shape[1] == width
