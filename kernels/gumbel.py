@@ -1,4 +1,4 @@
-"""Stateless noise for sampling: Philox4x32-10 words and their Gumbel variates, as device functions.
+"""Stateless noise for sampling: Philox4x32-10 words, their Gumbel variates, and the race that they decide.
 
 Word id % 4 of the counter (id // 4, position, 0, 0) under the 64-bit seed belongs to token `id`; the words equal
 those of runtime/philox.py bit for bit. kernels/reference_sampling.py holds the same in plain torch.
@@ -13,6 +13,10 @@ _MULTIPLIER_0 = tl.constexpr(0xD2511F53)
 _MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
 _WEYL_0 = tl.constexpr(0x9E3779B9)
 _WEYL_1 = tl.constexpr(0xBB67AE85)
+_TWO_TO_MINUS_32 = tl.constexpr(2.3283064365386963e-10)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LATE = tl.constexpr(0.6931471805599453 * 512.0)  # ln 2 * 2**32 / 2**23
+RACE_SLACK = tl.constexpr(1.0001)
 
 
 @triton.jit
@@ -41,7 +45,16 @@ def philox(counter, position, seed_low, seed_high):
 def token_words(token, position, seed_low, seed_high):
     """The word of each token, for ids in any order. token: int32 tensor."""
     c0, c1, c2, c3 = philox((token >> 2).to(tl.uint32), position, seed_low, seed_high)
-    return tl.where((token & 2) == 0, tl.where((token & 1) == 0, c0, c1), tl.where((token & 1) == 0, c2, c3))
+    even = (token & 1) == 0
+    return tl.where((token & 2) == 0, tl.where(even, c0, c1), tl.where(even, c2, c3))
+
+
+@triton.jit
+def row_words(start, position, seed_low, seed_high, COUNT: tl.constexpr):
+    """The words of the tokens [start, start + COUNT), one Philox for every four. `start` is a multiple of 4."""
+    counter = (start // 4 + tl.arange(0, COUNT // 4)).to(tl.uint32)
+    c0, c1, c2, c3 = philox(counter, position, seed_low, seed_high)
+    return tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), [COUNT])
 
 
 @triton.jit
@@ -51,11 +64,30 @@ def gumbel(word):
     Below one half v itself is known to full precision, above it 1 - v is: the form follows whichever is.
     """
     small = word < 0x80000000
-    v = (word.to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    rest = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    v = (word.to(tl.float32) + 0.5) * _TWO_TO_MINUS_32
+    rest = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * _TWO_TO_MINUS_32
     u = tl.where(small, 1.0 - v, rest)
     lost = 1.0 - u
     log = -tl.log(u)
     # log1p(-v) by way of the rounded 1 - v: the quotient undoes the rounding, and where nothing is left it is -v.
     exact = tl.where(lost > 0.0, log * (v / tl.where(lost > 0.0, lost, 1.0)), v)
     return -tl.log(tl.where(small, exact, log))
+
+
+@triton.jit
+def race(x, word, shift, temperature):
+    """(least, most): bounds on each token's arrival 2**32 E exp(-gap), E = -log1p(-v); whoever arrives first wins.
+
+    The largest gap + noise is the first arrival, and bounds need one fast exponential where the noise needs two
+    logarithms and a quotient: v <= E; E <= v + v * v up to v = 0.68; beyond, -log2(1 - v) is at most 127 minus the
+    bits of 1 - v read as a number of 2**-23. Whoever's `least` is above another's `most` by a factor of RACE_SLACK,
+    which covers the rounding of both, has lost.
+    """
+    # A gap of 26 is hopeless. Up to there the rounded exponent is off by 1e-5 at most.
+    pace = tl.exp2((shift - x) * (_LOG2_E / temperature))
+    v = word.to(tl.float32) + 0.5
+    rest = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * _TWO_TO_MINUS_32
+    late = (127.0 * 8388608.0 - rest.to(tl.int32, bitcast=True).to(tl.float32)) * _LATE
+    least = v * pace
+    most = tl.where(v < 2.9e9, v + v * (v * _TWO_TO_MINUS_32), late) * pace
+    return least, most

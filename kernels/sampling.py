@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headrace.kernels import settings as words
 from headrace.kernels.filtering import draw_filtered, keys_of
-from headrace.kernels.gumbel import gumbel, token_words
+from headrace.kernels.gumbel import RACE_SLACK, gumbel, race, row_words, token_words
 
 TILE = 1024
 SPAN = 64  # tokens under one crest
@@ -43,9 +43,7 @@ _PRESENCE = tl.constexpr(words.PRESENCE_PENALTY)
 _STOP_COUNT = tl.constexpr(words.STOP_COUNT)
 _BIAS_COUNT = tl.constexpr(words.BIAS_COUNT)
 _STOP_IDS = tl.constexpr(words.STOP_IDS)
-_MOST_STOPS = tl.constexpr(words.MOST_STOPS)
 _BIAS_IDS = tl.constexpr(words.BIAS_IDS)
-_MOST_BIASES = tl.constexpr(words.MOST_BIASES)
 _BIASES = tl.constexpr(words.BIASES)
 _WIDTH = tl.constexpr(words.SETTINGS_WIDTH)
 _GREEDY = tl.constexpr(words.GREEDY)
@@ -53,6 +51,7 @@ _FILTERED = tl.constexpr(words.FILTERED)
 _PENALISED = tl.constexpr(words.PENALISED)
 _BIASED = tl.constexpr(words.BIASED)
 _NO_TOKEN = tl.constexpr(0x7FFFFFFF)
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +133,14 @@ def sample(
     _survey[(triton.cdiv(tiles, steps), rows)](
         *common, space.peaks, space.winners, space.values, space.crests, space.work,
         V=vocab, TILES=tiles, CRESTS=crests, TILE=TILE, SPAN=SPAN, STEPS=steps,
-        num_warps=4, enable_fp_fusion=False,
+        num_warps=2, enable_fp_fusion=False,
     )  # fmt: skip
     _choose[(rows,)](
         *common, space.peaks, space.winners, space.values, space.crests, space.spots, space.gaps, space.tokens,
         space.work, tokens_out, last_tokens,
         V=vocab, TILES=tiles, TILE_SPAN=triton.next_power_of_2(tiles),
         CRESTS=crests, CREST_SPAN=triton.next_power_of_2(crests), ROOM=room, CHUNK=CHUNK,
-        num_warps=16, enable_fp_fusion=False,
+        num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -153,6 +152,19 @@ def _float(row, word):
 @triton.jit
 def _unsigned(row, word):
     return tl.load(row + word).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _first_from(ids, count, bound):
+    """How many of the `count` ascending ids lie below `bound`."""
+    low = count * 0
+    high = count
+    while low < high:
+        middle = (low + high) // 2
+        below = tl.load(ids + middle) < bound
+        low = tl.where(below, middle + 1, low)
+        high = tl.where(below, high, middle)
+    return low
 
 
 @triton.jit
@@ -168,19 +180,19 @@ def _adjusted(x, token, start, row, cells, flags, held, V: tl.constexpr, TILE: t
         # A penalty must not push a finite logit to +inf.
         x = tl.where(cell > 0, tl.minimum(y, 3.4028234663852886e38), x)
     if (flags & _BIASED) != 0:
-        place = tl.arange(0, _MOST_BIASES)
-        ids = tl.load(row + _BIAS_IDS + place, mask=place < tl.load(row + _BIAS_COUNT), other=_NO_TOKEN)
-        first = tl.sum((ids < start).to(tl.int32))
-        behind = tl.sum((ids < start + TILE).to(tl.int32))
-        for at in range(first, behind):
+        count = tl.load(row + _BIAS_COUNT)
+        at = _first_from(row + _BIAS_IDS, count, start)
+        behind = _first_from(row + _BIAS_IDS, count, start + TILE)
+        while at < behind:
             x = tl.where(token == tl.load(row + _BIAS_IDS + at), x + _float(row + at, _BIASES), x)
+            at += 1
     if held:
-        place = tl.arange(0, _MOST_STOPS)
-        ids = tl.load(row + _STOP_IDS + place, mask=place < tl.load(row + _STOP_COUNT), other=_NO_TOKEN)
-        first = tl.sum((ids < start).to(tl.int32))
-        behind = tl.sum((ids < start + TILE).to(tl.int32))
-        for at in range(first, behind):
+        count = tl.load(row + _STOP_COUNT)
+        at = _first_from(row + _STOP_IDS, count, start)
+        behind = _first_from(row + _STOP_IDS, count, start + TILE)
+        while at < behind:
             x = tl.where(token == tl.load(row + _STOP_IDS + at), float("-inf"), x)
+            at += 1
     return x
 
 
@@ -201,38 +213,76 @@ def _survey(
         temperature = _float(row, _TEMPERATURE)
         held = position < tl.load(row + _FIRST_FREE)
         changed = held | ((flags & (_PENALISED | _BIASED)) != 0)
-        for step in tl.static_range(STEPS):
-            tile = tl.program_id(0) * STEPS + step
+        # Four neighbours to a thread, as Philox gives their words: nothing moves between threads.
+        lane = tl.arange(0, TILE // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
+        first = tl.program_id(0) * STEPS
+        none = float("-inf")
+        # Three tiles are under way while one is worked on.
+        start = first * TILE
+        end = tl.minimum(V, start + STEPS * TILE)
+        ahead_0 = tl.load(source + start + lane, mask=start + lane < end, other=none)
+        ahead_1 = tl.load(source + start + TILE + lane, mask=start + TILE + lane < end, other=none)
+        ahead_2 = tl.load(source + start + 2 * TILE + lane, mask=start + 2 * TILE + lane < end, other=none)
+        for step in range(STEPS):
+            tile = first + step
             start = tile * TILE
-            token = start + tl.arange(0, TILE)
-            x = tl.load(source + token, mask=token < V, other=float("-inf")).to(tl.float32)
-            sound = tl.max((x < float("inf")).to(tl.int32) ^ 1) == 0
+            token = start + lane
+            x = ahead_0.to(tl.float32)
+            ahead_0 = ahead_1
+            ahead_1 = ahead_2
+            ahead_2 = tl.load(source + 3 * TILE + token, mask=token + 3 * TILE < end, other=none)
+            sound = x < float("inf")
             if changed:
                 x = _adjusted(x, token, start, row, cells, flags, held, V, TILE)
+            x = tl.where(
+                sound, x, float("inf")
+            )  # a NaN or a +inf shows in the peak, whatever has been done to it
             peak = tl.max(x)
-            shift = tl.where(peak > float("-inf"), peak, 0.0)
-            winner = tl.min(tl.where(x == peak, token, _NO_TOKEN))
+            winner = start
             value = peak
-            if (flags & _GREEDY) == 0:
-                gaps = tl.div_rn(x - shift, tl.zeros_like(x) + temperature)
+            if (flags & _GREEDY) != 0:
+                winner = tl.min(tl.where(x == peak, token, _NO_TOKEN))
+            else:
+                shift = tl.where(peak > float("-inf"), peak, 0.0)
                 if (flags & _FILTERED) != 0:
-                    value = tl.sum(tl.exp(gaps))
+                    value = tl.sum(tl.exp2((x - shift) * (_LOG2_E / temperature)))
                     crest = tl.max(tl.reshape(x, [TILE // SPAN, SPAN]), 1)
                     at = tile * (TILE // SPAN) + tl.arange(0, TILE // SPAN)
                     tl.store(crests + r * CRESTS + at, crest, mask=at < CRESTS)
                     if changed:
                         tl.store(work + r * V + token, x, mask=token < V)
-                else:
-                    word = token_words(
-                        token, position.to(tl.uint32), _unsigned(row, _SEED), _unsigned(row, _SEED + 1)
-                    )
-                    sums = gaps + gumbel(word)
-                    winner = tl.min(tl.where(sums == tl.max(sums), token, _NO_TOKEN))
+                elif (peak > float("-inf")) & (peak < float("inf")):
+                    winner = _first_of_tile(
+                        x, token, start, shift, temperature, position.to(tl.uint32),
+                        _unsigned(row, _SEED), _unsigned(row, _SEED + 1), TILE,
+                    )  # fmt: skip
                     value = tl.max(tl.where(token == winner, x, float("-inf")))
             if tile < TILES:
-                tl.store(peaks + r * TILES + tile, tl.where(sound, peak, float("inf")))
+                tl.store(peaks + r * TILES + tile, peak)
                 tl.store(winners + r * TILES + tile, winner)
                 tl.store(values + r * TILES + tile, value)
+
+
+@triton.jit
+def _first_of_tile(x, token, start, shift, temperature, position, seed_low, seed_high, TILE: tl.constexpr):
+    """The token of one tile with the largest gap + noise, the lowest id of those that tie."""
+    word = tl.reshape(row_words(start, position, seed_low, seed_high, TILE), [TILE // 4, 4])
+    least, most = race(x, word, shift, temperature)
+    able = least <= tl.min(most) * RACE_SLACK
+    # One sum tells how many are able and, if it is one, which. Few tiles have two.
+    ballot = tl.sum(tl.where(able, (1 << 20) + token - start, 0))
+    winner = start + (ballot & ((1 << 20) - 1))
+    if (ballot >> 20) > 1:
+        winner = tl.min(tl.where(able, token, _NO_TOKEN))
+        runner = winner
+        best = tl.zeros([], tl.float32) + float("-inf")
+        while runner < _NO_TOKEN:
+            gap = tl.div_rn(tl.max(tl.where(token == runner, x, float("-inf"))) - shift, temperature)
+            noise = gap + gumbel(token_words(runner, position, seed_low, seed_high))
+            winner = tl.where(noise > best, runner, winner)
+            best = tl.maximum(noise, best)
+            runner = tl.min(tl.where(able & (token > runner), token, _NO_TOKEN))
+    return winner
 
 
 @triton.jit
