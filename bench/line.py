@@ -64,7 +64,7 @@ class Line:
         self.under_way: dict[str, Exchange] = {}
         self.used = False
         self.paused = False
-        self.last_fault: str | None = None
+        self.resume_ns = 0
         self.answer = AnswerReader()
         self.frames = frames.FrameReader()
 
@@ -181,7 +181,7 @@ class Line:
                     pass
             sock.close()
         self.state, self.fd, self.out, self.paused = "down", -1, b"", False
-        self.last_fault = why
+        self.resume_ns = 0
         ended = [*self.under_way.values(), *self.waiting]
         again = None
         for exchange in ended:
@@ -348,16 +348,17 @@ class Line:
         if planned.cut_after is not None and came >= planned.cut_after and not exchange.left:
             self.cut(exchange, now)
         elif planned.read_pause and came > before:
+            # One read may bring several tokens; each has its pause.
+            self.resume_ns = max(now, self.resume_ns) + round((came - before) * planned.read_pause * 1e9)
             self.paused = True
             self.listen()
-            line, sock = self, self.sock
+            self.owner.later(self.resume_ns, self.resume)
 
-            def resume() -> None:
-                if line.sock is sock and line.sock is not None:
-                    line.paused = False
-                    line.listen()
-
-            self.owner.later(now + round((came - before) * planned.read_pause * 1e9), resume)
+    def resume(self) -> None:
+        """Read on, unless a later token's pause still lasts."""
+        if self.paused and time.monotonic_ns() >= self.resume_ns:
+            self.paused = False
+            self.listen()
 
     def cut(self, exchange: Exchange, now: int) -> None:
         """The client ends this answer. A cancel exists on sockets alone; elsewhere the connection is closed. On a

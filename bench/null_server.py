@@ -26,17 +26,20 @@ from headrace.bench.null_faces import ChatFace, Face, Question, ResponsesFace, r
 class Script(msgspec.Struct, frozen=True, kw_only=True):
     """What the server does. Counts begin at 1; 0 means never.
 
-    first_s: from a request to its first token; gap_s: between tokens (0: as fast as readers take them). merge:
-    tokens in one event. role_first: a chat answer begins with an event that has a role and no text. empty_every: an
-    empty event before every n-th token. usage: token counts at the end, where the request asks for them. freeze_at:
-    with the arrival of that request the whole server stands still for freeze_s. error_at: an answer fails after so
-    many tokens. cut_at: its connection is reset after so many. die_at: the process ends after so many tokens of all
-    answers. refuse_every: every n-th request is answered with `status`. split: every event leaves in two writes.
-    keep: HTTP connections are kept; without, an answer ends with its connection. word: the text of a token.
+    first_s: from a request to its first token; gap_s: between tokens (0: as fast as readers take them).
+    together: no answer begins before so many requests have come. merge: tokens in one event. role_first: a
+    chat answer begins with an event that has a role and no text. empty_every: an empty event before every
+    n-th token. usage: token counts at the end, where the request asks for them. freeze_at: with the arrival
+    of that request the whole server stands still for freeze_s. error_at: an answer fails after so many
+    tokens. cut_at: its connection is reset after so many. die_at: the process ends after so many tokens of
+    all answers. refuse_every: every n-th request is answered with `status`. rejects: requests with one of
+    these fields get 422. split: every event leaves in two writes. keep: HTTP connections are kept; without,
+    an answer ends with its connection. word: the text of a token.
     """
 
     first_s: float = 0.002
     gap_s: float = 0.001
+    together: int = 0
     merge: int = 1
     role_first: bool = False
     empty_every: int = 0
@@ -48,6 +51,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     die_at: int = 0
     refuse_every: int = 0
     status: int = 503
+    rejects: tuple[str, ...] = ()
     split: bool = False
     keep: bool = True
     word: str = " word"
@@ -61,11 +65,14 @@ class Emit(msgspec.Struct, array_like=True):
 
 
 class Entry(msgspec.Struct, kw_only=True):
-    """One request as the server saw it."""
+    """One request as the server saw it. peer: the connection that it came on; end: length, error, cancelled, cut by
+    this side, or left by the other."""
 
     number: int
     path: str
+    peer: int
     prompt: str
+    previous: str | None
     received_ns: int
     emits: list[Emit]
     end: str = ""
@@ -85,8 +92,8 @@ class Stage:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.log = Log(entries=[], frozen=[])
-        self.requests = 0
-        self.tokens = 0
+        self.peers = self.requests = self.tokens = 0
+        self.held: list[Speech] = []
 
     def admit(self) -> bool:
         """Count a request; false if it is to be refused. Stands still if the script says so."""
@@ -100,6 +107,14 @@ class Stage:
             self.log.refused += 1
             return False
         return True
+
+    def hold(self, speech: Speech) -> None:
+        """Let an answer begin, now or when enough requests have come."""
+        self.held.append(speech)
+        if self.requests >= self.script.together:
+            held, self.held = self.held, []
+            for one in held:
+                one.begin()
 
     def spoke(self, tokens: int) -> None:
         self.tokens += tokens
@@ -118,10 +133,16 @@ class Speech:
         self.sent = 0
         self.over = False
         self.loop = asyncio.get_running_loop()
-        self.next = self.loop.time() + self.script.first_s
+        self.next = 0.0
+        self.timer: asyncio.Handle | None = None
         if opening := face.opening(self.script.role_first):
             peer.put(opening)
-        self.timer: asyncio.Handle = self.loop.call_at(self.next, self.speak)
+        peer.stage.hold(self)
+
+    def begin(self) -> None:
+        if not self.over:
+            self.next = self.loop.time() + self.script.first_s
+            self.timer = self.loop.call_at(self.next, self.speak)
 
     def speak(self) -> None:
         script, peer = self.script, self.peer
@@ -162,7 +183,8 @@ class Speech:
     def stop(self, why: str) -> None:
         self.over = True
         self.entry.end = self.entry.end or why
-        self.timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class Peer(asyncio.Protocol):
@@ -172,6 +194,8 @@ class Peer(asyncio.Protocol):
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        stage.peers += 1
+        self.number = stage.peers
         self.rest = b""
         self.frames: frames.FrameReader | None = None
         self.speeches: list[Speech] = []
@@ -270,6 +294,9 @@ class Peer(asyncio.Protocol):
         self.transport.write(head.encode() + body)
 
     def ask(self, path: str, body: bytes) -> None:
+        if any(field in self.stage.script.rejects for field in msgspec.json.decode(body)):
+            self.whole(422, refusal(422))
+            return
         question = msgspec.json.decode(body, type=Question)
         entry = self.enter(path, question)
         if entry is None:
@@ -294,7 +321,13 @@ class Peer(asyncio.Protocol):
         if not self.stage.admit():
             return None
         entry = Entry(
-            number=self.stage.requests, path=path, prompt=question.last, received_ns=received, emits=[]
+            number=self.stage.requests,
+            path=path,
+            peer=self.number,
+            prompt=question.last,
+            previous=question.previous_response_id,
+            received_ns=received,
+            emits=[],
         )
         self.stage.log.entries.append(entry)
         return entry

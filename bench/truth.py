@@ -3,8 +3,9 @@
     headrace bench truth
 
 For every transport: how far reported times to first token, gaps and token counts are from what the null server
-wrote down, with plain answers, with several tokens in one event, and with events that carry none. Then a freeze of the
-whole server during an open loop, which must show in full. Exit status 1 if anything is off. Wants an idle machine.
+wrote down, with plain answers, with several tokens in one event, and with events that carry none. Then a freeze of
+the whole server during an open loop, which must show in full. Exit status 1 if anything is off. Wants an idle
+machine.
 """
 
 from __future__ import annotations

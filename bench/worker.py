@@ -307,7 +307,7 @@ class Worker:
             self.free.append(talk.seat)
             self.unfinished -= 1
             return
-        if planned.until and time.monotonic_ns() < self.start_ns + planned.until * 1e9:
+        if planned.until and exchange.ended_ns < self.start_ns + planned.until * 1e9:
             next_talk = Talk(again(planned, talk.round + 1), talk.seat, talk.stream, talk.round + 1)
             proceed: Callable[[], None] = lambda: self.ask(next_talk, None)  # noqa: E731
         else:
