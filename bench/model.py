@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from headrace.bench.expectation import expectation
 from headrace.bench.machine import brief
 from headrace.bench.prediction import SCENARIOS, outlook
 from headrace.bench.step_model import (
@@ -26,6 +27,8 @@ from headrace.bench.step_model import (
     SHAPES,
     STAGES,
     Machine,
+    Precision,
+    Shape,
     floor_ms,
     percent_of_floor,
     predicted_ms,
@@ -63,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--refit", nargs="+", type=Path, default=[], help="results of bench step and bench kernels"
     )
+    parser.add_argument("--into", nargs="+", type=Path, default=[], help="results of bench serve to complete")
+    parser.add_argument("--label", default="", help="--into: only runs of the server with this label")
+    parser.add_argument("--server-flags", default="", help="--into: how that server was started")
     given = parser.parse_args(argv)
     shape = (
         SHAPES[given.shape]
@@ -99,6 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{scenario.name:<22}{seen.tokens_per_s:>9.0f}{seen.ttft_p50:>10.1f}{seen.ttft_p99:>8.1f}{seen.tpot_p50:>8.3f}"
             f"{seen.itl_p50:>9.2f}{seen.itl_p99:>7.2f}{seen.itl_max:>7.1f}{seen.pct_of_floor:>9.1f}"
         )
+    for path in given.into:
+        document = json.loads(path.read_text())
+        complete(document, given.label, given.server_flags, (shape, machine, precision))
+        path.write_text(json.dumps(document, indent=1) + "\n")
     print(
         json.dumps(
             {
@@ -113,6 +123,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     )
     return 0
+
+
+def complete(
+    document: dict[str, Any], label: str, flags: str, rates: tuple[Shape, Machine, Precision]
+) -> None:
+    """Every run of `document` (those of the server `label`, where one is named) gets its floor and expectation."""
+    for run in document["results"]:
+        if label and run["label"] != label:
+            continue
+        run |= expectation(run, *rates)
+        if flags:
+            run["server_flags"] = flags
+        if "floor_ms" in run:
+            print(
+                f"{run['label']}, {run['workload']}, {run['transport']}: floor {run['floor_ms']:.3f} ms, "
+                f"{run['pct_of_floor']:.1f} % of the time per token"
+            )
 
 
 def refitted(results: Sequence[dict[str, Any]], start: Machine) -> tuple[Machine, dict[str, Any]]:
