@@ -382,7 +382,7 @@ def _item(items, work, room, kv_heads: tl.constexpr):
     )
 
 
-@triton.jit(do_not_specialize=["room"])
+@triton.jit(do_not_specialize=["room", "table_stride"])
 def _decode(
     query, q_weight, k_weight, inv_freq, eps, attention_factor,
     key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out,

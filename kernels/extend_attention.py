@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headrace.kernels.cases import Case
 from headrace.kernels.decode_attention import LOG2E
@@ -24,18 +25,27 @@ TILE = 64  # queries per tile unless the caller cuts otherwise
 @dataclass(frozen=True, slots=True)
 class ExtendTuning:
     """rows: how many rows (queries times heads of the bundle) a program computes at most, at least one head. block:
-    keys per inner step."""
+    keys per inner step. bulk: fetch steps that every query sees whole with the copy engine, where the slab lies in
+    memory so that it can (heads apart, the cells of one in one run) and a step is no more than a page. programs:
+    how many should share a multiprocessor, so that one multiplies while another is at its softmax."""
 
     rows: int
     block: int
     warps: int
     stages: int
+    bulk: bool = False
+    programs: int = 1
+
+    @property
+    def registers(self) -> int:
+        """What a thread may use so that all programs of a multiprocessor really run side by side."""
+        return min(255, 65536 // (self.programs * self.warps * 32) // 8 * 8)
 
 
 # By (head size up to, bytes of an element). float32 is there for exactness, not for speed.
 TUNED: dict[tuple[int, int], ExtendTuning] = {
     (64, 2): ExtendTuning(rows=128, block=128, warps=8, stages=3),
-    (128, 2): ExtendTuning(rows=128, block=64, warps=8, stages=3),
+    (128, 2): ExtendTuning(rows=128, block=64, warps=8, stages=2, programs=2),
     (256, 2): ExtendTuning(rows=64, block=32, warps=4, stages=2),
     (64, 4): ExtendTuning(rows=64, block=32, warps=4, stages=1),
     (128, 4): ExtendTuning(rows=64, block=32, warps=8, stages=1),
@@ -91,17 +101,43 @@ def extend_attention(
     bundle = max(
         size for size in (1, 2, 4, 8, 16) if group % size == 0 and (size == 1 or size * tile <= tuning.rows)
     )
+    key_blocks, value_blocks, page_rows, head_rows = None, None, 0, 0
+    if tuning.bulk and bulk_suits(key_pages, tuning.block):
+        key_blocks, value_blocks = (_blocks(pages, tuning.block) for pages in (key_pages, value_pages))
+        page_rows, head_rows = (key_pages.stride(dim) // key_pages.stride(1) for dim in (0, 2))
     _extend[(heads // bundle, tiles)](
+        key_blocks, value_blocks, page_rows, head_rows,
         query, key_pages, value_pages, page_table, slots, lengths, row_offsets, tile_rows, tile_starts, out,
         scale * LOG2E, key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], window=window, heads=heads, group=group, bundle=bundle, tile=tile,
         head_dim=head_dim, block_dim=triton.next_power_of_2(head_dim), block=tuning.block,
-        stages=tuning.stages, num_warps=tuning.warps,
+        stages=tuning.stages, num_warps=tuning.warps, maxnreg=tuning.registers,
     )  # fmt: skip
+
+
+def bulk_suits(pages: Tensor, block: int) -> bool:
+    """Whether the copy engine can fetch `block` cells of one head in one go: pages [P, page_size, G, D]."""
+    page_stride, cell_stride, head_stride, _ = pages.stride()
+    head_dim = pages.shape[3]
+    return (
+        head_dim.bit_count() == 1
+        and block <= pages.shape[1]
+        and page_stride % cell_stride == head_stride % cell_stride == 0
+        and cell_stride * pages.element_size() % 16 == pages.data_ptr() % 16 == 0
+    )
+
+
+def _blocks(pages: Tensor, block: int) -> TensorDescriptor:
+    """All cells of all heads as rows of one matrix, to be fetched `block` at a time."""
+    page_stride, cell_stride, head_stride, _ = pages.stride()
+    count, page_size, kv_heads, head_dim = pages.shape
+    last = (count - 1) * page_stride + (kv_heads - 1) * head_stride + (page_size - 1) * cell_stride
+    return TensorDescriptor(pages, [last // cell_stride + 1, head_dim], [cell_stride, 1], [block, head_dim])
 
 
 @triton.jit
 def _visit(
+    key_blocks, value_blocks, page_rows, head_row,
     rows, places, peak, total, acc, key_pages, value_pages, table, first, end, scale, page_stride, cell_stride,
     hides: tl.constexpr, window: tl.constexpr, page_size: tl.constexpr, head_dim: tl.constexpr,
     block_dim: tl.constexpr, block: tl.constexpr, stages: tl.constexpr,
@@ -117,15 +153,14 @@ def _visit(
         pages = tl.load(table + (first + lanes) // page_size, mask=first + lanes < end, other=0)
     for start in tl.range(first, end, block, num_stages=stages):
         tokens = start + lanes
+        page = pages.to(tl.int64)
         if block <= page_size:
-            cell = (
-                (tokens % page_size)[:, None] * cell_stride + dims[None, :] + pages.to(tl.int64) * page_stride
-            )
+            at = pages * page_rows + head_row + start % page_size
+            cell = (tokens % page_size)[:, None] * cell_stride + dims[None, :] + page * page_stride
             pages = tl.load(table + (start + block) // page_size, mask=start + block < end, other=0)
         else:
-            cell = (pages.to(tl.int64) * page_stride + (tokens % page_size) * cell_stride)[:, None] + dims[
-                None, :
-            ]
+            at = 0
+            cell = (page * page_stride + (tokens % page_size) * cell_stride)[:, None] + dims[None, :]
             pages = tl.load(table + (tokens + block) // page_size, mask=tokens + block < end, other=0)
         if hides:
             inside = (tokens < end)[:, None]
@@ -133,6 +168,9 @@ def _visit(
                 inside = inside & (dims < head_dim)[None, :]
             keys = tl.load(key_pages + cell, mask=inside, other=0.0)
             values = tl.load(value_pages + cell, mask=inside, other=0.0)
+        elif key_blocks is not None:
+            keys = key_blocks.load([at, 0])
+            values = value_blocks.load([at, 0])
         elif block_dim != head_dim:
             keys = tl.load(key_pages + cell, mask=(dims < head_dim)[None, :], other=0.0)
             values = tl.load(value_pages + cell, mask=(dims < head_dim)[None, :], other=0.0)
@@ -160,8 +198,9 @@ def _visit(
     return peak, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _extend(
+    key_blocks, value_blocks, page_rows, head_rows,
     query, key_pages, value_pages, page_table, slots, lengths, row_offsets, tile_rows, tile_starts, out,
     scale, page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, window: tl.constexpr, heads: tl.constexpr, group: tl.constexpr,
@@ -193,6 +232,7 @@ def _extend(
         acc = tl.zeros((tile * bundle, block_dim), tl.float32)
         shift = (first_head // group).to(tl.int64) * head_stride
         keys, values, table = key_pages + shift, value_pages + shift, page_table + slot * table_stride
+        head_row = (first_head // group) * head_rows
         # Keys up to the first query's own are seen by all queries; only whole steps of them need no comparing.
         common = (position + 1) // block * block
         begin = 0
@@ -202,15 +242,18 @@ def _extend(
             near = tl.minimum(tl.maximum(near, begin), tl.maximum(common, begin))
             common = tl.maximum(common, near)
             peak, total, acc = _visit(
+                key_blocks, value_blocks, page_rows, head_row,
                 rows, places, peak, total, acc, keys, values, table, begin, near, scale, page_stride, cell_stride,
                 True, window, page_size, head_dim, block_dim, block, stages,
             )  # fmt: skip
             begin = near
         peak, total, acc = _visit(
+            key_blocks, value_blocks, page_rows, head_row,
             rows, places, peak, total, acc, keys, values, table, begin, common, scale, page_stride, cell_stride,
             False, window, page_size, head_dim, block_dim, block, stages,
         )  # fmt: skip
         peak, total, acc = _visit(
+            key_blocks, value_blocks, page_rows, head_row,
             rows, places, peak, total, acc, keys, values, table, common, position + own, scale, page_stride,
             cell_stride, True, window, page_size, head_dim, block_dim, block, stages,
         )  # fmt: skip

@@ -88,7 +88,7 @@ def partner(dims, head_dim: tl.constexpr):
     return tl.where(dims < half, dims + half, dims - half)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _rope_store(
     qkv, q_weight, k_weight, eps, inv_freq, attention_factor, positions, slots, page_table,
     key_pages, value_pages, q_out,

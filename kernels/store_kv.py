@@ -58,7 +58,7 @@ def store_kv(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _store_kv(
     keys, values, key_pages, value_pages, page_table, slots, positions,
     key_token_stride, key_head_stride, value_token_stride, value_head_stride,

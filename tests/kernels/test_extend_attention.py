@@ -94,23 +94,25 @@ def test_chunks_attend_to_their_context(
 @pytest.mark.parametrize("block", [16, 32, 64])
 @pytest.mark.parametrize("rows_at_most", [16, 64])
 @pytest.mark.parametrize("window", [0, 37])
+@pytest.mark.parametrize("bulk", [False, True])
 def test_every_tuning_gives_the_same(
     block: int,
     rows_at_most: int,
     window: int,
+    bulk: bool,
     device: torch.device,
     generator: torch.Generator,
     random_tensor: Callable[..., torch.Tensor],
     distance: Callable[..., float],
 ) -> None:
-    """Blocks below, of and above a page; one head or several heads of a group in a program."""
+    """Blocks below, of and above a page; one head or several heads of a group in a program; both ways to fetch."""
     rows = PagedRows(generator, device, torch.float32, [70, 40], 32, 2, 16)
     chunk = Chunk(rows, [33, 40], padding=0)
     query = random_tensor(chunk.tokens, 8, 16)
     out = torch.full((chunk.tokens, 128), float("nan"), device=device)
     extend_attention(
         query, rows.key_pages, rows.value_pages, rows.page_table, rows.row_slots, rows.row_lengths, chunk.offsets,
-        *cut([33, 40], 16, 0, device), out, 0.3, window, 16, ExtendTuning(rows_at_most, block, warps=4, stages=2),
+        *cut([33, 40], 16, 0, device), out, 0.3, window, 16, ExtendTuning(rows_at_most, block, 4, 2, bulk),
     )  # fmt: skip
     assert distance(out, chunk.exact(rows, query, 0.3, window)) < 5e-6
 
