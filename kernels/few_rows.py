@@ -232,17 +232,14 @@ def _norm_tile(norm_weight, split, step, K: tl.constexpr, BK: tl.constexpr, SPLI
 
 
 @triton.jit
-def _multiplied(total, tile, x, DOT: tl.constexpr):
-    """total + tile times x; x in the dtype of the tile for the tensor cores, float32 for the CUDA cores."""
-    if DOT:
-        total = tl.dot(tile, tl.trans(x), total, input_precision="ieee")
-    else:
-        total += tile.to(tl.float32) * x
-    return total
+def _added_up(products, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr):
+    """Sums over groups of neighbours along K. A thread read them as one group, so that no other is asked."""
+    return tl.sum(tl.reshape(products, [ROWS, COLUMNS, BK // GROUP, GROUP]), 3)
 
 
 @triton.jit
-def _step(total, second_total, squares, tile, second, given, scale, NORM: tl.constexpr, DOT: tl.constexpr,
+def _step(total, second_total, squares, tile, second, given, scale, ROWS: tl.constexpr, BN: tl.constexpr,
+          BK: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, DOT: tl.constexpr,
           PAIR: tl.constexpr):  # fmt: skip
     """The sums after one tile: `given` of x times `scale`, times one or two tiles of weights."""
     if DOT and not NORM:
@@ -250,13 +247,21 @@ def _step(total, second_total, squares, tile, second, given, scale, NORM: tl.con
     else:
         scaled = given.to(tl.float32)
     if NORM:
-        squares += scaled * scaled
+        squares += tl.reshape(
+            _added_up(scaled * scaled, ROWS, 1, BK, GROUP),
+            [ROWS, BK // GROUP] if DOT else [ROWS, 1, BK // GROUP],
+        )
         scaled *= scale.to(tl.float32)
         if DOT:
             scaled = scaled.to(given.dtype)
-    total = _multiplied(total, tile, scaled, DOT)
-    if PAIR:
-        second_total = _multiplied(second_total, second, scaled, DOT)
+    if DOT:
+        total = tl.dot(tile, tl.trans(scaled), total, input_precision="ieee")
+        if PAIR:
+            second_total = tl.dot(second, tl.trans(scaled), second_total, input_precision="ieee")
+    else:
+        total += _added_up(tile.to(tl.float32) * scaled, ROWS, BN, BK, GROUP)
+        if PAIR:
+            second_total += _added_up(second.to(tl.float32) * scaled, ROWS, BN, BK, GROUP)
     return total, second_total, squares
 
 
@@ -268,18 +273,19 @@ def product(at, second_at, tile, second, x, x_stride, rows, norm_weight, split, 
     of x as [ROWS, 1] if there is a norm weight g.
 
     `tile` and `second` are what `first_tile` gave for the matrices at `at` and `second_at`. On the CUDA cores
-    products stay apart in registers until the end of the loop, where they are added up once.
+    each thread has sums of its own until the end of the loop, where those of all threads are added up once.
     """
     STEPS: tl.constexpr = (K + BK * SPLITS - 1) // (BK * SPLITS)
     NORM: tl.constexpr = norm_weight is not None
+    GROUP: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth  # elements in the 16 bytes of one load
     if DOT:
         total = tl.zeros([BN, ROWS], tl.float32)
         second_total = tl.zeros([BN, ROWS] if PAIR else [1, 1], tl.float32)
-        squares = tl.zeros([ROWS, BK] if NORM else [1, 1], tl.float32)
+        squares = tl.zeros([ROWS, BK // GROUP] if NORM else [1, 1], tl.float32)
     else:
-        total = tl.zeros([ROWS, BN, BK], tl.float32)
-        second_total = tl.zeros([ROWS, BN, BK] if PAIR else [1, 1, 1], tl.float32)
-        squares = tl.zeros([ROWS, 1, BK] if NORM else [1, 1, 1], tl.float32)
+        total = tl.zeros([ROWS, BN, BK // GROUP], tl.float32)
+        second_total = tl.zeros([ROWS, BN, BK // GROUP] if PAIR else [1, 1, 1], tl.float32)
+        squares = tl.zeros([ROWS, 1, BK // GROUP] if NORM else [1, 1, 1], tl.float32)
     if STAGES > 1:
         # Tiles travel to shared memory, STAGES of them at once. A tile of the norm weight is too small for that: it
         # comes to registers one step early.
@@ -292,7 +298,20 @@ def product(at, second_at, tile, second, x, x_stride, rows, norm_weight, split, 
             staged_given = _input_tile(x, x_stride, rows, split, step, ROWS, K, BK, SPLITS, DOT)
             next_scale = _norm_tile(norm_weight, split, tl.minimum(step + 1, STEPS - 1), K, BK, SPLITS, DOT)
             total, second_total, squares = _step(
-                total, second_total, squares, staged, staged_second, staged_given, scale, NORM, DOT, PAIR
+                total,
+                second_total,
+                squares,
+                staged,
+                staged_second,
+                staged_given,
+                scale,
+                ROWS,
+                BN,
+                BK,
+                GROUP,
+                NORM,
+                DOT,
+                PAIR,
             )
             scale = next_scale
     else:
@@ -306,13 +325,13 @@ def product(at, second_at, tile, second, x, x_stride, rows, norm_weight, split, 
             next_given = _input_tile(x, x_stride, rows, split, step, ROWS, K, BK, SPLITS, DOT)
             next_scale = _norm_tile(norm_weight, split, step, K, BK, SPLITS, DOT)
             total, second_total, squares = _step(
-                total, second_total, squares, tile, second, given, scale, NORM, DOT, PAIR
+                total, second_total, squares, tile, second, given, scale, ROWS, BN, BK, GROUP, NORM, DOT, PAIR
             )
             tile, given, scale = next_tile, next_given, next_scale
             if PAIR:
                 second = next_second
         total, second_total, squares = _step(
-            total, second_total, squares, tile, second, given, scale, NORM, DOT, PAIR
+            total, second_total, squares, tile, second, given, scale, ROWS, BN, BK, GROUP, NORM, DOT, PAIR
         )
     if DOT:
         total = tl.trans(total)

@@ -15,6 +15,7 @@ ROW_CLASSES = (1, 2, 4, 8, 16, 32, 64)
 CUDA_CORE_ROWS = 4  # more rows than these are multiplied on the tensor cores
 SHARED_BYTES = 227 << 10  # what one program may have on the H200
 MULTIPROCESSORS = 132
+MOST_REGISTERS = 176  # per thread, for tiles and sums
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -106,7 +107,10 @@ def fits(tiling: Tiling, rows: int, element_bytes: int, pairs: bool) -> bool:
     """Whether the tiles that are on their way, and the one at work, have room in shared memory and registers."""
     rows = row_class(rows)
     if rows <= CUDA_CORE_ROWS and tiling.stages == 1:
-        return (1 + pairs) * rows * tiling.block_n * tiling.block_k <= 4096 * tiling.warps
+        # Two tiles in half precision, x in both precisions, and a sum for every 8 products, over all threads.
+        owned = (1 + pairs) * tiling.block_n
+        registers = (owned + rows) + rows + owned * rows / 8
+        return registers * tiling.block_k <= MOST_REGISTERS * 32 * tiling.warps
     stage = ((1 + pairs) * tiling.block_n + rows) * tiling.block_k * element_bytes
     return stage * (tiling.stages + 1) <= SHARED_BYTES
 
@@ -116,7 +120,7 @@ def _cuda_core(n: int, k: int, rows: int) -> Iterator[Tiling]:
     for block_k, warps in ((256, 1), (512, 2), (1024, 4), (2048, 8)):
         if k % block_k:
             continue
-        for block_n in (2, 4, 8) if rows == 1 else (1, 2, 4):
+        for block_n in (2, 4, 8):
             if n >= block_n * MULTIPROCESSORS:
                 yield Tiling(block_n, block_k, warps)
     if k % 1024 == 0 and k > 1024:
