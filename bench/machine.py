@@ -12,8 +12,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,8 +23,8 @@ from typing import Any
 import torch
 
 from headrace.bench.step_model import H200, Machine
+from headrace.bench.surroundings import surroundings
 
-ROOT = Path(__file__).resolve().parents[1]
 READ_BYTES = 512 << 20
 PRODUCT = 1024  # rows, columns and depth of the measured matrix product
 ON_CPU = dataclasses.replace(
@@ -47,57 +45,22 @@ ON_CPU = dataclasses.replace(
 """A CPU by estimate: the rates until they are measured, the rest until `refit` has seen its steps."""
 
 
-def commit() -> str:
-    """What the source tree is at, with a mark for uncommitted changes; empty outside a work tree."""
-    git = shutil.which("git")
-    if not git or not (ROOT / ".git").exists():
-        return ""
-    asked = [git, "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def graphics() -> dict[str, Any] | None:
-    """The GPU as its driver names it, with clocks, power and temperature of this moment; None without one."""
-    if not torch.cuda.is_available():
-        return None
-    found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    wanted = (
-        "driver_version",
-        "clocks.sm",
-        "clocks.mem",
-        "power.draw",
-        "temperature.gpu",
-        "ecc.mode.current",
-    )
-    tool = shutil.which("nvidia-smi")
-    if tool:
-        asked = [tool, f"--query-gpu={','.join(wanted)}", "--format=csv,noheader", "--id=0"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
-        if done.returncode == 0:
-            found |= dict(zip(wanted, (part.strip() for part in done.stdout.split(",")), strict=False))
-    return found
-
-
 def facts_of_machine(threads: int) -> dict[str, Any]:
-    """Where and with what a result was measured; every results file carries it."""
+    """Where and with what a result was measured, versions and the compute device included; every results file of
+    steps and kernels carries it."""
     versions = {}
-    for name in ("headrace", "torch", "triton", "transformers"):
+    for name in ("torch", "triton", "transformers"):
         if importlib.util.find_spec(name) is not None:
             versions[name] = importlib.metadata.version(name)
     capabilities = torch.cpu.get_capabilities()
     return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "git_rev": commit(),
-        "cpu": capabilities.get("cpu_name", platform.processor()),
-        "cores": os.cpu_count(),
+        **surroundings(),
         "avx512_bf16": bool(capabilities.get("avx512_bf16")),
         "amx_bf16": bool(capabilities.get("amx_bf16")),
         "threads": threads,
-        "python": platform.python_version(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "omp": {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "GOMP_", "KMP_"))},
+        "cuda": torch.version.cuda,
         **versions,
-        **(graphics() or {}),
     }
 
 
