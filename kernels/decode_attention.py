@@ -95,18 +95,22 @@ def decode_attention(
     scale: float,
     programs: int,
     tuning: DecodeTuning | None = None,
+    *,
+    pdl: bool = False,
 ) -> None:
     """out[r] is the attention of row r's query over the tokens that its items list, its newest one included.
 
     query [R, H, D], keys and values of all tokens stored already; key_pages, value_pages [P, page_size, G, D];
     page_table int32 [S, pages per slot]; items and count from plan_work for these R rows (its window is applied
     there); out [R, H * D], rows without items are not written. `programs` is the grid; it changes no result.
+    `pdl`: start before the launch ahead has ended, and wait for it only where queries are read. plan_work must be
+    over by then: it is, as it never lets the next launch start early.
     """
     assert query.is_contiguous()
     rows, heads, head_dim = query.shape
     _launch(
         query.view(rows, heads * head_dim), heads, None, None, None, 0.0, 1.0, key_pages, value_pages,
-        page_table, items, count, scratch, out, scale, programs, tuning,
+        page_table, items, count, scratch, out, scale, programs, tuning, pdl,
     )  # fmt: skip
 
 
@@ -127,6 +131,8 @@ def turn_and_attend(
     scale: float,
     programs: int,
     tuning: DecodeTuning | None = None,
+    *,
+    pdl: bool = False,
 ) -> None:
     """What `rope_store` and then `decode_attention` do for rows of one new token each, in one launch.
 
@@ -140,7 +146,7 @@ def turn_and_attend(
     assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim and qkv.stride(1) == 1, qkv.shape
     _launch(
         qkv, heads, q_weight, k_weight, inv_freq, eps, attention_factor, key_pages, value_pages, page_table,
-        items, count, scratch, out, scale, programs, tuning,
+        items, count, scratch, out, scale, programs, tuning, pdl,
     )  # fmt: skip
 
 
@@ -162,12 +168,14 @@ def _launch(
     scale: float,
     programs: int,
     tuning: DecodeTuning | None,
+    pdl: bool,
 ) -> None:
     kv_heads, head_dim = key_pages.shape[2:]
     _check(key_pages, value_pages, page_table, items, count, scratch, out, len(query), heads, head_dim)
     assert query.dtype == key_pages.dtype
     tuning = tuning or tuning_for(head_dim, query.dtype)
     group = heads // kv_heads
+    pdl = pdl and query.is_cuda
     _decode[(programs,)](
         query, q_weight, k_weight, inv_freq, eps, attention_factor,
         key_pages, value_pages, page_table, items, count, *scratch, out,
@@ -175,8 +183,8 @@ def _launch(
         key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], kv_heads=kv_heads, group=group, head_dim=head_dim,
         use_dot=tuning.use_dot, block=tuning.block, block_dim=triton.next_power_of_2(head_dim),
-        block_group=triton.next_power_of_2(group), stages=tuning.stages, num_warps=tuning.warps,
-        maxnreg=tuning.registers,
+        block_group=triton.next_power_of_2(group), stages=tuning.stages, pdl=pdl,
+        num_warps=tuning.warps, maxnreg=tuning.registers, launch_pdl=pdl,
     )  # fmt: skip
 
 
@@ -269,6 +277,26 @@ def _attend(
         acc = acc * fade[:, None] + _weighted(weights, values, use_dot)
         peak = higher
     return peak, total, acc
+
+
+@triton.jit
+def _approach(
+    key_pages, value_pages, table, begin, end, page_stride, cell_stride,
+    page_size: tl.constexpr, head_dim: tl.constexpr, ahead: tl.constexpr,
+):  # fmt: skip
+    """Ask for the first `ahead` tokens' keys and values without waiting for them. Only a hint: nothing is read."""
+    line: tl.constexpr = 1024 // key_pages.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+    lines: tl.constexpr = (head_dim + line - 1) // line
+    # There is no mask: tokens past the end ask for the last one again.
+    tokens = tl.minimum(begin + tl.arange(0, ahead), end - 1)
+    pages = tl.load(table + tokens // page_size).to(tl.int64)
+    cells = pages * page_stride + (tokens % page_size) * cell_stride
+    for part in tl.static_range(lines):
+        for side in tl.static_range(2):
+            at = (key_pages if side == 0 else value_pages) + cells + part * line
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; // $0", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+            )
 
 
 @triton.jit
@@ -390,7 +418,7 @@ def _decode(
     page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
     use_dot: tl.constexpr, block: tl.constexpr, block_dim: tl.constexpr, block_group: tl.constexpr,
-    stages: tl.constexpr,
+    stages: tl.constexpr, pdl: tl.constexpr,
 ):  # fmt: skip
     """With inv_freq, `query` holds whole qkv rows of new tokens, not yet turned or stored; else ready queries."""
     block_heads: tl.constexpr = max(block_group, 16) if use_dot else block_group
@@ -398,6 +426,8 @@ def _decode(
     dims = tl.arange(0, block_dim)
     wide = dims < head_dim
     inside = (member < group)[:, None] & wide[None, :]
+    if pdl:
+        tl.extra.cuda.gdc_launch_dependents()
     # An item is read while the one before is computed, and the first before it is known that there is one.
     todo = tl.load(count) * kv_heads
     step = tl.num_programs(0)
@@ -416,13 +446,24 @@ def _decode(
         shift = head.to(tl.int64) * head_stride
         own = query + row.to(tl.int64) * query_stride
         mine = own + (head * group + member)[:, None] * head_dim
+        position = length - 1
+        if pdl:  # noqa: SIM102 - known when compiled; the inner one is not
+            # What the launch ahead makes is the query and, at most, the newest token; the others' keys and values
+            # are on their way to the second cache while it ends.
+            if work == tl.program_id(0):
+                _approach(
+                    key_pages + shift, value_pages + shift, table, begin, end, page_stride, cell_stride,
+                    page_size, head_dim, 2 * block,
+                )  # fmt: skip
+        if inv_freq is not None:
+            cos, sin = rotation(position, inv_freq, attention_factor, dims, head_dim)
+        if pdl:
+            tl.extra.cuda.gdc_wait()
         rows = tl.load(mine + dims[None, :], mask=inside, other=0.0)
         peak = tl.full((block_heads,), float("-inf"), tl.float32)
         total = tl.zeros((block_heads,), tl.float32)
         acc = tl.zeros((block_heads, block_dim), tl.float32)
         if inv_freq is not None:
-            position = length - 1
-            cos, sin = rotation(position, inv_freq, attention_factor, dims, head_dim)
             swap = partner(dims, head_dim)
             swapped = tl.load(mine + swap[None, :], mask=inside, other=0.0)
             if q_weight is not None:
@@ -467,6 +508,10 @@ def _decode(
             peak, total, acc, outs, sums, arrivals, out, item, row, head, first_item, splits,
             kv_heads, group, head_dim, block_heads, block_group, block_dim,
         )  # fmt: skip
+    if pdl:
+        # A program without work must not let this launch end before the one ahead: whoever waits for this one
+        # takes it that all before have ended.
+        tl.extra.cuda.gdc_wait()
 
 
 def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

@@ -74,6 +74,8 @@ def extend_attention(
     window: int = 0,
     tile: int = TILE,
     tuning: ExtendTuning | None = None,
+    *,
+    pdl: bool = False,
 ) -> None:
     """out[t] is the attention of query t over the newest `window` (0 = all) tokens of its row up to itself.
 
@@ -81,7 +83,8 @@ def extend_attention(
     Row r holds queries [row_offsets[r], row_offsets[r + 1]), the newest of its lengths[r] tokens in slot slots[r];
     all int32, slots and lengths [R]. Tile i is the queries [tile_starts[i], tile_starts[i] + tile) of row
     tile_rows[i] that the row has; int32, a row of -1: no tile. Tiles cover each query once. page_table int32 [S,
-    pages per slot]. out [T, H * D]; what no tile covers is not written.
+    pages per slot]. out [T, H * D]; what no tile covers is not written. `pdl`: start before the launch ahead has
+    ended, and wait for it before anything is read.
     """
     check_pages(key_pages, value_pages, page_table)
     tokens, heads, head_dim = query.shape
@@ -101,6 +104,7 @@ def extend_attention(
     bundle = max(
         size for size in (1, 2, 4, 8, 16) if group % size == 0 and (size == 1 or size * tile <= tuning.rows)
     )
+    pdl = pdl and query.is_cuda
     key_blocks, value_blocks, page_rows, head_rows = None, None, 0, 0
     if tuning.bulk and bulk_suits(key_pages, tuning.block):
         key_blocks, value_blocks = (_blocks(pages, tuning.block) for pages in (key_pages, value_pages))
@@ -111,7 +115,8 @@ def extend_attention(
         scale * LOG2E, key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], window=window, heads=heads, group=group, bundle=bundle, tile=tile,
         head_dim=head_dim, block_dim=triton.next_power_of_2(head_dim), block=tuning.block,
-        stages=tuning.stages, num_warps=tuning.warps, maxnreg=tuning.registers,
+        stages=tuning.stages, pdl=pdl,
+        num_warps=tuning.warps, maxnreg=tuning.registers, launch_pdl=pdl,
     )  # fmt: skip
 
 
@@ -205,8 +210,11 @@ def _extend(
     scale, page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, window: tl.constexpr, heads: tl.constexpr, group: tl.constexpr,
     bundle: tl.constexpr, tile: tl.constexpr, head_dim: tl.constexpr, block_dim: tl.constexpr,
-    block: tl.constexpr, stages: tl.constexpr,
+    block: tl.constexpr, stages: tl.constexpr, pdl: tl.constexpr,
 ):  # fmt: skip
+    if pdl:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     # Tiles late in a row see the most keys: they start first, so that short ones fill the end of the launch.
     index = tl.num_programs(1) - 1 - tl.program_id(1)
     row = tl.load(tile_rows + index)

@@ -39,6 +39,8 @@ def rope_store(
     key_pages: Tensor,
     value_pages: Tensor,
     q_out: Tensor,
+    *,
+    pdl: bool = False,
 ) -> None:
     """Each token's query heads are in q_out and its key and value heads in its cell, normalised and rotated.
 
@@ -46,7 +48,8 @@ def rope_store(
     and key head is divided by its root mean square, rounded, and multiplied by the weight; None: no norm. Then the
     head's halves turn by position * inv_freq (float32 [D / 2]), cos and sin times attention_factor. positions int32
     or int64 [T]; slots int32 [T], for a token of slot -1 nothing is written. page_table int32 [S, pages per slot];
-    key_pages, value_pages [P, page_size, G, D]; q_out [T, H, D].
+    key_pages, value_pages [P, page_size, G, D]; q_out [T, H, D]. `pdl`: start before the launch ahead has ended,
+    and wait for it before anything is read.
     """
     check_pages(key_pages, value_pages, page_table)
     tokens, heads, head_dim = q_out.shape
@@ -61,12 +64,13 @@ def rope_store(
         return
     block_dim = triton.next_power_of_2(head_dim)
     block_heads = max(1, BLOCK // block_dim)
+    pdl = pdl and qkv.is_cuda
     _rope_store[(tokens, triton.cdiv(heads + 2 * kv_heads, block_heads))](
         qkv, q_weight, k_weight, eps, inv_freq, attention_factor, positions, slots, page_table,
         key_pages, value_pages, q_out,
         qkv.stride(0), key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        block_heads=block_heads, block_dim=block_dim, num_warps=4,
+        block_heads=block_heads, block_dim=block_dim, pdl=pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
 
 
@@ -94,8 +98,11 @@ def _rope_store(
     key_pages, value_pages, q_out,
     qkv_stride, page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr,
-    block_heads: tl.constexpr, block_dim: tl.constexpr,
+    block_heads: tl.constexpr, block_dim: tl.constexpr, pdl: tl.constexpr,
 ):  # fmt: skip
+    if pdl:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     if slot >= 0:

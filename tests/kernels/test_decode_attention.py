@@ -17,6 +17,8 @@ from headrace.kernels.decode_attention import (
     tuning_for,
     turn_and_attend,
 )
+from headrace.kernels.linear_add import linear_add
+from headrace.kernels.norm_linear import norm_linear
 
 ON_GPU = torch.cuda.is_available()
 # heads, kv heads, head size, page size
@@ -202,6 +204,68 @@ def test_neighbours_and_grid_change_no_bit(
     together = attend([0, 1, 2, 3], PROGRAMS)
     assert torch.equal(attend([3, 0], 1), together[[3, 0]])
     assert torch.equal(attend([0], 37), together[:1])
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_an_early_start_changes_no_bit(
+    count: int,
+    device: torch.device,
+    generator: torch.Generator,
+    random_tensor: Callable[..., torch.Tensor],
+    capture: Callable[..., Callable[[], None]],
+) -> None:
+    """Layers in a row, each launch reading what the one before wrote, with and without programmatic dependents.
+    Without a GPU both chains are the same one."""
+    dtype = torch.bfloat16 if ON_GPU else torch.float32
+    heads, kv_heads, head_dim, hidden, layers = (16, 8, 128, 1024, 12) if ON_GPU else (4, 2, 16, 32, 2)
+    lengths = [2000 if ON_GPU else 40, 1, 700 if ON_GPU else 20, 64, 129, 2][:count]
+    slabs = [
+        PagedRows(
+            generator, device, dtype, [length - 1 for length in lengths], 64, kv_heads, head_dim, spare=1
+        )
+        for _ in range(2)
+    ]
+    step = Step(slabs[0], heads, 64, 8, 0, dtype)
+    width = (heads + 2 * kv_heads) * head_dim
+    first, norm = (
+        random_tensor(width, hidden, dtype=dtype, scale=hidden**-0.5),
+        random_tensor(hidden, dtype=dtype),
+    )
+    second = random_tensor(hidden, heads * head_dim, dtype=dtype, scale=(heads * head_dim) ** -0.5)
+    weight = random_tensor(head_dim, dtype=dtype)
+    inv_freq = (1e4 ** -(torch.arange(0, head_dim, 2) / head_dim)).to(device)
+    start = random_tensor(count, hidden, dtype=dtype)
+    stream, qkv = torch.empty_like(start), torch.empty(count, width, dtype=dtype, device=device)
+    row_lengths = torch.tensor(lengths, dtype=torch.int32, device=device)
+
+    def chain(pdl: bool) -> None:
+        stream.copy_(start)
+        plan_work(slabs[0].row_slots, row_lengths, step.items, step.count, 64, 8)
+        for layer in range(layers):
+            slab = slabs[layer % 2]
+            norm_linear(stream, norm, 1e-6, first, None, qkv, pdl=pdl)
+            turn_and_attend(
+                qkv, weight, weight, 1e-6, inv_freq, 1.0, slab.key_pages, slab.value_pages,
+                slabs[0].page_table, step.items, step.count, step.scratch, step.out, head_dim**-0.5,
+                PROGRAMS, pdl=pdl,
+            )  # fmt: skip
+            linear_add(step.out, second, None, stream, stream, pdl=pdl)
+
+    # Both slabs are read through one page table: give the second one the pages of the first.
+    slabs[1].key_pages.copy_(slabs[0].key_pages)
+    slabs[1].value_pages.copy_(slabs[0].value_pages)
+    found = []
+    for pdl in (False, True):
+        launch = capture(lambda pdl=pdl: chain(pdl))
+        for _ in range(10 if ON_GPU else 1):
+            start.copy_(random_tensor(*start.shape) if not pdl else start)
+            launch()
+            found.append(stream.clone())
+        if not pdl:
+            wanted = found[-1]
+            found.clear()
+    assert wanted.isfinite().all()
+    assert all(torch.equal(each, wanted) for each in found)
 
 
 def test_a_table_entry_exists_for_every_size() -> None:
