@@ -94,6 +94,15 @@ class LiveServer:
 
         return asyncio.run_coroutine_threadsafe(answer(), self.loop).result(WAIT)
 
+    def until(self, holds: Callable[[App], Any]) -> None:
+        """Wait until `holds(app)`, looked at on the app's own thread, turn by turn. No step lands by this."""
+
+        async def turns() -> None:
+            while not holds(self.app):
+                await asyncio.sleep(0.001)
+
+        asyncio.run_coroutine_threadsafe(asyncio.wait_for(turns(), WAIT), self.loop).result(WAIT + 10)
+
     def baseline(self) -> None:
         """Wait for the end of every generation; then nothing may be held."""
 

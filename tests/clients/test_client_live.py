@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import sys
@@ -11,10 +12,14 @@ from collections.abc import Iterator
 import pytest
 from live_server import LiveServer
 
-from headrace.clients.client import Client, connect
+from headrace.clients import client as client_module
+from headrace.clients.client import Client
 from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
 from headrace.clients.events import Completed, Incomplete, TextDelta
 from headrace.clients.stream import ResponseStream
+
+# A busy machine may take its time to connect: only a test about that time has a short one.
+connect = functools.partial(client_module.connect, open_timeout=120)
 
 
 @pytest.fixture
