@@ -9,7 +9,8 @@ from headrace.graphs.buckets import bucket_list
 from headrace.graphs.packed import StepKey
 
 CHUNKS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # chunk tokens of captured steps
-GRAPH_ROWS = 8  # prefill rows of a captured step
+FEW_PROMPTS, MANY_PROMPTS = 8, 32  # prefill rows of captured steps: of small chunks, and of large ones
+LARGE_CHUNK = 256
 CHUNK_STEP = 64  # chunks beyond the captured ones are padded to a multiple of this
 BESIDE = (0, 8, 32, 64, 128, 256)  # decode rows that captured chunks run beside
 
@@ -38,9 +39,11 @@ class KeyList:
             return StepKey(self.decode[bisect_left(self.decode, decode)])
         beside = self.beside[bisect_left(self.beside, decode)]
         if self.chunks and chunk <= self.chunks[-1]:
-            # More rows than a graph takes only add tiles: such a step keeps its chunk size and runs eagerly.
-            return StepKey(beside, self.chunks[bisect_left(self.chunks, chunk)], _rows(rows))
-        return StepKey(beside, _padded(chunk), _rows(rows))
+            chunk = self.chunks[bisect_left(self.chunks, chunk)]
+        else:
+            chunk = _padded(chunk)
+        # More rows than a graph takes only add tiles: such a step keeps its chunk size and runs eagerly.
+        return StepKey(beside, chunk, max(_prompts(chunk), _power(rows)))
 
     def chunk_sizes(self) -> tuple[int, ...]:
         """Chunks that are padded by nothing, ascending, up to the largest."""
@@ -51,22 +54,31 @@ class KeyList:
         """Every key that gets a graph, in the order in which they are wanted: single streams first."""
         alone = [StepKey(count) for count in self.decode]
         first = [key for key in alone if key.decode <= 8]
-        prompts = [StepKey(0, chunk, GRAPH_ROWS) for chunk in self.chunks]
+        prompts = [StepKey(0, chunk, _prompts(chunk)) for chunk in self.chunks]
         mixed = [
-            StepKey(beside, chunk, GRAPH_ROWS) for beside in self.beside if beside for chunk in self.chunks
+            StepKey(beside, chunk, _prompts(chunk))
+            for beside in self.beside
+            if beside
+            for chunk in self.chunks
         ]
         return (*first, *prompts, *alone[len(first) :], *mixed)
 
     @property
     def largest(self) -> StepKey:
         """No step has more tokens, rows, tiles or samples than this."""
-        return StepKey(self.max_running, _padded(self.chunk_tokens), _rows(self.max_running))
+        return StepKey(
+            self.max_running, _padded(self.chunk_tokens), max(MANY_PROMPTS, _power(self.max_running))
+        )
 
 
 def _padded(chunk: int) -> int:
     return -(-chunk // CHUNK_STEP) * CHUNK_STEP
 
 
-def _rows(rows: int) -> int:
-    """GRAPH_ROWS, or the next power of two above it."""
-    return max(GRAPH_ROWS, 1 << (rows - 1).bit_length())
+def _prompts(chunk: int) -> int:
+    return MANY_PROMPTS if chunk >= LARGE_CHUNK else FEW_PROMPTS
+
+
+def _power(rows: int) -> int:
+    """The next power of two."""
+    return 1 << (rows - 1).bit_length()

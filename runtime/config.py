@@ -44,6 +44,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(ge=0, description="tokens of prompt plus answer at most (0 = auto: the model's own limit)")
     ] = 0
     chunk_tokens: Annotated[int, Meta(ge=0, description="prompt tokens per step at most (0 = auto)")] = 0
+    warm_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="seconds that the start may spend on capturing GPU graphs; the rest is captured when idle",
+        ),
+    ] = 5.0
     step_ms: Annotated[
         float,
         Meta(

@@ -247,9 +247,10 @@ class DeviceEngine:
 
     # -- start -------------------------------------------------------------------------------------------------
 
-    def warm(self, budget: float = 3.0) -> None:
-        """The graphs that matter first are captured, within `budget` seconds or so; the others follow in
-        `idle_work`. Only before the first plan of a scheduler: captured steps run once, on padding alone."""
+    def warm(self, budget: float | None = None) -> None:
+        """The graphs that matter first are captured, within `budget` seconds (None: as configured); the others
+        follow in `idle_work`. Only before the first plan of a scheduler; captured steps run once, on padding."""
+        budget = self.config.warm_seconds if budget is None else budget
         started = time.monotonic()
         count = len(self._uncaptured)
         while self.idle_work() and time.monotonic() - started < budget:
