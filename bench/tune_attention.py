@@ -62,10 +62,14 @@ DECODE = [
     DecodeTuning(32, 2, 4, programs=4),
     DecodeTuning(32, 2, 3, programs=6),
     DecodeTuning(64, 2, 3, programs=3),
+    DecodeTuning(32, 2, 3, programs=4),
+    DecodeTuning(32, 2, 2, programs=4),
+    DecodeTuning(32, 2, 2, programs=6),
+    DecodeTuning(64, 4, 3, programs=1),
     DecodeTuning(32, 4, 3, use_dot=False, programs=2),
     DecodeTuning(16, 4, 4, use_dot=False, programs=4),
 ]
-SPLITS = (64, 128, 256, 512)
+SPLITS = (64, 128, 256, 512, 1024)
 EXTEND = [
     ExtendTuning(rows, block, warps, stages, bulk, programs)
     for rows, block, warps, stages, programs in (
