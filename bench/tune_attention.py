@@ -117,7 +117,7 @@ class Shape:
     def variants(self) -> list[Variant]:
         """The shipped one first."""
         if self.kind == "extend":
-            return [Variant(tuning, tile) for tile in TILES for tuning in EXTEND]
+            return [Variant(tuning, tile) for tile in TILES for tuning in EXTEND if tile <= tuning.rows]
         cuts = [SPLIT, *(split for split in SPLITS if split != SPLIT and split < 2 * self.length)]
         return [Variant(tuning, split) for split in cuts for tuning in DECODE]
 
