@@ -220,6 +220,7 @@ class DeviceDecoder:
                 attended,
                 config.scale,
                 self.programs,
+                pdl=self.early,
             )
             self._add_linear(attended, layer.out, x)
             return
@@ -237,6 +238,7 @@ class DeviceDecoder:
             key_pages,
             value_pages,
             query,
+            pdl=self.early,
         )
         if key.decode:
             decode_attention(
@@ -250,6 +252,7 @@ class DeviceDecoder:
                 attended[: key.decode],
                 config.scale,
                 self.programs,
+                pdl=self.early,
             )
         extend_attention(
             query[key.decode :],
@@ -265,6 +268,7 @@ class DeviceDecoder:
             config.scale,
             layer.window,
             TILE,
+            pdl=self.early,
         )
         self._add_linear(attended, layer.out, x)
 
