@@ -307,6 +307,28 @@ def test_sec32_a_head_must_come_in_time() -> None:
     assert transport.lost, "lingering ends"
 
 
+def test_a_last_reply_is_waited_for_while_its_peer_goes_on_taking_it() -> None:
+    rig = Rig()
+    body = bytes(range(256)) * 4000
+    transport = rig.connect()
+    transport.stall()
+    transport.feed(post("/echo", body, "Connection: close"))
+    rig.loop.run()
+    assert transport.eof
+    while transport.unsent:
+        rig.loop.advance(1.9)
+        assert not transport.closing
+        transport.take(20_000)
+    assert only(transport.sent).body == body
+    rig.loop.advance(4.1)
+    assert transport.lost
+    deaf = rig.connect()
+    deaf.stall()
+    deaf.feed(post("/echo", b"x" * 30_000, "Connection: close"))
+    rig.loop.advance(4.1)
+    assert deaf.lost, "a peer that takes nothing is not waited for"
+
+
 @pytest.mark.parametrize("coding", ["length", "chunked"])
 def test_sec32_a_body_must_come_in_time(coding: str) -> None:
     rig = Rig()

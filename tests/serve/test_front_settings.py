@@ -100,8 +100,8 @@ def test_every_flag_reaches_its_field() -> None:
                 value = "text"
                 argv = ["text"] if notes[field.name][1].get("positional") else [flag, "text"]
             elif kind is float:
-                value = 2.5
-                argv = [flag, "2.5"]
+                value = default / 2 if default else 2.5
+                argv = [flag, str(value)]
             else:
                 value = default + 1 if default else 1
                 argv = [flag, str(value)]
@@ -114,7 +114,7 @@ def test_every_flag_reaches_its_field() -> None:
         (["--port", "x"], "--port"),
         (["--port", "65536"], "65535"),
         (["--port", "-1"], "--port"),
-        (["--max-running", "0"], "--max-running"),
+        (["--max-running", "-1"], "--max-running"),
         (["--ws-max-message", "32X"], "32M"),
         (["--ws-max-message", "1"], "1024"),
         (["--header-timeout", "0"], "--header-timeout"),
