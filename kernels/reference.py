@@ -227,4 +227,6 @@ def turn_and_attend(
     norms = (q_weight, k_weight, eps, inv_freq, attention_factor)
     rope_store(qkv, *norms, lengths - 1, slots, page_table, key_pages, value_pages, query)
     keys, values = key_pages.double().flatten(0, 1), value_pages.double().flatten(0, 1)
-    return decode_attention(query.double(), keys, values, page_table, slots, lengths, page_size, scale, window)
+    return decode_attention(
+        query.double(), keys, values, page_table, slots, lengths, page_size, scale, window
+    )
