@@ -7,11 +7,18 @@ what the body says is read after the run.
 from __future__ import annotations
 
 import base64
+import resource
 from typing import Literal, NamedTuple
 
 
 class WireError(ValueError):
     """Bytes that no HTTP or websocket server sends."""
+
+
+def allow_sockets() -> None:
+    """Let this process open as many sockets as the system lets it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Target(NamedTuple):

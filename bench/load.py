@@ -128,7 +128,10 @@ class Hand:
 
     def __init__(self, job: Job) -> None:
         command = [sys.executable, "-P", "-m", "headrace.bench.worker"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # In a session of its own: Ctrl-C is the parent's to handle.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         self.inbox = bytearray()
         self.ready = False
         self.done: Done | None = None

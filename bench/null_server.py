@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from headrace.bench import frames
-from headrace.bench.http_wire import WireError
+from headrace.bench.http_wire import WireError, allow_sockets
 from headrace.bench.null_faces import ChatFace, Face, Question, ResponsesFace, refusal
 
 
@@ -34,7 +34,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     tokens. cut_at: its connection is reset after so many. die_at: the process ends after so many tokens of
     all answers. refuse_every: every n-th request is answered with `status`. rejects: requests with one of
     these fields get 422. split: every event leaves in two writes. keep: HTTP connections are kept; without,
-    an answer ends with its connection. word: the text of a token.
+    an answer ends with its connection. hang_up: a kept connection is closed all the same, without a word,
+    behind every answer. word: the text of a token.
     """
 
     first_s: float = 0.002
@@ -54,6 +55,7 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     rejects: tuple[str, ...] = ()
     split: bool = False
     keep: bool = True
+    hang_up: bool = False
     word: str = " word"
 
 
@@ -341,6 +343,9 @@ class Peer(asyncio.Protocol):
             self.transport.close()
             return
         self.transport.write(b"0\r\n\r\n")
+        if self.stage.script.hang_up:
+            self.transport.close()
+            return
         self.requests()
 
     # -- websocket ---------------------------------------------------------------------------------------------
@@ -385,9 +390,11 @@ class Peer(asyncio.Protocol):
 class NullServer:
     """A null server in a process of its own, from birth until `stop` or the end of the `with` block."""
 
-    def __init__(self, script: Script, core: int | None = None) -> None:
+    def __init__(self, script: Script) -> None:
         command = [sys.executable, "-P", "-m", "headrace.bench.null_server"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(msgspec.json.encode(script) + b"\n")
         self.process.stdin.flush()
@@ -429,6 +436,7 @@ async def live(script: Script) -> None:
 def serve() -> None:
     """The process: a script comes in on the first line, the port goes out."""
     script = msgspec.json.decode(sys.stdin.buffer.readline(), type=Script)
+    allow_sockets()
     asyncio.run(live(script))
 
 

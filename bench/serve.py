@@ -218,14 +218,17 @@ def prepare(
     same = len({(server.target.address, server.target.port) for server in servers}) < len(servers)
     cells, failed = [], []
     for number, transport in enumerate(dict.fromkeys(transports)):
+        known: list[tuple[int, Server, Learned]] = []
         for place, server in enumerate(servers):
             asked = msgspec.structs.replace(manner, model=server.model)
             try:
-                learned = learn(server.target, transport, asked, min(given.patience, 60.0))
+                known.append(
+                    (place, server, learn(server.target, transport, asked, min(given.patience, 60.0)))
+                )
             except LoadError as error:
                 say(f"{server.label} · {transport}: not measured: {error}")
                 failed.append({"server": server.label, "transport": transport, "error": str(error)})
-                continue
+        for place, server, learned in alike(known):
             for note in learned.notes:
                 say(f"{server.label} · {transport}: {note}")
             seed = given.seed + SEEDS_APART * number + (SEEDS_APART // 2 * place if same else 0)
@@ -233,6 +236,21 @@ def prepare(
             cells.append(Cell(server, transport, learned, made, seed))
             cells[-1].plan(given.workload, 0)  # settings that make no sense show now, not after the warm-up
     return cells, failed
+
+
+def alike(known: list[tuple[int, Server, Learned]]) -> list[tuple[int, Server, Learned]]:
+    """Servers that are compared have the same work: if one cannot be asked to go on behind the end of its answer,
+    neither is the other."""
+    if all(learned.manner.ignore_eos for _, _, learned in known):
+        return known
+    found = []
+    for place, server, learned in known:
+        if learned.manner.ignore_eos:
+            manner = msgspec.structs.replace(learned.manner, ignore_eos=False)
+            notes = [*learned.notes, "asked without ignore_eos, as the server that it is compared with"]
+            learned = learned._replace(manner=manner, notes=notes)
+        found.append((place, server, learned))
+    return found
 
 
 def capacities(cells: Sequence[Cell], crew: Crew) -> dict[Transport, float]:

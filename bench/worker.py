@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from headrace.bench.exchange import Exchange
-from headrace.bench.http_wire import Target
+from headrace.bench.http_wire import Target, allow_sockets
 from headrace.bench.line import Line
 from headrace.bench.record import Planned, Trace, Transport, WorkerCost
 from headrace.bench.transports import DIALECTS, Manner, body
@@ -363,6 +363,7 @@ def work() -> None:
     job = msgspec.msgpack.decode(read_message(source), type=Job)
     if job.core is not None:
         os.sched_setaffinity(0, {job.core})
+    allow_sockets()
     worker = Worker(job, lambda report: write_message(out, report))
     worker.connect()
     gc.disable()

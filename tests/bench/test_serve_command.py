@@ -12,7 +12,7 @@ from bench.null_run import FAST
 from live_server import LiveServer
 
 from headrace.bench import serve
-from headrace.bench.null_server import NullServer
+from headrace.bench.null_server import NullServer, Script
 
 SMALL = ["--workload", "c2_30_6", "--requests", "4", "--no-calibration"]
 
@@ -87,6 +87,16 @@ def test_two_servers_in_turns(live: LiveServer, capsys: pytest.CaptureFixture[st
         assert document["results"][0]["request_goodput"] > 0
     # Both were asked the same; the probes came first: two questions, then warm-up and two repeats of four.
     assert len(entries) == 2 + 3 * 4 and entries[0].received_ns < entries[-1].received_ns
+
+
+def test_servers_that_are_compared_are_asked_alike(
+    live: LiveServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with NullServer(Script(first_s=0.0, gap_s=0.0005, rejects=("ignore_eos",))) as other:
+        serve.main([live.url, *SMALL, "--against", other.url, "--repeats", "1", "--no-warmup"])
+    said, document = result_of(capsys)
+    assert [result["manner"]["ignore_eos"] for result in document["results"]] == [False, False]
+    assert "asked without ignore_eos, as the server that it is compared with" in said
 
 
 def test_completions_of_another_server_carry_ids(capsys: pytest.CaptureFixture[str]) -> None:

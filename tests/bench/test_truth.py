@@ -116,6 +116,15 @@ def test_answers_may_end_with_their_connection(transport: Transport) -> None:
     assert ran.errors() == {None} and [len(trace.chunks) for trace in ran.traces] == [5, 5, 5]
 
 
+@pytest.mark.parametrize("transport", SSE)
+def test_a_kept_connection_may_be_gone(transport: Transport) -> None:
+    """The server closes it behind each answer: the next request meets the end before it, or is sent twice."""
+    script = Script(first_s=0.0, gap_s=0.0005, hang_up=True)
+    ran = on_null(script, transport, [one(number, stream=0) for number in range(10)])
+    assert ran.errors() == {None} and [len(trace.chunks) for trace in ran.traces] == [5] * 10
+    assert len(ran.log.entries) == 10 and len({entry.peer for entry in ran.log.entries}) == 10
+
+
 @every
 def test_usage_that_is_not_told_is_not_made_up(transport: Transport) -> None:
     ran = on_null(Script(first_s=0.0, gap_s=0.0005, usage=False), transport, [one(0)])
