@@ -2,13 +2,14 @@
 
 A gap is (logit - highest) / temperature in float32, at most 0. Its bits without the sign are its key: an int32 that
 grows as the token gets less likely, so that a search for a threshold is a bisection on whole numbers and finds the
-exact value, ties included.
+exact value, ties included. A mass is exp(gap).
 
 Every 64 neighbouring tokens have a crest, their highest logit. Crests bound what is kept: if k crests reach a
 threshold, so do the k most likely tokens; if the masses of crests alone reach the goal of top_p, so does the
-nucleus. What reaches the threshold is gathered; nearly always that is little and the rest of the work stays in
-registers. Where it does not fit (flat rows with top_p, many equal logits, a huge top_k) the searches run over the
-whole row.
+nucleus. What reaches the threshold is gathered; nearly always that is little and all else happens in registers.
+
+Where it does not fit (flat rows with top_p, many equal logits, a huge top_k) thresholds are sought in the logits
+themselves, three at a time by one pass over the row, until what lies between two of them can be gathered.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from headrace.kernels.gumbel import gumbel, token_words
+from headrace.kernels.gumbel import NO_TOKEN, RACE_SLACK, arrive, race, row_words, token_words
 
 _ALL = tl.constexpr(0x7F800000)  # the key of -inf: a threshold that keeps everything
 _NEVER = tl.constexpr(0x7FFFFFFF)  # the key of what is no token
-_NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 _SPAN = tl.constexpr(64)  # tokens under one crest
+_FEW = tl.constexpr(64)  # crests at which a bound is good enough
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LARGEST = tl.constexpr(3.4028234663852886e38)
 
 
 @triton.jit
@@ -54,23 +57,43 @@ def _first_mass(keys, masses, goal, high):
 
 
 @triton.jit
-def _bound(
-    crests, peak, temperature, top_k, least_key, top_p, total, CRESTS: tl.constexpr, CREST_SPAN: tl.constexpr
-):
-    """(key, crest keys): no token with a larger key is kept. Exact work is left to the searches that follow."""
+def _bound(crests, peak, temperature, top_k, least_key, goal, CRESTS: tl.constexpr, CREST_SPAN: tl.constexpr):
+    """(key, crest keys): no token with a larger key is kept. As tight as a few turns make it: exact work is left to
+    the searches that follow. goal: of top_p alone, a mass; not read with top_k or min_p, which come first."""
     index = tl.arange(0, CREST_SPAN)
     crest = tl.load(crests + index, mask=index < CRESTS, other=float("-inf"))
     gaps = tl.div_rn(crest - peak, temperature)
     keys = tl.where(index < CRESTS, keys_of(gaps), _NEVER)
-    bound = least_key
+    weights = tl.where(index < CRESTS, tl.exp(gaps), 0.0)
+    need = (goal * 1.00001).to(tl.float32)  # covers the rounding of sums; the goal is met exactly later
+    few = _FEW
+    sought = (top_k == 0) & (least_key == _ALL)
     if (top_k > 0) & (top_k <= CRESTS):
-        bound = tl.minimum(bound, _first_count(keys, top_k, least_key))
-    if (top_k == 0) & (least_key == _ALL):
-        # 1e-5 covers the rounding of these sums; the goal itself is met exactly later.
-        goal = (top_p * total).to(tl.float32) * 1.00001
-        masses = tl.where(index < CRESTS, tl.exp(gaps), 0.0)
-        bound = _first_mass(keys, masses, goal, least_key)
-    return bound, keys
+        weights = tl.where(index < CRESTS, 1.0, 0.0)
+        need = top_k.to(tl.float32)
+        few = tl.maximum(2 * top_k, _FEW)
+        sought = top_k > 0
+    high = least_key
+    if sought:
+        low = least_key * 0
+        high = tl.minimum(least_key, 0x42D00000)  # 104: what lies beyond has no mass
+        if tl.sum(tl.where(keys <= high, weights, 0.0)) < need:
+            low = high
+            high = least_key
+        count = few + 1
+        turn = 0
+        # Half way in value soon finds the crowd; after that, half way in bits ends whatever the numbers are.
+        while (low < high) & (count > few):
+            low_value = low.to(tl.float32, bitcast=True)
+            by_value = low_value + (high.to(tl.float32, bitcast=True) - low_value) * 0.5
+            middle = tl.where(turn < 12, by_value.to(tl.int32, bitcast=True), low + (high - low) // 2)
+            middle = tl.minimum(tl.maximum(middle, low), high - 1)
+            enough = tl.sum(tl.where(keys <= middle, weights, 0.0)) >= need
+            count = tl.where(enough, tl.sum((keys <= middle).to(tl.int32)), count)
+            low = tl.where(enough, low, middle + 1)
+            high = tl.where(enough, middle, high)
+            turn += 1
+    return high, keys
 
 
 @triton.jit
@@ -90,52 +113,15 @@ def _value(logits, work, token, inside, adjusted):
 
 
 @triton.jit
-def _below(logits, work, adjusted, peak, temperature, key, V: tl.constexpr, CHUNK: tl.constexpr):
-    """(mass, count) of the row's tokens with keys <= key, by one pass over it."""
-    lane = tl.arange(0, CHUNK)
-    mass = tl.zeros([CHUNK], tl.float32)
-    count = tl.zeros([CHUNK], tl.int32)
-    for start in range(0, V, CHUNK):
-        token = start + lane
-        inside = token < V
-        gaps = tl.div_rn(_value(logits, work, token, inside, adjusted) - peak, temperature)
-        keep = inside & (keys_of(gaps) <= key)
-        mass += tl.where(keep, tl.exp(gaps), 0.0)
-        count += keep.to(tl.int32)
-    return tl.sum(mass.to(tl.float64)), tl.sum(count)
-
-
-@triton.jit
-def _midpoint(low, high, turn):
-    """A key in [low, high): by turns half way in value, which soon finds the crowd, and half way in bits, which
-    ends after 31 turns whatever the numbers are."""
-    low_value = low.to(tl.float32, bitcast=True)
-    high_value = tl.minimum(high, 0x42000000).to(tl.float32, bitcast=True)  # 32: what lies beyond has no mass
-    by_value = ((low_value + high_value) * 0.5).to(tl.int32, bitcast=True)
-    by_bits = low + (high - low) // 2
-    middle = tl.where((turn & 1) == 0, by_value, by_bits)
-    return tl.minimum(tl.maximum(middle, low), high - 1)
-
-
-@triton.jit
 def _draw_gathered(
-    gaps_at,
-    tokens_at,
-    count,
-    position,
-    seed_low,
-    seed_high,
-    top_k,
-    least_key,
-    top_p,
-    total,
+    gaps_at, tokens_at, count, temperature, position, seed_low, seed_high, top_k, least_key, top_p, total,
     ROOM: tl.constexpr,
-):
+):  # fmt: skip
     """The winner among `count` <= ROOM gathered tokens, a superset of the kept ones in ascending order of ids."""
     lane = tl.arange(0, ROOM)
     live = lane < count
     gaps = tl.load(gaps_at + lane, mask=live, other=float("-inf"))
-    tokens = tl.load(tokens_at + lane, mask=live, other=_NO_TOKEN)
+    tokens = tl.load(tokens_at + lane, mask=live, other=NO_TOKEN)
     keys = tl.where(live, keys_of(gaps), _NEVER)
     cut = least_key
     if top_k > 0:
@@ -151,66 +137,207 @@ def _draw_gathered(
         ties = keys == cut
         last = -(cut.to(tl.float32, bitcast=True))
         keep = (keys < cut) | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= _spare_ties(above, goal, last)))
-    sums = gaps + gumbel(token_words(tokens, position, seed_low, seed_high))
-    sums = tl.where(keep, sums, float("-inf"))
-    best = tl.max(sums)
-    return tl.min(tl.where(keep & (sums == best), tokens, _NO_TOKEN))
+    # Gaps are taken as logits whose highest is 0, at temperature 1.
+    zero = temperature * 0.0
+    word = token_words(tokens, position, seed_low, seed_high)
+    least, most = race(gaps, word, zero, zero + 1.0)
+    able = keep & (least <= tl.min(tl.where(keep, most, float("inf"))) * RACE_SLACK)
+    best = zero + float("-inf")
+    winner = count * 0
+    _, winner = arrive(gaps, tokens, able, zero, zero + 1.0, position, seed_low, seed_high, best, winner)
+    return winner
+
+
+@triton.jit
+def _rank(x):
+    """float32 to int64 and in the same order (-0 below +0)."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+
+
+@triton.jit
+def _ranked(rank):
+    """The float32 of a rank."""
+    bits = rank.to(tl.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _lowest_logit(key, peak, temperature):
+    """The lowest logit whose gap has a key <= `key`; +inf for key -1, which none has."""
+    low = _rank(peak * 0.0 - float("inf"))
+    high = _rank(peak) + 1
+    while low < high:
+        middle = low + (high - low) // 2  # ranks may be negative: halves of what is not
+        reaches = keys_of(tl.div_rn(_ranked(middle) - peak, temperature)) <= key
+        low = tl.where(reaches, low, middle + 1)
+        high = tl.where(reaches, middle, high)
+    return tl.where(key < 0, float("inf"), _ranked(low))
+
+
+@triton.jit
+def _weights(x, peak, pace, counting):
+    return tl.where(counting != 0, 1.0, tl.exp2((x - peak) * pace))
+
+
+@triton.jit
+def _survey_row(
+    logits, work, adjusted, peak, pace, counting, one, two, three, V: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Of the tokens with logits >= one <= two <= three: (weight, count) of each, by one pass over the row."""
+    lane = tl.arange(0, CHUNK)
+    weight_1 = tl.zeros([CHUNK], tl.float32)
+    weight_2 = tl.zeros([CHUNK], tl.float32)
+    weight_3 = tl.zeros([CHUNK], tl.float32)
+    count_1 = tl.zeros([CHUNK], tl.int32)
+    count_2 = tl.zeros([CHUNK], tl.int32)
+    count_3 = tl.zeros([CHUNK], tl.int32)
+    for start in range(0, V, CHUNK):
+        token = start + lane
+        x = _value(logits, work, token, token < V, adjusted)
+        weight = _weights(x, peak, pace, counting)
+        weight_1 += tl.where(x >= one, weight, 0.0)
+        weight_2 += tl.where(x >= two, weight, 0.0)
+        weight_3 += tl.where(x >= three, weight, 0.0)
+        count_1 += (x >= one).to(tl.int32)
+        count_2 += (x >= two).to(tl.int32)
+        count_3 += (x >= three).to(tl.int32)
+    return (
+        tl.sum(weight_1.to(tl.float64)), tl.sum(weight_2.to(tl.float64)), tl.sum(weight_3.to(tl.float64)),
+        tl.sum(count_1), tl.sum(count_2), tl.sum(count_3),
+    )  # fmt: skip
+
+
+@triton.jit
+def _between(low, high, quarters, turn):
+    """A rank in [low, high): the first turns in value, which soon finds the crowd, then in bits, which ends."""
+    share = quarters * 0.25
+    value = _ranked(low) * (1.0 - share) + tl.minimum(_ranked(high), _LARGEST) * share
+    rank = tl.where(turn < 10, _rank(value), low + (high - low) * quarters // 4)
+    return tl.minimum(tl.maximum(rank, low), high - 1)
+
+
+@triton.jit
+def _cut(
+    logits, work, adjusted, values_at, peak, temperature, counting, goal, floor,
+    V: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """(logit, above): the highest logit at which the tokens that reach it weigh `goal`, but at least `floor`, and
+    what the tokens above its gap weigh. A token weighs its mass, or 1 where `counting`."""
+    pace = _LOG2_E / temperature
+    low = _rank(floor)
+    high = _rank(peak) + 1
+    low_count = low * 0 + V
+    high_count = low * 0
+    above = goal * 0.0
+    turn = 0
+    while (high - low > 1) & (low_count - high_count > ROOM):
+        one = _between(low, high, 1, turn)
+        two = _between(low, high, 2, turn)
+        three = _between(low, high, 3, turn)
+        weight_1, weight_2, weight_3, count_1, count_2, count_3 = _survey_row(
+            logits, work, adjusted, peak, pace, counting, _ranked(one), _ranked(two), _ranked(three), V, CHUNK
+        )
+        reach_1 = weight_1 >= goal
+        reach_2 = weight_2 >= goal
+        reach_3 = weight_3 >= goal
+        low = tl.where(reach_3, three, tl.where(reach_2, two, tl.where(reach_1, one, low)))
+        low_count = tl.where(
+            reach_3, count_3, tl.where(reach_2, count_2, tl.where(reach_1, count_1, low_count))
+        )
+        high = tl.where(reach_1, tl.where(reach_2, tl.where(reach_3, high, three), two), one)
+        high_count = tl.where(
+            reach_1, tl.where(reach_2, tl.where(reach_3, high_count, count_3), count_2), count_1
+        )
+        above = tl.where(reach_1, tl.where(reach_2, tl.where(reach_3, above, weight_3), weight_2), weight_1)
+        turn += 1
+    logit = _ranked(low)
+    if high - low > 1:
+        lane = tl.arange(0, CHUNK)
+        bottom = logit
+        top = _ranked(high)
+        count = high_count.to(tl.int32) * 0
+        for start in range(0, V, CHUNK):
+            token = start + lane
+            x = _value(logits, work, token, token < V, adjusted)
+            keep = (x >= bottom) & (x < top)
+            at = count + tl.cumsum(keep.to(tl.int32), 0) - 1
+            tl.store(values_at + at, x, mask=keep & (at < ROOM))
+            count += tl.sum(keep.to(tl.int32))
+        tl.debug_barrier()
+        place = tl.arange(0, ROOM)
+        x = tl.load(values_at + place, mask=place < count, other=float("-inf"))
+        weights = tl.where(place < count, _weights(x, peak, pace, counting), 0.0).to(tl.float64)
+        while high - low > 1:
+            middle = low + (high - low) // 2  # ranks may be negative: halves of what is not
+            enough = above + tl.sum(tl.where(x >= _ranked(middle), weights, 0.0)) >= goal
+            low = tl.where(enough, middle, low)
+            high = tl.where(enough, high, middle)
+        logit = _ranked(low)
+        next_up = _lowest_logit(keys_of(tl.div_rn(logit - peak, temperature)) - 1, peak, temperature)
+        above += tl.sum(tl.where(x >= next_up, weights, 0.0))
+        tl.debug_barrier()  # the memory may be used again
+    return logit, above
 
 
 @triton.jit
 def _draw_row(
-    logits, work, adjusted, peak, temperature, position, seed_low, seed_high, top_k, least_key, top_p, total,
-    V: tl.constexpr, CHUNK: tl.constexpr,
+    logits, work, adjusted, values_at, peak, temperature, position, seed_low, seed_high,
+    top_k, least_key, top_p, total, V: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The winner among the kept tokens of a row whose kept tokens are too many to gather."""
-    lane = tl.arange(0, CHUNK)
     cut = least_key
+    # What lies 104 below the peak has no mass and cannot win.
+    hopeless = tl.maximum(peak - 104.0 * temperature, -_LARGEST)
+    floor = tl.maximum(_lowest_logit(cut, peak, temperature), hopeless)
     if top_k > 0:
-        low = least_key * 0
-        high = least_key
-        turn = low
-        while low < high:
-            middle = _midpoint(low, high, turn)
-            _, count = _below(logits, work, adjusted, peak, temperature, middle, V, CHUNK)
-            low = tl.where(count >= top_k, low, middle + 1)
-            high = tl.where(count >= top_k, middle, high)
-            turn += 1
-        cut = low
-    spare = V
+        logit, _ = _cut(
+            logits,
+            work,
+            adjusted,
+            values_at,
+            peak,
+            temperature,
+            1,
+            top_k.to(tl.float64),
+            floor,
+            V,
+            ROOM,
+            CHUNK,
+        )
+        cut = tl.minimum(cut, keys_of(tl.div_rn(logit - peak, temperature)))
+        floor = tl.maximum(_lowest_logit(cut, peak, temperature), hopeless)
+    spare = top_k * 0 + V
     if top_p < 1.0:
         goal = top_p * total
         if (top_k > 0) | (least_key != _ALL):
-            kept, _ = _below(logits, work, adjusted, peak, temperature, cut, V, CHUNK)
+            kept, _, _, _, _, _ = _survey_row(
+                logits, work, adjusted, peak, _LOG2_E / temperature, 0, floor, floor, floor, V, CHUNK
+            )
             goal = top_p * kept
-        low = cut * 0
-        high = cut
-        turn = low
-        while low < high:
-            middle = _midpoint(low, high, turn)
-            mass, _ = _below(logits, work, adjusted, peak, temperature, middle, V, CHUNK)
-            low = tl.where(mass >= goal, low, middle + 1)
-            high = tl.where(mass >= goal, middle, high)
-            turn += 1
-        cut = low
-        above, _ = _below(logits, work, adjusted, peak, temperature, cut - 1, V, CHUNK)
+        logit, above = _cut(
+            logits, work, adjusted, values_at, peak, temperature, 0, goal, floor, V, ROOM, CHUNK
+        )
+        cut = keys_of(tl.div_rn(logit - peak, temperature))
         spare = _spare_ties(above, goal, -(cut.to(tl.float32, bitcast=True)))
-    best = float("-inf")
-    winner = V
-    passed = 0
+    bottom = _lowest_logit(cut, peak, temperature)
+    next_up = _lowest_logit(cut - 1, peak, temperature)
+
+    lane = tl.arange(0, CHUNK)
+    bar = peak * 0.0 + float("inf")
+    best = peak * 0.0 + float("-inf")
+    winner = spare * 0
+    passed = spare * 0
     for start in range(0, V, CHUNK):
         token = start + lane
-        inside = token < V
-        gaps = tl.div_rn(_value(logits, work, token, inside, adjusted) - peak, temperature)
-        keys = tl.where(inside, keys_of(gaps), _NEVER)
-        ties = (keys == cut).to(tl.int32)
-        keep = (keys < cut) | ((ties != 0) & (passed + tl.cumsum(ties, 0) <= spare))
+        x = _value(logits, work, token, token < V, adjusted)
+        ties = ((x >= bottom) & (x < next_up)).to(tl.int32)
+        keep = (x >= next_up) | ((ties != 0) & (passed + tl.cumsum(ties, 0) <= spare))
         passed += tl.sum(ties)
-        sums = gaps + gumbel(token_words(token, position, seed_low, seed_high))
-        sums = tl.where(keep, sums, float("-inf"))
-        highest = tl.max(sums)
-        first = tl.min(tl.where(keep & (sums == highest), token, _NO_TOKEN))
-        winner = tl.where(highest > best, first, winner)
-        best = tl.maximum(highest, best)
+        least, most = race(x, row_words(start, position, seed_low, seed_high, CHUNK), peak, temperature)
+        bar = tl.minimum(bar, tl.min(tl.where(keep, most, float("inf"))))
+        able = keep & (least <= bar * RACE_SLACK)
+        best, winner = arrive(x, token, able, peak, temperature, position, seed_low, seed_high, best, winner)
     return winner
 
 
@@ -225,7 +352,7 @@ def draw_filtered(
     Pointers are those of this row. least_key: the key of ln(min_p). total: the mass of the whole row, float64.
     spots int32 [CRESTS], gaps_at float32 [ROOM], tokens_at int32 [ROOM] are overwritten.
     """
-    bound, keys = _bound(crests, peak, temperature, top_k, least_key, top_p, total, CRESTS, CREST_SPAN)
+    bound, keys = _bound(crests, peak, temperature, top_k, least_key, top_p * total, CRESTS, CREST_SPAN)
     found = (keys <= bound).to(tl.int32)
     found_count = tl.sum(found)
     count = found_count
@@ -248,11 +375,12 @@ def draw_filtered(
         tl.debug_barrier()
     if count <= ROOM:
         token = _draw_gathered(
-            gaps_at, tokens_at, count, position, seed_low, seed_high, top_k, least_key, top_p, total, ROOM
-        )
+            gaps_at, tokens_at, count, temperature, position, seed_low, seed_high,
+            top_k, least_key, top_p, total, ROOM,
+        )  # fmt: skip
     else:
         token = _draw_row(
-            logits, work, adjusted, peak, temperature, position, seed_low, seed_high, top_k, least_key, top_p,
-            total, V, CHUNK,
+            logits, work, adjusted, gaps_at, peak, temperature, position, seed_low, seed_high,
+            top_k, least_key, top_p, total, V, ROOM, CHUNK,
         )  # fmt: skip
     return token

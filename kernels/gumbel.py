@@ -16,6 +16,7 @@ _WEYL_1 = tl.constexpr(0xBB67AE85)
 _TWO_TO_MINUS_32 = tl.constexpr(2.3283064365386963e-10)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LATE = tl.constexpr(0.6931471805599453 * 512.0)  # ln 2 * 2**32 / 2**23
+NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 RACE_SLACK = tl.constexpr(1.0001)
 
 
@@ -91,3 +92,19 @@ def race(x, word, shift, temperature):
     least = v * pace
     most = tl.where(v < 2.9e9, v + v * (v * _TWO_TO_MINUS_32), late) * pace
     return least, most
+
+
+@triton.jit
+def arrive(x, token, able, shift, temperature, position, seed_low, seed_high, best, winner):
+    """(best, winner) after every `able` token has run: gap + noise in full, ties to the one that came before.
+
+    One token after the other, in ascending order: bounds leave so few that vectors would be waste.
+    """
+    runner = tl.min(tl.where(able, token, NO_TOKEN))
+    while runner < NO_TOKEN:
+        gap = tl.div_rn(tl.max(tl.where(token == runner, x, float("-inf"))) - shift, temperature)
+        noise = gap + gumbel(token_words(runner, position, seed_low, seed_high))
+        winner = tl.where(noise > best, runner, winner)
+        best = tl.maximum(noise, best)
+        runner = tl.min(tl.where(able & (token > runner), token, NO_TOKEN))
+    return best, winner

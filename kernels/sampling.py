@@ -10,6 +10,7 @@ What a tile leaves does not depend on how tiles are spread over programs, so a t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from headrace.kernels import reference_sampling
 from headrace.kernels import settings as words
+from headrace.kernels.cases import WIDTHS, Case
 from headrace.kernels.filtering import draw_filtered, keys_of
-from headrace.kernels.gumbel import RACE_SLACK, gumbel, race, row_words, token_words
+from headrace.kernels.gumbel import NO_TOKEN, RACE_SLACK, arrive, gumbel, race, row_words, token_words
 
 TILE = 1024
 SPAN = 64  # tokens under one crest
 ROOM = 4096  # gathered candidates of a filtered row that stay in registers
-CHUNK = 4096  # tokens at a time where a filtered row has more candidates than that
+CHUNK = 2048  # tokens at a time where a filtered row has more candidates than that
 
 # (rows, tiles per program) up to so many rows: few rows need many programs, many rows can spare them.
 _STEPS = ((4, 1), (16, 2))
@@ -50,7 +53,6 @@ _GREEDY = tl.constexpr(words.GREEDY)
 _FILTERED = tl.constexpr(words.FILTERED)
 _PENALISED = tl.constexpr(words.PENALISED)
 _BIASED = tl.constexpr(words.BIASED)
-_NO_TOKEN = tl.constexpr(0x7FFFFFFF)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -140,7 +142,7 @@ def sample(
         space.work, tokens_out, last_tokens,
         V=vocab, TILES=tiles, TILE_SPAN=triton.next_power_of_2(tiles),
         CRESTS=crests, CREST_SPAN=triton.next_power_of_2(crests), ROOM=room, CHUNK=CHUNK,
-        num_warps=8, enable_fp_fusion=False,
+        num_warps=8, maxnreg=128, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -241,7 +243,7 @@ def _survey(
             winner = start
             value = peak
             if (flags & _GREEDY) != 0:
-                winner = tl.min(tl.where(x == peak, token, _NO_TOKEN))
+                winner = tl.min(tl.where(x == peak, token, NO_TOKEN))
             else:
                 shift = tl.where(peak > float("-inf"), peak, 0.0)
                 if (flags & _FILTERED) != 0:
@@ -273,15 +275,8 @@ def _first_of_tile(x, token, start, shift, temperature, position, seed_low, seed
     ballot = tl.sum(tl.where(able, (1 << 20) + token - start, 0))
     winner = start + (ballot & ((1 << 20) - 1))
     if (ballot >> 20) > 1:
-        winner = tl.min(tl.where(able, token, _NO_TOKEN))
-        runner = winner
-        best = tl.zeros([], tl.float32) + float("-inf")
-        while runner < _NO_TOKEN:
-            gap = tl.div_rn(tl.max(tl.where(token == runner, x, float("-inf"))) - shift, temperature)
-            noise = gap + gumbel(token_words(runner, position, seed_low, seed_high))
-            winner = tl.where(noise > best, runner, winner)
-            best = tl.maximum(noise, best)
-            runner = tl.min(tl.where(able & (token > runner), token, _NO_TOKEN))
+        best = shift * 0.0 + float("-inf")
+        _, winner = arrive(x, token, able, shift, temperature, position, seed_low, seed_high, best, winner)
     return winner
 
 
@@ -303,17 +298,17 @@ def _choose(
         seed_high = _unsigned(row, _SEED + 1)
         tile = tl.arange(0, TILE_SPAN)
         peak_of = tl.load(peaks + r * TILES + tile, mask=tile < TILES, other=float("-inf"))
-        winner_of = tl.load(winners + r * TILES + tile, mask=tile < TILES, other=_NO_TOKEN)
+        winner_of = tl.load(winners + r * TILES + tile, mask=tile < TILES, other=NO_TOKEN)
         value_of = tl.load(values + r * TILES + tile, mask=tile < TILES, other=float("-inf"))
         peak = tl.max(peak_of)
         token = -1
         if (peak > float("-inf")) & (peak < float("inf")):
             if (flags & _GREEDY) != 0:
-                token = tl.min(tl.where(peak_of == peak, winner_of, _NO_TOKEN))
+                token = tl.min(tl.where(peak_of == peak, winner_of, NO_TOKEN))
             elif (flags & _FILTERED) == 0:
                 gaps = tl.div_rn(value_of - peak, tl.zeros_like(value_of) + temperature)
                 sums = gaps + gumbel(token_words(winner_of, position.to(tl.uint32), seed_low, seed_high))
-                token = tl.min(tl.where(sums == tl.max(sums), winner_of, _NO_TOKEN))
+                token = tl.min(tl.where(sums == tl.max(sums), winner_of, NO_TOKEN))
             else:
                 weights = tl.exp(tl.div_rn(peak_of - peak, tl.zeros_like(peak_of) + temperature))
                 total = tl.sum(tl.where(tile < TILES, value_of, 0.0) * weights.to(tl.float64))
@@ -333,3 +328,73 @@ def _choose(
         if (token >= 0) & ((flags & _PENALISED) != 0):
             cell = history + slot.to(tl.int64) * V + token
             tl.store(cell, tl.maximum(tl.load(cell), 1) + 1)
+
+
+def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Greedy, unfiltered and filtered rows. Normal logits times 4 have the entropy of text (some 50 likely tokens),
+    times 1 they are flat: top_p then keeps most of the vocabulary, as it does with random weights."""
+    for model, rows in (("qwen3-0.6b", 1), ("qwen3-0.6b", 8), ("qwen3-0.6b", 64), ("qwen3-0.6b", 256),
+                        ("llama-3.1-8b", 1), ("llama-3.1-8b", 256)):  # fmt: skip
+        vocab = WIDTHS[model]["vocab"]
+        for kind, scale in (("greedy", 1.0), ("plain", 4.0), ("top_k top_p", 4.0), ("flat top_p", 1.0)):
+            yield _case(f"{model} {kind} rows={rows}", kind, rows, vocab, scale, device, dtype)
+
+
+def _case(
+    name: str, kind: str, rows: int, vocab: int, scale: float, device: torch.device, dtype: torch.dtype
+) -> Case:
+    settings = torch.zeros(rows, words.SETTINGS_WIDTH, dtype=torch.int32)
+    floats = settings.view(torch.float32)
+    flags = {"greedy": words.GREEDY, "plain": 0}.get(kind, words.FILTERED)
+    top_k, top_p = (50 if kind == "top_k top_p" else 0), (0.95 if "top_p" in kind else 1.0)
+    settings[:, words.FLAGS] = flags
+    settings[:, words.TOP_K] = top_k
+    settings[:, words.SEED] = torch.arange(rows, dtype=torch.int32)
+    settings[:, words.TOP_P : words.TOP_P + 2] = torch.tensor([top_p], dtype=torch.float64).view(torch.int32)
+    floats[:, words.TEMPERATURE] = 1.0
+    floats[:, words.LOG_MIN_P] = -torch.inf
+    settings = settings.to(device)
+    logits = (torch.randn(rows, vocab, device=device) * scale).to(dtype)
+    slots = torch.arange(rows, dtype=torch.int32, device=device)
+    positions = torch.full((rows,), 100, dtype=torch.int64, device=device)
+    history = torch.zeros(rows, vocab, dtype=torch.int32, device=device)  # no row here reads it
+    space = scratch(rows, vocab, device)
+    tokens = torch.empty(rows, dtype=torch.int32, device=device)
+    last_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def run(_: int) -> Tensor:
+        sample(logits, slots, positions, settings, history, space, tokens, last_tokens)
+        return tokens
+
+    def twin(_: int) -> Tensor:
+        found = torch.empty_like(tokens)
+        reference_sampling.sample(logits, slots, positions, settings, history, found, last_tokens)
+        return found
+
+    def peer(_: int) -> Tensor:
+        """As plain torch is written for a batch: a sort for the filters, then a race of exponentials."""
+        if kind == "greedy":
+            return logits.argmax(-1)
+        wide = logits.float()
+        if flags:
+            wide, order = wide.sort(descending=True)
+            if top_k:
+                wide[:, top_k:] = -torch.inf
+            masses = wide.softmax(-1)
+            masses[masses.cumsum(-1) - masses > top_p] = 0.0
+            return order.gather(
+                1, (masses / torch.empty_like(masses).exponential_()).argmax(-1, keepdim=True)
+            )
+        masses = wide.softmax(-1)
+        return (masses / torch.empty_like(masses).exponential_()).argmax(-1)
+
+    return Case(
+        name=name,
+        run=run,
+        twin=twin
+        if rows == 1
+        else None,  # row after row, with values read back: only one row is worth the time
+        peer=peer,
+        bytes=logits.numel() * logits.element_size(),
+        flops=logits.numel(),
+    )

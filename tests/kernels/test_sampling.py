@@ -15,7 +15,10 @@ from headrace.kernels.settings import MOST_BIASES, MOST_STOPS
 from headrace.runtime.request import SamplingParams
 
 ON_GPU = torch.cuda.is_available()
-TIMES = 40 if ON_GPU else 1  # the interpreter needs up to 70 ms a row
+TIMES = 90 if ON_GPU else 1  # the interpreter needs up to a fifth of a second for a row
+
+# Gaps and arrivals overflow where a token has no chance; numpy says so and the GPU does not.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning:triton")
 
 # (vocabulary, room for candidates, tokens at a time where they do not fit)
 SHAPES = [(257, 4096, 4096), (1000, 64, 256), (3000, 128, 4096)]
@@ -60,24 +63,20 @@ def assert_same_choice(
     random: np.random.Generator,
     rounding: int = 0,
 ) -> None:
-    """Two steps by kernel and twin from the same tables: equal tokens but for `rounding` of them, equal tables."""
+    """By kernel and twin from the same tables: equal tokens but for `rounding` of them, equal tables."""
     tables = granted(params, width, logits.device)
-    apart = 0
-    for step in range(2):
-        slots, positions = as_rows(
-            logits.device, random.permutation(len(params)).tolist(), [3 + step] * len(params)
-        )
-        twin = tables.copy()
-        expected = twin.sample_by_twin(logits, slots, positions)
-        found = sample(tables, logits, slots, positions, room)
-        different = (found != expected).nonzero().flatten().tolist()
-        apart += len(different)
-        assert apart <= rounding, [
-            (found[at].item(), expected[at].item(), params[int(slots[at])]) for at in different
-        ]
-        if not different:
-            assert tables.equals(twin)
-        tables = twin
+    slots, positions = as_rows(
+        logits.device, random.permutation(len(params)).tolist(), random.integers(3, 6, len(params)).tolist()
+    )
+    twin = tables.copy()
+    expected = twin.sample_by_twin(logits, slots, positions)
+    found = sample(tables, logits, slots, positions, room)
+    different = (found != expected).nonzero().flatten().tolist()
+    assert len(different) <= rounding, [
+        (found[at].item(), expected[at].item(), params[int(slots[at])]) for at in different
+    ]
+    if not different:
+        assert tables.equals(twin)
 
 
 @pytest.mark.parametrize(("width", "room", "chunk"), SHAPES)
@@ -87,71 +86,78 @@ def test_any_mix_of_rows(
     monkeypatch.setattr(sampling, "CHUNK", chunk)
     random = np.random.default_rng(width)
     generator = torch.Generator().manual_seed(width)
-    for case in range(2 * TIMES):
-        params = [random_params(random, width) for _ in range(5)]
-        logits = torch.randn(5, width, generator=generator) * [1.0, 3.0, 0.3][case % 3]
-        if case % 2:
+    for case in range(TIMES):
+        params = [random_params(random, width) for _ in range(8)]
+        logits = torch.randn(8, width, generator=generator) * [1.0, 3.0, 0.3][case % 3]
+        if case % 2 or width == 1000:
             logits = logits.bfloat16()
-        assert_same_choice(params, width, logits.to(device), room, random, rounding=case // 20)
+        assert_same_choice(params, width, logits.to(device), room, random, rounding=case // 30)
 
 
-KINDS: dict[str, list[SamplingParams]] = {
-    "greedy": [SamplingParams(temperature=0.0)],
-    "plain": [
-        SamplingParams(seed=3),
-        SamplingParams(temperature=0.01, seed=4),
-        SamplingParams(temperature=90.0),
-    ],
-    "top_k": [SamplingParams(top_k=k, seed=k) for k in (1, 7, 300)],
-    "top_p": [SamplingParams(top_p=p, seed=5) for p in (5e-324, 0.3, 0.97)],
-    "min_p": [SamplingParams(min_p=p, seed=6) for p in (1.0, 0.1, 5e-324)],
-    "all": [SamplingParams(temperature=1.5, top_k=k, top_p=0.9, min_p=0.02, seed=k) for k in (9, 450)],
-}
+EVERY_WAY = [
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=0.7, seed=4),
+    SamplingParams(top_k=7, seed=1),
+    SamplingParams(top_k=150, seed=2),
+    SamplingParams(top_p=0.3, seed=5),
+    SamplingParams(top_p=0.97, seed=6),
+    SamplingParams(min_p=0.1, seed=7),
+    SamplingParams(temperature=1.5, top_k=200, top_p=0.9, min_p=0.02, seed=8),
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", ["flat", "equal", "steep", "tied", "holes"])
 def test_shapes_of_distributions(
-    kind: str, shape: str, device: torch.device, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    shape: str, device: torch.device, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows whose candidates fit into 64 places and rows whose do not; ties at every cut; almost nothing left."""
     monkeypatch.setattr(sampling, "CHUNK", 256)
-    width = 600
-    normal = torch.randn(len(KINDS[kind]), width, generator=generator)
+    width = 300
+    normal = torch.randn(len(EVERY_WAY), width, generator=generator)
     logits = {
         "flat": normal * 0.2,
         "equal": torch.zeros_like(normal),
         "steep": normal * 20.0,
         "tied": normal.round(),
-        "holes": torch.where(torch.arange(width) % 150 == 149, normal, -math.inf),
+        "holes": torch.where(torch.arange(width) % 100 == 99, normal, -math.inf),
     }[shape]
-    assert_same_choice(KINDS[kind], width, logits.to(device), 64, np.random.default_rng(1))
+    assert_same_choice(EVERY_WAY, width, logits.to(device), 64, np.random.default_rng(1))
 
 
 def test_penalties_bias_and_held_stop_ids(device: torch.device, generator: torch.Generator) -> None:
     """All at once, on both sides of every tile edge, with the tables full, for every kind of row."""
     width = 2100
     edges = (0, 1, 2, 1022, 1023, 1024, 1025, 2047, 2048, 2099)
-    full_bias = tuple((token, 0.001 * token - 1.0) for token in range(width - MOST_BIASES, width))
-    options = [
-        {"logit_bias": tuple((token, 2.0 + token % 3) for token in edges)},
-        {"logit_bias": full_bias, "stop_ids": frozenset(range(MOST_STOPS)), "min_tokens": 2},
-        {"repetition_penalty": 1.7, "presence_penalty": 0.4, "frequency_penalty": -1.1},
-        {
-            "repetition_penalty": 0.3,
-            "stop_ids": frozenset(edges),
-            "min_tokens": 5,
-            "logit_bias": ((1023, 8.0),),
-        },
+    most = {
+        "logit_bias": tuple((token, 0.001 * token - 1.0) for token in range(width - MOST_BIASES, width)),
+        "stop_ids": frozenset(range(MOST_STOPS)),
+        "min_tokens": 2,
+    }
+    some = {
+        "repetition_penalty": 0.3,
+        "frequency_penalty": -1.1,
+        "stop_ids": frozenset(edges),
+        "min_tokens": 5,
+        "logit_bias": ((1023, 8.0),),
+    }
+    params = [
+        SamplingParams(seed=5, **way, **option)  # type: ignore[arg-type]
+        for way, option in [
+            ({"temperature": 0.0}, most),
+            ({"top_k": 20, "top_p": 0.9}, most),
+            ({"temperature": 0.0}, some),
+            ({"temperature": 0.8}, some),
+            ({"top_p": 0.9}, some),
+            ({"temperature": 0.0}, {"logit_bias": tuple((token, 2.0 + token % 3) for token in edges)}),
+            ({"temperature": 0.8}, {"repetition_penalty": 1.7, "presence_penalty": 0.4}),
+        ]
     ]
-    ways = [{"temperature": 0.0}, {"temperature": 0.8}, {"top_k": 20, "top_p": 0.9}]
-    params = [SamplingParams(seed=5, **way, **option) for option in options for way in ways]  # type: ignore[arg-type]
     logits = torch.randn(len(params), width, generator=generator).to(device)
     assert_same_choice(params, width, logits, 4096, np.random.default_rng(2))
 
 
 def test_tokens_and_counts_run_on(device: torch.device, generator: torch.Generator) -> None:
-    """Five steps of greedy rows with penalties: each count written is what the next step reads."""
+    """Four steps of greedy rows with penalties: each count written is what the next step reads."""
     params = [
         SamplingParams(temperature=0.0, frequency_penalty=1.0),
         SamplingParams(temperature=0.0, repetition_penalty=2.0),
@@ -160,7 +166,7 @@ def test_tokens_and_counts_run_on(device: torch.device, generator: torch.Generat
     twin = tables.copy()
     logits = torch.randn(2, 50, generator=generator).to(device)
     chosen = set()
-    for step in range(5):
+    for step in range(4):
         rows = as_rows(device, [0, 1], [3 + step] * 2)
         tokens = sample(tables, logits, *rows)
         assert torch.equal(tokens, twin.sample_by_twin(logits, *rows))
@@ -177,8 +183,7 @@ def test_a_bad_row_fails_alone(bad: float, device: torch.device, generator: torc
         {"temperature": 0.0, "presence_penalty": 1.0},
         {"seed": 1},
         {"top_k": 5, "frequency_penalty": 1.0},
-        {"top_p": 0.9, "logit_bias": ((4, -100.0),)},
-        {"stop_ids": frozenset({4}), "min_tokens": 9},
+        {"stop_ids": frozenset({4}), "logit_bias": ((1023, -100.0),), "min_tokens": 9},
     ]
     params = [SamplingParams(**kind) for kind in kinds for _ in range(2)]  # type: ignore[arg-type]
     logits = torch.randn(len(params), 1100, generator=generator)
@@ -193,9 +198,9 @@ def test_a_bad_row_fails_alone(bad: float, device: torch.device, generator: torc
     before = tables.copy()
     given = damaged.to(device)
     tokens = sample(tables, given, *rows)
-    assert tokens[::2].tolist() == [-1] * 6
+    assert tokens[::2].tolist() == [-1] * 5
     assert torch.equal(tokens[1::2], expected[1::2])
-    assert tables.last_tokens[::2].tolist() == [0] * 6
+    assert tables.last_tokens[::2].tolist() == [0] * 5
     assert torch.equal(tables.history[::2], before.history[::2]), "a token that never was is counted"
     assert torch.equal(given.cpu().view(torch.int32), damaged.view(torch.int32)), "the logits were written to"
 
