@@ -84,7 +84,7 @@ class Trial:
         self.kinds: dict[str, int] = {}
 
     async def run(self) -> None:
-        engine = FakeEngine(page_count=192, page_size=4, slots=24, choose=letters)
+        engine = FakeEngine(page_count=144, page_size=4, slots=24, choose=letters)
         limits = Limits(write_high_water=2048)
         app = App(ServerConfig(port=0, limits=limits), engine, BytePrompter(), CARD)
         self.app = app
@@ -105,14 +105,15 @@ class Trial:
         await app.runtime.emptied()
         while app.listener.connections or not app.scheduler.idle or engine.held:
             await asyncio.sleep(0)
+        # Sockets that were closed here last give their descriptors back with the next turns.
+        while len(os.listdir("/proc/self/fd")) > fds + 1 or len(asyncio.all_tasks()) != tasks:
+            await asyncio.sleep(0.001)
         app.scheduler.check()
         assert app.scheduler.pages_in_use == 0 and not app.scheduler.paused
         assert app.scheduler.slots.free_count == engine.max_running
         assert not app.runtime._generations and not app.runtime._preparing and app.loop.live == 0
         app.scheduler.flush_cache()
         assert app.scheduler.pool.free_count == engine.page_count
-        assert len(asyncio.all_tasks()) == tasks
-        assert len(os.listdir("/proc/self/fd")) <= fds + 1
         late = [
             (row.req_id, number)
             for number, plan in enumerate(engine.plans)
@@ -234,7 +235,7 @@ class Trial:
 
 def test_ten_thousand_random_aborts_leave_nothing_behind() -> None:
     trial = Trial(seed=11)
-    uvloop.run(asyncio.wait_for(trial.run(), 300))
+    uvloop.run(asyncio.wait_for(trial.run(), 900))  # ends what hangs, not what is slow
     assert trial.aborts >= ABORTS
     assert trial.whole >= 100, "streams that nobody cut were checked against their lone runs"
     assert len(trial.cancelled_at) >= ABORTS // 2, "most aborts hit a live request"

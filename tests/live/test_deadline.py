@@ -19,7 +19,7 @@ class Post:
     """A request that is under way; `rest` reads its reply to the end."""
 
     def __init__(self, server: LiveServer, path: str, body: dict[str, Any]) -> None:
-        self.connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=30)
+        self.connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=120)
         self.connection.request("POST", path, json.dumps({**LONG, **body}))
 
     def rest(self) -> tuple[http.client.HTTPResponse, bytes]:
@@ -30,11 +30,12 @@ class Post:
 
 
 def running(server: LiveServer, count: int) -> None:
-    """Land steps until `count` generations have said something."""
+    """Wait for `count` generations, then land steps until each has said something."""
 
     def speaking(app: Any) -> int:
         return sum(stream.head > 2 for stream in app.runtime._generations)
 
+    server.until(lambda app: app.loop.live == count)
     while server.ask(speaking) < count:
         server.land()
 
@@ -80,7 +81,7 @@ def test_streamed_http_answers_say_that_they_were_ended(server: LiveServer) -> N
 
 
 def test_sockets_tell_the_end_of_every_running_response_before_1012(server: LiveServer) -> None:
-    with connect(server.url.replace("http", "ws") + "/v1/responses") as ws:
+    with connect(server.url.replace("http", "ws") + "/v1/responses", open_timeout=120) as ws:
         for lane in ("a", "b", "c"):
             ws.send(json.dumps({"type": "response.create", "input": lane, "stream_id": lane, **LONG}))
         ws.send(json.dumps({"type": "response.create", "input": "waits", "stream_id": "a", **LONG}))
@@ -88,7 +89,7 @@ def test_sockets_tell_the_end_of_every_running_response_before_1012(server: Live
         server.loop.call_soon_threadsafe(server.app.interrupt)
         events: list[dict[str, Any]] = []
         with pytest.raises(ConnectionClosed) as closed:
-            events.extend(iter(lambda: json.loads(ws.recv(timeout=30)), None))
+            events.extend(iter(lambda: json.loads(ws.recv(timeout=120)), None))
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
     ends = ("response.incomplete", "response.completed", "response.failed", "error")
     ended = [(event["stream_id"], event["type"]) for event in events if event["type"] in ends]

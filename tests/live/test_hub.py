@@ -110,6 +110,8 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "120",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "120",
     }
 
 
@@ -122,7 +124,7 @@ def test_a_hub_id_is_downloaded_once_and_served(hub: Hub, tmp_path: Path) -> Non
         assert process.stdout is not None
         line = process.stdout.readline()
         process.terminate()
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=300)[1]
         assert line.startswith("ready: "), errors
         assert f"model loaded: {MODEL}:" in errors
         if run == "first":
@@ -137,7 +139,7 @@ def test_a_hub_id_is_downloaded_once_and_served(hub: Hub, tmp_path: Path) -> Non
 def test_a_model_that_the_hub_does_not_have_is_said(hub: Hub, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "headrace.server", "someone/else", "--port", "0"],
-        env=environment(hub, tmp_path), capture_output=True, text=True, timeout=120, check=False,
+        env=environment(hub, tmp_path), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert "someone/else" in done.stderr.splitlines()[-1]
