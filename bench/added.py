@@ -2,7 +2,12 @@
 
 The server runs in a process of its own, with the real engine, scheduler, faces and sockets. The instant a step
 lands is taken in the engine's thread, the instant of arrival in the client's process right after `recv`; both
-read the same monotonic clock. Nothing is subtracted and no token is left out.
+read the same monotonic clock. Nothing is subtracted and no token is left out. A third instant, when the server has
+handed the last byte of the step to its sockets, tells the server's part from the waking of the client.
+
+Another process that computes on the same cores adds whole ticks of the system's clock (4 ms each where that runs
+at 250 Hz): whoever wakes up waits until the other's turn is over. So every run tells how many CPUs the others kept
+busy, and --patience repeats runs that were disturbed.
 """
 
 from __future__ import annotations
@@ -10,9 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import gc
 import json
 import os
-import platform
 import select
 import socket
 import struct
@@ -20,41 +25,84 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.bench.surroundings import surroundings
+
 BOUND_MS = 2.0  # what the p99 is held against
+QUIET = 0.03  # CPUs that others may keep busy during a run that counts as undisturbed
+TRANSPORTS = ("websocket", "sse")
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """Nanoseconds of the monotonic clock; 0 until it happened."""
+
+    landed: int = 0
+    written: int = 0
 
 
 class Landings:
-    """Wraps an engine and a prompter: when each told token of each stream landed. Streams are named by seed."""
+    """Wraps an engine and a prompter: the step of each told token of each stream. Streams are named by seed."""
 
     def __init__(self, engine: Any, prompter: Any) -> None:
         self.engine = engine
         self.prompter = prompter
         self.seeds: dict[int, int] = {}
-        self.landed: dict[int, list[int]] = {}
+        self.steps: dict[int, list[Step]] = {}
         self.told: dict[int, list[int]] = {}
+        self.flight: deque[Step] = deque()
+        self.retired: list[Step] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine if hasattr(self.engine, name) else self.prompter, name)
 
     def launch(self, plan: Any) -> Future[Any]:
+        step = Step()
+        self.flight.append(step)
         for grant in plan.grants:
             self.seeds[grant.req_id] = grant.params.seed
-            self.landed.setdefault(grant.params.seed, [])
-        streams = [self.landed[self.seeds[row.req_id]] for row in plan.rows if row.sample]
+            self.steps.setdefault(grant.params.seed, [])
+        for row in plan.rows:
+            if row.sample:
+                self.steps[self.seeds[row.req_id]].append(step)
         future = self.engine.launch(plan)
 
         def land(_: Future[Any]) -> None:
-            now = time.monotonic_ns()
-            for times in streams:
-                times.append(now)
+            step.landed = time.monotonic_ns()
 
         future.add_done_callback(land)
         return future
+
+    def watch(self, loop: Any) -> None:
+        """Note when the tokens of a step have been written: its flush is the first one after its retirement."""
+        count: Callable[[Any], None] = loop.on_step
+        flush: Callable[[], None] = loop.on_flush
+
+        def on_step(facts: Any) -> None:
+            self.retired.append(self.flight.popleft())
+            count(facts)
+
+        def on_flush() -> None:
+            flush()
+            now = time.monotonic_ns()
+            for step in self.retired:
+                step.written = now
+            self.retired.clear()
+
+        loop.on_step, loop.on_flush = on_step, on_flush
+
+    def report(self) -> dict[str, list[tuple[int, int]]]:
+        """Landed and written of every told token, by seed."""
+        return {
+            str(seed): [(self.steps[seed][place].landed, self.steps[seed][place].written) for place in places]
+            for seed, places in self.told.items()
+        }
 
     def cutter(self, ask: Any) -> Any:
         inner = self.prompter.cutter(ask)
@@ -87,11 +135,12 @@ def serve(model: str, out: str) -> None:
     from headrace.server.app import App, load_model, settle_interpreter
     from headrace.server.config import ServerConfig
 
-    async def run() -> dict[str, list[int]]:
+    async def run() -> dict[str, list[tuple[int, int]]]:
         config = ServerConfig(port=0, model=model)
         engine, prompter, card = await asyncio.get_running_loop().run_in_executor(None, load_model, config)
         watch: Any = Landings(engine, prompter)
         app = App(config, watch, watch, card)
+        watch.watch(app.loop)
         settle_interpreter()
         await app.start()
         assert app.listener is not None
@@ -101,7 +150,8 @@ def serve(model: str, out: str) -> None:
         )
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await app.stop(0.0)
-        return {str(seed): [watch.landed[seed][i] for i in index] for seed, index in watch.told.items()}
+        found: dict[str, list[tuple[int, int]]] = watch.report()
+        return found
 
     Path(out).write_text(json.dumps(uvloop.run(run())))
 
@@ -191,18 +241,75 @@ def measure(port: int, transport: str, streams: int, tokens: int, first_seed: in
     return readers
 
 
+@dataclass(slots=True, eq=False)
+class Cell:
+    """One transport with so many streams at once, over all runs that count. Milliseconds per token."""
+
+    transport: str
+    streams: int
+    readers: list[Reader]
+    elsewhere: list[float]  # CPUs that others kept busy, per run
+    disturbed: int = 0  # runs that were repeated for their neighbours
+
+    def summary(self, landings: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
+        """`landings`: landed and written of each token, by seed."""
+        added: list[float] = []
+        written: list[float] = []
+        for reader in self.readers:
+            told, arrived = landings[str(reader.seed)], reader.arrivals()
+            # The tail of an answer (half a character at its end) may come as one delta more.
+            assert 0 <= len(arrived) - len(told) <= 1, (len(arrived), len(told))
+            added += [(b - a) / 1e6 for (a, _), b in zip(told, arrived, strict=False)]
+            written += [(b - a) / 1e6 for a, b in told]
+        return {
+            "transport": self.transport,
+            "streams": self.streams,
+            "tokens": len(added),
+            **{f"p{name}_ms": quantile(added, share) for name, share in SHARES},
+            "max_ms": round(max(added), 4),
+            **{f"server_p{name}_ms": quantile(written, share) for name, share in SHARES},
+            "cpus_busy_elsewhere": [round(share, 3) for share in self.elsewhere],
+            "runs_repeated": self.disturbed,
+        }
+
+
+SHARES = (("50", 0.5), ("90", 0.9), ("99", 0.99), ("999", 0.999))
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4)
 
 
-def commit() -> str:
-    """The commit of this source tree, or "unknown" for an installed copy."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return "unknown"
-    asked = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+def measure_cells(
+    port: int, server: int, streams: Sequence[int], tokens: int, repeats: int, patience: float
+) -> list[Cell]:
+    """All cells in turns, one round first that does not count. `server`: its process."""
+    from headrace.bench.machine import Neighbours
+
+    cells = [Cell(transport, count, [], []) for transport in TRANSPORTS for count in streams]
+    neighbours = Neighbours((os.getpid(), server))
+    seed = 1
+    end = time.monotonic() + patience
+    gc.collect()
+    gc.disable()  # a pass of this process's collector would be counted as the server's
+    try:
+        for repeat in range(repeats + 1):
+            for cell in cells:
+                while True:
+                    neighbours.look()
+                    readers = measure(port, cell.transport, cell.streams, tokens, seed)
+                    busy = neighbours.look()
+                    seed += cell.streams
+                    if repeat == 0 or busy <= QUIET or time.monotonic() > end:
+                        break
+                    cell.disturbed += 1
+                if repeat:
+                    cell.readers += readers
+                    cell.elsewhere.append(busy)
+    finally:
+        gc.enable()
+    return cells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,7 +323,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", default="1,8", help="streams at once, a list [1,8]")
     parser.add_argument("--tokens", type=int, default=300, help="tokens of each answer [300]")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="runs of each cell; the first is not counted [3]"
+        "--repeats", type=int, default=3, help="runs of each cell; one more goes before them [3]"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        help="seconds within which runs are repeated while other processes are busy [0]",
     )
     parser.add_argument("--out", help="write the JSON here too")
     parser.add_argument("--serve", metavar="FILE", help=argparse.SUPPRESS)
@@ -224,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.serve:
         serve(given.model, given.serve)
         return 0
+    streams = [int(part) for part in given.streams.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
         out = str(Path(scratch) / "landings.json")
         command = [sys.executable, "-P", "-m", "headrace.bench.added", "--serve", out]
@@ -235,69 +349,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         assert server.stdin is not None
         assert server.stdout is not None
-        ready = json.loads(server.stdout.readline())
-        runs: list[tuple[str, int, int, Reader]] = []
-        seed = 1
-        for repeat in range(given.repeats + 1):
-            for transport in ("websocket", "sse"):
-                for streams in map(int, given.streams.split(",")):
-                    readers = measure(ready["port"], transport, streams, given.tokens, seed)
-                    seed += streams
-                    runs += [(transport, streams, repeat, reader) for reader in readers]
+        first = server.stdout.readline()
+        if not first:
+            raise SystemExit(f"the server process failed with status {server.wait()}")
+        ready = json.loads(first)
+        cells = measure_cells(ready["port"], server.pid, streams, given.tokens, given.repeats, given.patience)
         server.stdin.close()
         if server.wait() != 0:
             raise SystemExit("the server process failed")
         landings = json.loads(Path(out).read_text())
-    cells: list[dict[str, Any]] = []
-    for transport in ("websocket", "sse"):
-        for streams in map(int, given.streams.split(",")):
-            added: list[float] = []
-            for kind, count, repeat, reader in runs:
-                if (kind, count) != (transport, streams) or repeat == 0:
-                    continue
-                landed, arrived = landings[str(reader.seed)], reader.arrivals()
-                # The tail of an answer (half a character at its end) may come as one delta more.
-                assert 0 <= len(arrived) - len(landed) <= 1, (len(arrived), len(landed))
-                added += [(b - a) / 1e6 for a, b in zip(landed, arrived, strict=False)]
-            cells.append(
-                {
-                    "transport": transport,
-                    "streams": streams,
-                    "tokens": len(added),
-                    **{
-                        f"p{name}_ms": round(quantile(added, share), 4)
-                        for name, share in (("50", 0.5), ("90", 0.9), ("99", 0.99), ("999", 0.999))
-                    },
-                    "max_ms": round(max(added), 4),
-                }
-            )
-    print(
-        f"added latency, {ready['model']} ({ready['parameters'] / 1e6:.0f} M parameters), bound p99 {BOUND_MS} ms"
-    )
-    print(
-        f"{'transport':<11}{'streams':>8}{'tokens':>8}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}  ms"
-    )
-    for cell in cells:
-        print(
-            f"{cell['transport']:<11}{cell['streams']:>8}{cell['tokens']:>8}{cell['p50_ms']:>9.3f}{cell['p90_ms']:>9.3f}"
-            f"{cell['p99_ms']:>9.3f}{cell['p999_ms']:>9.3f}{cell['max_ms']:>9.3f}"
-        )
+    found = [cell.summary(landings) for cell in cells]
+    print_table(ready, found)
     result = {
         "bench": "added",
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "model": ready,
-        "flags": {"streams": given.streams, "tokens": given.tokens, "repeats": given.repeats},
+        **surroundings(),
+        "model": {"id": ready["model"], "parameters": ready["parameters"]},
+        "flags": {
+            "streams": given.streams,
+            "tokens": given.tokens,
+            "repeats": given.repeats,
+            "patience": given.patience,
+        },
         "bound_p99_ms": BOUND_MS,
-        "cells": cells,
+        "cells": found,
     }
     if given.out:
         Path(given.out).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-    return 0 if all(cell["p99_ms"] <= BOUND_MS for cell in cells) else 1
+    return 0 if all(cell["p99_ms"] <= BOUND_MS for cell in found) else 1
+
+
+def print_table(ready: dict[str, Any], cells: Sequence[dict[str, Any]]) -> None:
+    size = ready["parameters"] / 1e6
+    print(f"added latency in ms, {ready['model']} ({size:.0f} M parameters), bound p99 {BOUND_MS} ms")
+    print(
+        f"{'transport':<11}{'streams':>8}{'tokens':>8}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}"
+        f"{'server p50':>12}{'p99':>9}  CPUs busy elsewhere"
+    )
+    for cell in cells:
+        shares = "".join(f"{cell[f'p{name}_ms']:>9.3f}" for name, _ in SHARES)
+        print(
+            f"{cell['transport']:<11}{cell['streams']:>8}{cell['tokens']:>8}{shares}{cell['max_ms']:>9.3f}"
+            f"{cell['server_p50_ms']:>12.3f}{cell['server_p99_ms']:>9.3f}  {cell['cpus_busy_elsewhere']}"
+        )
 
 
 if __name__ == "__main__":
