@@ -57,19 +57,19 @@ def _first_mass(keys, masses, goal, high):
 
 
 @triton.jit
-def _bound(crests, peak, temperature, top_k, least_key, goal, CRESTS: tl.constexpr, CREST_SPAN: tl.constexpr):
+def _bound(crests, peak, temperature, top_k, least_key, goal, crest_count, CREST_SPAN: tl.constexpr):
     """(key, crest keys): no token with a larger key is kept. As tight as a few turns make it: exact work is left to
     the searches that follow. goal: of top_p alone, a mass; not read with top_k or min_p, which come first."""
     index = tl.arange(0, CREST_SPAN)
-    crest = tl.load(crests + index, mask=index < CRESTS, other=float("-inf"))
+    crest = tl.load(crests + index, mask=index < crest_count, other=float("-inf"))
     gaps = tl.div_rn(crest - peak, temperature)
-    keys = tl.where(index < CRESTS, keys_of(gaps), _NEVER)
-    weights = tl.where(index < CRESTS, tl.exp(gaps), 0.0)
+    keys = tl.where(index < crest_count, keys_of(gaps), _NEVER)
+    weights = tl.where(index < crest_count, tl.exp(gaps), 0.0)
     need = (goal * 1.00001).to(tl.float32)  # covers the rounding of sums; the goal is met exactly later
     few = _FEW
     sought = (top_k == 0) & (least_key == _ALL)
-    if (top_k > 0) & (top_k <= CRESTS):
-        weights = tl.where(index < CRESTS, 1.0, 0.0)
+    if (top_k > 0) & (top_k <= crest_count):
+        weights = tl.where(index < crest_count, 1.0, 0.0)
         need = top_k.to(tl.float32)
         few = tl.maximum(2 * top_k, _FEW)
         sought = top_k > 0
@@ -181,9 +181,7 @@ def _weights(x, peak, pace, counting):
 
 
 @triton.jit
-def _survey_row(
-    logits, work, adjusted, peak, pace, counting, one, two, three, V: tl.constexpr, CHUNK: tl.constexpr
-):
+def _survey_row(logits, work, adjusted, peak, pace, counting, one, two, three, vocab, CHUNK: tl.constexpr):
     """Of the tokens with logits >= one <= two <= three: (weight, count) of each, by one pass over the row."""
     lane = tl.arange(0, CHUNK)
     weight_1 = tl.zeros([CHUNK], tl.float32)
@@ -192,9 +190,9 @@ def _survey_row(
     count_1 = tl.zeros([CHUNK], tl.int32)
     count_2 = tl.zeros([CHUNK], tl.int32)
     count_3 = tl.zeros([CHUNK], tl.int32)
-    for start in range(0, V, CHUNK):
+    for start in range(0, vocab, CHUNK):
         token = start + lane
-        x = _value(logits, work, token, token < V, adjusted)
+        x = _value(logits, work, token, token < vocab, adjusted)
         weight = _weights(x, peak, pace, counting)
         weight_1 += tl.where(x >= one, weight, 0.0)
         weight_2 += tl.where(x >= two, weight, 0.0)
@@ -219,15 +217,15 @@ def _between(low, high, quarters, turn):
 
 @triton.jit
 def _cut(
-    logits, work, adjusted, values_at, peak, temperature, counting, goal, floor,
-    V: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
+    logits, work, adjusted, values_at, peak, temperature, counting, goal, floor, vocab,
+    ROOM: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """(logit, above): the highest logit at which the tokens that reach it weigh `goal`, but at least `floor`, and
     what the tokens above its gap weigh. A token weighs its mass, or 1 where `counting`."""
     pace = _LOG2_E / temperature
     low = _rank(floor)
     high = _rank(peak) + 1
-    low_count = low * 0 + V
+    low_count = low * 0 + vocab
     high_count = low * 0
     above = goal * 0.0
     turn = 0
@@ -236,7 +234,17 @@ def _cut(
         two = _between(low, high, 2, turn)
         three = _between(low, high, 3, turn)
         weight_1, weight_2, weight_3, count_1, count_2, count_3 = _survey_row(
-            logits, work, adjusted, peak, pace, counting, _ranked(one), _ranked(two), _ranked(three), V, CHUNK
+            logits,
+            work,
+            adjusted,
+            peak,
+            pace,
+            counting,
+            _ranked(one),
+            _ranked(two),
+            _ranked(three),
+            vocab,
+            CHUNK,
         )
         reach_1 = weight_1 >= goal
         reach_2 = weight_2 >= goal
@@ -257,9 +265,9 @@ def _cut(
         bottom = logit
         top = _ranked(high)
         count = high_count.to(tl.int32) * 0
-        for start in range(0, V, CHUNK):
+        for start in range(0, vocab, CHUNK):
             token = start + lane
-            x = _value(logits, work, token, token < V, adjusted)
+            x = _value(logits, work, token, token < vocab, adjusted)
             keep = (x >= bottom) & (x < top)
             at = count + tl.cumsum(keep.to(tl.int32), 0) - 1
             tl.store(values_at + at, x, mask=keep & (at < ROOM))
@@ -283,7 +291,7 @@ def _cut(
 @triton.jit
 def _draw_row(
     logits, work, adjusted, values_at, peak, temperature, position, seed_low, seed_high,
-    top_k, least_key, top_p, total, V: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
+    top_k, least_key, top_p, total, vocab, ROOM: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The winner among the kept tokens of a row whose kept tokens are too many to gather."""
     cut = least_key
@@ -301,22 +309,22 @@ def _draw_row(
             1,
             top_k.to(tl.float64),
             floor,
-            V,
+            vocab,
             ROOM,
             CHUNK,
         )
         cut = tl.minimum(cut, keys_of(tl.div_rn(logit - peak, temperature)))
         floor = tl.maximum(_lowest_logit(cut, peak, temperature), hopeless)
-    spare = top_k * 0 + V
+    spare = top_k * 0 + vocab
     if top_p < 1.0:
         goal = top_p * total
         if (top_k > 0) | (least_key != _ALL):
             kept, _, _, _, _, _ = _survey_row(
-                logits, work, adjusted, peak, _LOG2_E / temperature, 0, floor, floor, floor, V, CHUNK
+                logits, work, adjusted, peak, _LOG2_E / temperature, 0, floor, floor, floor, vocab, CHUNK
             )
             goal = top_p * kept
         logit, above = _cut(
-            logits, work, adjusted, values_at, peak, temperature, 0, goal, floor, V, ROOM, CHUNK
+            logits, work, adjusted, values_at, peak, temperature, 0, goal, floor, vocab, ROOM, CHUNK
         )
         cut = keys_of(tl.div_rn(logit - peak, temperature))
         spare = _spare_ties(above, goal, -(cut.to(tl.float32, bitcast=True)))
@@ -328,9 +336,9 @@ def _draw_row(
     best = peak * 0.0 + float("-inf")
     winner = spare * 0
     passed = spare * 0
-    for start in range(0, V, CHUNK):
+    for start in range(0, vocab, CHUNK):
         token = start + lane
-        x = _value(logits, work, token, token < V, adjusted)
+        x = _value(logits, work, token, token < vocab, adjusted)
         ties = ((x >= bottom) & (x < next_up)).to(tl.int32)
         keep = (x >= next_up) | ((ties != 0) & (passed + tl.cumsum(ties, 0) <= spare))
         passed += tl.sum(ties)
@@ -344,15 +352,15 @@ def _draw_row(
 @triton.jit
 def draw_filtered(
     logits, work, adjusted, crests, spots, gaps_at, tokens_at, peak, temperature, position, seed_low, seed_high,
-    top_k, least_key, top_p, total,
-    V: tl.constexpr, CRESTS: tl.constexpr, CREST_SPAN: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
+    top_k, least_key, top_p, total, vocab, crest_count,
+    CREST_SPAN: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The token with the largest gap + noise among those that the filters keep.
 
     Pointers are those of this row. least_key: the key of ln(min_p). total: the mass of the whole row, float64.
-    spots int32 [CRESTS], gaps_at float32 [ROOM], tokens_at int32 [ROOM] are overwritten.
+    spots int32 [crest_count], gaps_at float32 [ROOM], tokens_at int32 [ROOM] are overwritten.
     """
-    bound, keys = _bound(crests, peak, temperature, top_k, least_key, top_p * total, CRESTS, CREST_SPAN)
+    bound, keys = _bound(crests, peak, temperature, top_k, least_key, top_p * total, crest_count, CREST_SPAN)
     found = (keys <= bound).to(tl.int32)
     found_count = tl.sum(found)
     count = found_count
@@ -365,7 +373,7 @@ def draw_filtered(
             place = start + lane
             live = place < found_count * _SPAN
             token = tl.load(spots + place // _SPAN, mask=live, other=0) * _SPAN + place % _SPAN
-            live = live & (token < V)
+            live = live & (token < vocab)
             gaps = tl.div_rn(_value(logits, work, token, live, adjusted) - peak, temperature)
             keep = live & (keys_of(gaps) <= bound)
             at = count + tl.cumsum(keep.to(tl.int32), 0) - 1
@@ -381,6 +389,6 @@ def draw_filtered(
     else:
         token = _draw_row(
             logits, work, adjusted, gaps_at, peak, temperature, position, seed_low, seed_high,
-            top_k, least_key, top_p, total, V, ROOM, CHUNK,
+            top_k, least_key, top_p, total, vocab, ROOM, CHUNK,
         )  # fmt: skip
     return token

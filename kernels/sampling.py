@@ -134,14 +134,14 @@ def sample(
     common = (logits, logits.stride(0), slots, positions, settings, history)
     _survey[(triton.cdiv(tiles, steps), rows)](
         *common, space.peaks, space.winners, space.values, space.crests, space.work,
-        V=vocab, TILES=tiles, CRESTS=crests, TILE=TILE, SPAN=SPAN, STEPS=steps,
+        vocab, tiles, crests, steps, TILE=TILE, SPAN=SPAN,
         num_warps=2, enable_fp_fusion=False,
     )  # fmt: skip
     _choose[(rows,)](
         *common, space.peaks, space.winners, space.values, space.crests, space.spots, space.gaps, space.tokens,
         space.work, tokens_out, last_tokens,
-        V=vocab, TILES=tiles, TILE_SPAN=triton.next_power_of_2(tiles),
-        CRESTS=crests, CREST_SPAN=triton.next_power_of_2(crests), ROOM=room, CHUNK=CHUNK,
+        vocab, tiles, crests, TILE_SPAN=max(16, triton.next_power_of_2(tiles)),
+        CREST_SPAN=max(256, triton.next_power_of_2(crests)), ROOM=room, CHUNK=CHUNK,
         num_warps=8, maxnreg=128, enable_fp_fusion=False,
     )  # fmt: skip
 
@@ -170,10 +170,10 @@ def _first_from(ids, count, bound):
 
 
 @triton.jit
-def _adjusted(x, token, start, row, cells, flags, held, V: tl.constexpr, TILE: tl.constexpr):
+def _adjusted(x, token, start, row, cells, flags, held, vocab, TILE: tl.constexpr):
     """The logits x of the tokens of one tile after penalties, bias and held stop ids, in that order."""
     if (flags & _PENALISED) != 0:
-        cell = tl.load(cells + token, mask=token < V, other=0)
+        cell = tl.load(cells + token, mask=token < vocab, other=0)
         factor = _float(row, _REPETITION)
         times = tl.maximum(cell - 1, 0).to(tl.float32)
         y = tl.where(x > 0.0, tl.div_rn(x, tl.zeros_like(x) + factor), x * factor)
@@ -198,17 +198,16 @@ def _adjusted(x, token, start, row, cells, flags, held, V: tl.constexpr, TILE: t
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "crest_count", "steps"])
 def _survey(
     logits, logits_stride, slots, positions, settings, history, peaks, winners, values, crests, work,
-    V: tl.constexpr, TILES: tl.constexpr, CRESTS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
-    STEPS: tl.constexpr,
+    vocab, tiles, crest_count, steps, TILE: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(1).to(tl.int64)
     slot = tl.load(slots + r)
     if slot >= 0:
         row = settings + slot.to(tl.int64) * _WIDTH
-        cells = history + slot.to(tl.int64) * V
+        cells = history + slot.to(tl.int64) * vocab
         source = logits + r * logits_stride
         position = tl.load(positions + r)
         flags = tl.load(row + _FLAGS)
@@ -217,15 +216,15 @@ def _survey(
         changed = held | ((flags & (_PENALISED | _BIASED)) != 0)
         # Four neighbours to a thread, as Philox gives their words: nothing moves between threads.
         lane = tl.arange(0, TILE // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
-        first = tl.program_id(0) * STEPS
+        first = tl.program_id(0) * steps
         none = float("-inf")
         # Three tiles are under way while one is worked on.
         start = first * TILE
-        end = tl.minimum(V, start + STEPS * TILE)
+        end = tl.minimum(vocab, start + steps * TILE)
         ahead_0 = tl.load(source + start + lane, mask=start + lane < end, other=none)
         ahead_1 = tl.load(source + start + TILE + lane, mask=start + TILE + lane < end, other=none)
         ahead_2 = tl.load(source + start + 2 * TILE + lane, mask=start + 2 * TILE + lane < end, other=none)
-        for step in range(STEPS):
+        for step in range(steps):
             tile = first + step
             start = tile * TILE
             token = start + lane
@@ -235,7 +234,7 @@ def _survey(
             ahead_2 = tl.load(source + 3 * TILE + token, mask=token + 3 * TILE < end, other=none)
             sound = x < float("inf")
             if changed:
-                x = _adjusted(x, token, start, row, cells, flags, held, V, TILE)
+                x = _adjusted(x, token, start, row, cells, flags, held, vocab, TILE)
             x = tl.where(
                 sound, x, float("inf")
             )  # a NaN or a +inf shows in the peak, whatever has been done to it
@@ -250,19 +249,19 @@ def _survey(
                     value = tl.sum(tl.exp2((x - shift) * (_LOG2_E / temperature)))
                     crest = tl.max(tl.reshape(x, [TILE // SPAN, SPAN]), 1)
                     at = tile * (TILE // SPAN) + tl.arange(0, TILE // SPAN)
-                    tl.store(crests + r * CRESTS + at, crest, mask=at < CRESTS)
+                    tl.store(crests + r * crest_count + at, crest, mask=at < crest_count)
                     if changed:
-                        tl.store(work + r * V + token, x, mask=token < V)
+                        tl.store(work + r * vocab + token, x, mask=token < vocab)
                 elif (peak > float("-inf")) & (peak < float("inf")):
                     winner = _first_of_tile(
                         x, token, start, shift, temperature, position.to(tl.uint32),
                         _unsigned(row, _SEED), _unsigned(row, _SEED + 1), TILE,
                     )  # fmt: skip
                     value = tl.max(tl.where(token == winner, x, float("-inf")))
-            if tile < TILES:
-                tl.store(peaks + r * TILES + tile, peak)
-                tl.store(winners + r * TILES + tile, winner)
-                tl.store(values + r * TILES + tile, value)
+            if tile < tiles:
+                tl.store(peaks + r * tiles + tile, peak)
+                tl.store(winners + r * tiles + tile, winner)
+                tl.store(values + r * tiles + tile, value)
 
 
 @triton.jit
@@ -280,12 +279,12 @@ def _first_of_tile(x, token, start, shift, temperature, position, seed_low, seed
     return winner
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles", "crest_count"])
 def _choose(
     logits, logits_stride, slots, positions, settings, history,
     peaks, winners, values, crests, spots, gaps_at, tokens_at, work, tokens_out, last_tokens,
-    V: tl.constexpr, TILES: tl.constexpr, TILE_SPAN: tl.constexpr, CRESTS: tl.constexpr, CREST_SPAN: tl.constexpr,
-    ROOM: tl.constexpr, CHUNK: tl.constexpr,
+    vocab, tiles, crest_count,
+    TILE_SPAN: tl.constexpr, CREST_SPAN: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + r)
@@ -297,9 +296,9 @@ def _choose(
         seed_low = _unsigned(row, _SEED)
         seed_high = _unsigned(row, _SEED + 1)
         tile = tl.arange(0, TILE_SPAN)
-        peak_of = tl.load(peaks + r * TILES + tile, mask=tile < TILES, other=float("-inf"))
-        winner_of = tl.load(winners + r * TILES + tile, mask=tile < TILES, other=NO_TOKEN)
-        value_of = tl.load(values + r * TILES + tile, mask=tile < TILES, other=float("-inf"))
+        peak_of = tl.load(peaks + r * tiles + tile, mask=tile < tiles, other=float("-inf"))
+        winner_of = tl.load(winners + r * tiles + tile, mask=tile < tiles, other=NO_TOKEN)
+        value_of = tl.load(values + r * tiles + tile, mask=tile < tiles, other=float("-inf"))
         peak = tl.max(peak_of)
         token = -1
         if (peak > float("-inf")) & (peak < float("inf")):
@@ -311,22 +310,22 @@ def _choose(
                 token = tl.min(tl.where(sums == tl.max(sums), winner_of, NO_TOKEN))
             else:
                 weights = tl.exp(tl.div_rn(peak_of - peak, tl.zeros_like(peak_of) + temperature))
-                total = tl.sum(tl.where(tile < TILES, value_of, 0.0) * weights.to(tl.float64))
+                total = tl.sum(tl.where(tile < tiles, value_of, 0.0) * weights.to(tl.float64))
                 top_p = (
                     (_unsigned(row, _TOP_P + 1).to(tl.uint64) << 32) | _unsigned(row, _TOP_P).to(tl.uint64)
                 ).to(tl.float64, bitcast=True)
                 adjusted = (position < tl.load(row + _FIRST_FREE)) | ((flags & (_PENALISED | _BIASED)) != 0)
                 token = draw_filtered(
-                    logits + r * logits_stride, work + r * V, adjusted.to(tl.int32), crests + r * CRESTS,
-                    spots + r * CRESTS, gaps_at + r * ROOM, tokens_at + r * ROOM,
+                    logits + r * logits_stride, work + r * vocab, adjusted.to(tl.int32), crests + r * crest_count,
+                    spots + r * crest_count, gaps_at + r * ROOM, tokens_at + r * ROOM,
                     peak, temperature, position.to(tl.uint32), seed_low, seed_high,
                     tl.load(row + _TOP_K), keys_of(_float(row, _LOG_MIN_P)), top_p, total,
-                    V, CRESTS, CREST_SPAN, ROOM, CHUNK,
+                    vocab, crest_count, CREST_SPAN, ROOM, CHUNK,
                 )  # fmt: skip
         tl.store(tokens_out + r, token)
         tl.store(last_tokens + slot, tl.maximum(token, 0).to(tl.int64))
         if (token >= 0) & ((flags & _PENALISED) != 0):
-            cell = history + slot.to(tl.int64) * V + token
+            cell = history + slot.to(tl.int64) * vocab + token
             tl.store(cell, tl.maximum(tl.load(cell), 1) + 1)
 
 
@@ -381,7 +380,7 @@ def _case(
             if top_k:
                 wide[:, top_k:] = -torch.inf
             masses = wide.softmax(-1)
-            masses[masses.cumsum(-1) - masses > top_p] = 0.0
+            masses = masses.masked_fill(masses.cumsum(-1) - masses > top_p, 0.0)
             return order.gather(
                 1, (masses / torch.empty_like(masses).exponential_()).argmax(-1, keepdim=True)
             )

@@ -70,7 +70,7 @@ def test_real_vocabularies(
     capture: Callable[[Callable[[], object]], Callable[[], None]],
 ) -> None:
     """Any mix of settings at the real room and widths, captured once and replayed with other logits and slots."""
-    rows, turns = (64, 6) if ON_GPU else (4, 1)
+    rows, turns = (24, 3) if ON_GPU else (4, 1)
     random = np.random.default_rng(width)
     generator = torch.Generator().manual_seed(width)
     tables = tables_of(rows + 3, width, device)
@@ -98,4 +98,4 @@ def test_real_vocabularies(
         apart += int((tokens != twin.sample_by_twin(logits, slots, positions)).sum())
         tables.history.copy_(twin.history)
     # float32 sums of masses move the edge of a nucleus by a token or so: that token is drawn once in thousands.
-    assert apart <= rows * turns // 100, apart
+    assert apart <= (1 if ON_GPU else 0), apart
