@@ -11,8 +11,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from headrace.kernels import reference
 from headrace.kernels.attention_work import plan_work, work_shape
 from headrace.kernels.cases import Case
-from headrace.kernels.decode_attention import DecodeTuning, decode_attention, scratch_for, turn_and_attend
-from headrace.kernels.decode_attention import tuning_for as decode_tuning
+from headrace.kernels.decode_attention import (
+    MOST_SPLITS,
+    DecodeTuning,
+    cut_for,
+    decode_attention,
+    scratch_for,
+    turn_and_attend,
+)
 from headrace.kernels.extend_attention import TILE, ExtendTuning, extend_attention
 from headrace.kernels.paged_cases import PagedSets, timed_heads
 
@@ -20,7 +26,6 @@ DECODE_SHAPES = ((1, 1024), (8, 1024), (64, 1024), (256, 1024), (1, 8192), (16, 
 """Rows, and tokens in each."""
 EXTEND_SHAPES = ((128, 128), (512, 512), (2048, 2048), (8192, 8192), (512, 4096), (2048, 8192))
 """Queries of one row, and its tokens in all."""
-SPLIT, MOST_SPLITS = 128, 32
 TWIN_TOKENS = 2048  # the twin of extend_attention holds all scores at once
 
 
@@ -43,13 +48,14 @@ def extend_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
 def decode_case(
     paged: PagedSets,
     fused: bool,
-    split: int = SPLIT,
+    split: int = 0,
     most_splits: int = MOST_SPLITS,
     tuning: DecodeTuning | None = None,
 ) -> Case:
-    """decode_attention, or with `fused` turn_and_attend, over this slab."""
+    """decode_attention, or with `fused` turn_and_attend, over this slab. split 0, no tuning: as the table says."""
     heads, rows, length, device = paged.heads, paged.rows, paged.length, paged.device
-    tuning = tuning or decode_tuning(heads.head_dim, paged.dtype)
+    cut = cut_for(heads.head_dim, paged.dtype, rows)
+    split, tuning = split or cut.split, tuning or cut.tuning
     items = torch.zeros(work_shape(rows, most_splits), dtype=torch.int32, device=device)
     count = torch.zeros(1, dtype=torch.int32, device=device)
     scratch = scratch_for(rows, most_splits, heads.heads, heads.kv_heads, heads.head_dim, device)

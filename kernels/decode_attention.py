@@ -42,21 +42,49 @@ class DecodeTuning:
         return min(255, 65536 // (self.programs * self.warps * 32) // 8 * 8)
 
 
-# By (head size up to, bytes of an element). float32 is there for exactness, not for speed.
-TUNED: dict[tuple[int, int], DecodeTuning] = {
-    (64, 2): DecodeTuning(block=64, warps=4, stages=3, programs=4),
-    (128, 2): DecodeTuning(block=64, warps=4, stages=3, programs=3),
-    (256, 2): DecodeTuning(block=32, warps=4, stages=2),
-    (64, 4): DecodeTuning(block=32, warps=4, stages=1),
-    (128, 4): DecodeTuning(block=32, warps=4, stages=1),
-    (256, 4): DecodeTuning(block=16, warps=4, stages=1),
+@dataclass(frozen=True, slots=True)
+class DecodeCut:
+    """How steps of up to `rows` rows are computed: a row is cut at multiples of `split` tokens (see plan_work).
+
+    Few rows want many pieces, which fill the card; many rows fill it anyway, and each piece costs its hand-over."""
+
+    rows: int
+    split: int
+    tuning: DecodeTuning
+
+
+MOST_SPLITS = 16  # pieces of one row; longer rows are cut into longer pieces
+ANY = 1 << 30
+
+# By (head size up to, bytes of an element), fewest rows first. float32 is there for exactness, not for speed.
+CUTS: dict[tuple[int, int], tuple[DecodeCut, ...]] = {
+    (64, 2): (
+        DecodeCut(4, 64, DecodeTuning(64, 4, 3, programs=2)),
+        DecodeCut(16, 128, DecodeTuning(64, 4, 3, programs=4)),
+        DecodeCut(ANY, 1024, DecodeTuning(64, 4, 3, programs=4)),
+    ),
+    # Measured on an H200 at 256 to 1024 tokens a row: bench/results/attention-h200.json.
+    (128, 2): (
+        DecodeCut(4, 64, DecodeTuning(64, 4, 3, programs=1)),
+        DecodeCut(16, 128, DecodeTuning(32, 2, 3, programs=4)),
+        DecodeCut(ANY, 1024, DecodeTuning(32, 2, 3, programs=4)),
+    ),
+    (256, 2): (DecodeCut(ANY, 128, DecodeTuning(32, 4, 2)),),
+    (64, 4): (DecodeCut(ANY, 128, DecodeTuning(32, 4, 1)),),
+    (128, 4): (DecodeCut(ANY, 128, DecodeTuning(32, 4, 1)),),
+    (256, 4): (DecodeCut(ANY, 128, DecodeTuning(16, 4, 1)),),
 }
 
 
-def tuning_for(head_dim: int, dtype: torch.dtype) -> DecodeTuning:
-    """The table's entry for heads of this size; up to 256 elements."""
+def cut_for(head_dim: int, dtype: torch.dtype, rows: int) -> DecodeCut:
+    """The table's entry for heads of this size, up to 256 elements, and this many rows."""
     most = next(size for size in (64, 128, 256) if head_dim <= size)
-    return TUNED[most, dtype.itemsize]
+    return next(cut for cut in CUTS[most, dtype.itemsize] if rows <= cut.rows)
+
+
+def tuning_for(head_dim: int, dtype: torch.dtype, rows: int = 1) -> DecodeTuning:
+    """The tuning of `cut_for`."""
+    return cut_for(head_dim, dtype, rows).tuning
 
 
 class DecodeScratch(NamedTuple):
@@ -173,7 +201,7 @@ def _launch(
     kv_heads, head_dim = key_pages.shape[2:]
     _check(key_pages, value_pages, page_table, items, count, scratch, out, len(query), heads, head_dim)
     assert query.dtype == key_pages.dtype
-    tuning = tuning or tuning_for(head_dim, query.dtype)
+    tuning = tuning or tuning_for(head_dim, query.dtype, len(query))
     group = heads // kv_heads
     pdl = pdl and query.is_cuda
     _decode[(programs,)](
@@ -426,8 +454,6 @@ def _decode(
     dims = tl.arange(0, block_dim)
     wide = dims < head_dim
     inside = (member < group)[:, None] & wide[None, :]
-    if pdl:
-        tl.extra.cuda.gdc_launch_dependents()
     # An item is read while the one before is computed, and the first before it is known that there is one.
     todo = tl.load(count) * kv_heads
     step = tl.num_programs(0)
@@ -512,6 +538,7 @@ def _decode(
         # A program without work must not let this launch end before the one ahead: whoever waits for this one
         # takes it that all before have ended.
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

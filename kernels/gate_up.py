@@ -56,8 +56,6 @@ def _gate_up(
     gate_at = weight_start(weight, columns, 0, N, K, BN, BK, SPLITS, DOT)
     weight_up = weight + tl.full([], N, tl.int64) * K
     up_at = weight_start(weight_up, columns, 0, N, K, BN, BK, SPLITS, DOT)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     first_gate = first_tile(weight, gate_at, columns, 0, N, K, BN, BK, SPLITS, STAGES, AHEAD, DOT, PDL)
     first_up = first_tile(weight_up, up_at, columns, 0, N, K, BN, BK, SPLITS, STAGES, AHEAD, DOT, PDL)
     if PDL:
@@ -66,6 +64,9 @@ def _gate_up(
         gate_at, up_at, first_gate, first_up, x, x_stride, rows, norm_weight, 0,
         ROWS, K, BN, BK, SPLITS, STAGES, DOT, True,
     )  # fmt: skip
+    if PDL:
+        # Not before: programs that wait would take the registers that loads in flight need.
+        tl.extra.cuda.gdc_launch_dependents()
     if norm_weight is not None:
         scale = tl.rsqrt(squares / K + eps)
         gate *= scale

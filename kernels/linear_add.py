@@ -53,8 +53,6 @@ def _linear_add(
     tile, split = tl.program_id(0), tl.program_id(1)
     columns = tile_columns(tile, N, BN)
     at = weight_start(weight, columns, split, N, K, BN, BK, SPLITS, DOT)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     first = first_tile(weight, at, columns, split, N, K, BN, BK, SPLITS, STAGES, AHEAD, DOT, PDL)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -66,6 +64,9 @@ def _linear_add(
     total, _, squares = product(
         at, at, first, first, x, x_stride, rows, None, split, ROWS, K, BN, BK, SPLITS, STAGES, DOT, False
     )
+    if PDL:
+        # Not before: programs that wait would take the registers that loads in flight need.
+        tl.extra.cuda.gdc_launch_dependents()
     if SPLITS > 1:
         total, squares, rows = joined(total, squares, rows, partials, arrivals, tile, split, SPLITS, ROWS, BN)
         added = tl.load(before, mask=(row < rows) & (columns[None, :] < N), other=0.0)

@@ -58,8 +58,6 @@ def _norm_linear(
     tile, split = tl.program_id(0), tl.program_id(1)
     columns = tile_columns(tile, N, BN)
     at = weight_start(weight, columns, split, N, K, BN, BK, SPLITS, DOT)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     first = first_tile(weight, at, columns, split, N, K, BN, BK, SPLITS, STAGES, AHEAD, DOT, PDL)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -82,6 +80,9 @@ def _norm_linear(
         DOT,
         False,
     )
+    if PDL:
+        # Not before: programs that wait would take the registers that loads in flight need.
+        tl.extra.cuda.gdc_launch_dependents()
     if SPLITS > 1:
         total, squares, rows = joined(total, squares, rows, partials, arrivals, tile, split, SPLITS, ROWS, BN)
     if norm_weight is not None:

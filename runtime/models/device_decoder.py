@@ -15,7 +15,14 @@ from torch import Tensor
 from headrace.graphs.packed import TILE, PackedStep, StepKey
 from headrace.kernels.activation import silu_mul
 from headrace.kernels.attention_work import plan_work, work_shape
-from headrace.kernels.decode_attention import decode_attention, scratch_for, tuning_for, turn_and_attend
+from headrace.kernels.decode_attention import (
+    MOST_SPLITS,
+    DecodeCut,
+    cut_for,
+    decode_attention,
+    scratch_for,
+    turn_and_attend,
+)
 from headrace.kernels.embed import embed
 from headrace.kernels.extend_attention import extend_attention
 from headrace.kernels.few_rows import Scratch
@@ -29,8 +36,6 @@ from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceMatrix
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.llama import DecoderLayer, Llama
-
-SPLIT, MOST_SPLITS = 128, 16  # tokens of one piece of a decode row, and how many pieces it has at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,8 @@ class DeviceDecoder:
         matrices = [self.head, *(m for layer in self.layers for m in (layer.qkv, layer.out, layer.down))]
         shapes = sorted({(matrix.weight.shape[0], matrix.weight.shape[1]) for matrix in matrices})
         self.shares = Scratch.of(shapes, MOST_ROWS, device)
-        self.programs = processors * tuning_for(config.head_dim, dtype).programs
+        self.processors = processors
+        self.dtype = dtype
 
     def forward(self, step: PackedStep) -> Tensor:
         """Write the step's KV and return logits [samples, vocab], valid until the next forward."""
@@ -163,7 +169,8 @@ class DeviceDecoder:
             slots = step.token_slots[: key.decode]
             for window in self.windows:
                 items, count = self.items[window], self.counts[window]
-                plan_work(slots, step.decode_lengths, items, count, SPLIT, MOST_SPLITS, window)
+                split = self._cut(key.decode).split
+                plan_work(slots, step.decode_lengths, items, count, split, MOST_SPLITS, window)
         for index, layer in enumerate(self.layers):
             self._attention(layer, index, step, x)
             self._mlp(layer, x)
@@ -175,6 +182,9 @@ class DeviceDecoder:
         logits = buffers.logits[: key.samples]
         self._norm_linear(rows, self.norm, self.head, logits)
         return logits
+
+    def _cut(self, rows: int) -> DecodeCut:
+        return cut_for(self.config.head_dim, self.dtype, rows)
 
     def _norm_linear(self, x: Tensor, norm: Tensor, matrix: DeviceMatrix, out: Tensor) -> None:
         eps = self.config.norm_eps
@@ -201,6 +211,8 @@ class DeviceDecoder:
         key, config, slab, buffers = step.key, self.config, self.slab, self.buffers
         key_pages, value_pages = slab.layers[index]
         qkv = buffers.qkv[: key.tokens]
+        tuning = self._cut(key.decode).tuning
+        programs = self.processors * tuning.programs
         self._norm_linear(x, layer.before_attention, layer.qkv, qkv)
         attended = buffers.attended[: key.tokens]
         if not key.chunk:
@@ -219,7 +231,8 @@ class DeviceDecoder:
                 self.scratch,
                 attended,
                 config.scale,
-                self.programs,
+                programs,
+                tuning,
                 pdl=self.early,
             )
             self._add_linear(attended, layer.out, x)
@@ -251,7 +264,8 @@ class DeviceDecoder:
                 self.scratch,
                 attended[: key.decode],
                 config.scale,
-                self.programs,
+                programs,
+                tuning,
                 pdl=self.early,
             )
         extend_attention(
