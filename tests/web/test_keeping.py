@@ -24,13 +24,13 @@ def test_conversations_survive_a_reload(page, server, turn):
     server.script(turn(["**Kept** well."]), turn(["Also kept."]), turn(["Continued."]))
     page.open().connected().type("first chat")
     page.answer("Kept well.")
-    page.press(Keys.CONTROL, "k")
+    page.fresh()
     page.type("second chat")
     page.answer("Also kept.")
     page.reload().connected()
     assert page.titles() == ["second chat", "first chat"]
     assert page.answers() == ["Also kept."], "the chat that was open is open again"
-    page.one("#conversations a[title='first chat']").click()
+    page.click("#conversations a[title='first chat']")
     page.answer("Kept well.")
     assert page.text(".assistant strong") == "Kept"
     assert "Tokens1" in page.text(".assistant .numbers")
@@ -54,13 +54,15 @@ def test_unsent_text_survives_a_reload_in_each_chat(page):
     page.open().connected().type("hello")
     page.answer("All is well.")
     page.type("half a thou", send=False)
-    page.press(Keys.CONTROL, "k")
+    page.fresh()
     page.type("another", send=False)
     page.reload().connected()
     assert page.js("return document.querySelector('#prompt').value") in ("another", "half a thou")
     page.open("#").connected()
-    assert page.js("return document.querySelector('#prompt').value") == "another"
-    page.one("#conversations a").click()
+    page.until(
+        lambda: page.js("return document.querySelector('#prompt').value") == "another", "the first draft"
+    )
+    page.click("#conversations a")
     page.until(
         lambda: page.js("return document.querySelector('#prompt').value") == "half a thou", "the other draft"
     )
@@ -99,15 +101,15 @@ def test_search_looks_into_the_messages(page, server, turn):
     server.script(turn(["about granite"]), turn(["about willows"]))
     page.open().connected().type("stones")
     page.answer("about granite")
-    page.press(Keys.CONTROL, "k")
+    page.fresh()
     page.type("trees")
     page.answer("about willows")
     page.one("#search").send_keys("GRAN about")
-    assert page.titles() == ["stones"]
+    page.until(lambda: page.titles() == ["stones"], "the one that was found")
     page.press("x")
-    assert page.text("#conversations") == "Nothing found."
+    page.until(lambda: page.text("#conversations") == "Nothing found.", "nothing")
     page.press(Keys.ESCAPE)
-    assert page.titles() == ["trees", "stones"]
+    page.until(lambda: page.titles() == ["trees", "stones"], "all of them")
 
 
 def test_export_and_import_carry_everything(page, server, turn, tmp_path):
@@ -115,7 +117,7 @@ def test_export_and_import_carry_everything(page, server, turn, tmp_path):
     page.open().connected().click("#settings-open")
     page.one("#system").send_keys("Be brief.")
     page.one("#fields [name=temperature]").send_keys("0.25")
-    page.one("#settings .primary").click()
+    page.click("#settings .primary")
     page.type("question")
     page.answer("A")
     page.click(".assistant [aria-label='Another answer']")
@@ -128,7 +130,7 @@ def test_export_and_import_carry_everything(page, server, turn, tmp_path):
     page.until(lambda: page.titles() == [], "an empty list")
     page.one("#import-file").send_keys(str(found))
     page.until(lambda: page.titles() == ["question"], "the chat again")
-    page.one("#conversations a").click()
+    page.click("#conversations a")
     page.until(lambda: page.answers() == ["B"], "its last branch")
     assert page.text(".assistant .branches span") == "2/2"
     before = json.loads(text)["conversations"][0]
@@ -237,7 +239,7 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(page):
 def test_arrow_keys_go_between_chats_and_settings_return_the_focus(page):
     page.open().connected()
     for words in ("one", "two"):
-        page.press(Keys.CONTROL, "k")
+        page.fresh()
         page.type(words)
         page.answer("All is well.")
     page.press(Keys.ALT + Keys.ARROW_DOWN)
@@ -249,21 +251,32 @@ def test_arrow_keys_go_between_chats_and_settings_return_the_focus(page):
     assert page.js("return document.activeElement.id") == "settings-open"
 
 
-def test_a_screen_reader_hears_sentences_not_tokens(page, server, turn):
+def test_a_screen_reader_hears_sentences_not_tokens(page, server, turn, milliseconds):
     page.open()
+    # What is said piece by piece is said by this timer: it fires when the test says so.
+    page.js(
+        "window.speak = []; const timer = window.setTimeout;"
+        "window.setTimeout = (run, ms, ...given) => ms === arguments[0] ? (speak.push(run), 0) : timer(run, ms, ...given);",
+        milliseconds("thread.js", r"SPEAK_MS = ([\d_]+)"),
+    )
     page.js(
         "window.heard = [];"
         "new MutationObserver((all) => all.forEach((m) => m.addedNodes.forEach((n) => heard.push(n.textContent))))"
         ".observe(document.querySelector('#announcer'), { childList: true })"
     )
-    server.script(turn(["Wa", "ter ", "ru", "ns. "] * 30))
+    held = turn(["Wa", "ter ", "ru", "ns. "] * 30, hold_at=50)
+    server.script(held)
     page.connected().type("hello")
+    page.until(lambda: page.answers() == [("Water runs. " * 13)[:-6].strip()], "fifty tokens")
+    page.until(lambda: page.js("return speak.splice(0).map((run) => run()).length"), "the time to speak")
+    held.release()
     page.until(
         lambda: any("Answer finished" in said for said in page.js("return heard")), "the end to be announced"
     )
     heard = page.js("return heard")
     assert heard[0] == "Answering."
-    assert len(heard) <= 6, "one hundred and twenty tokens must not be one hundred and twenty announcements"
+    assert heard[1].split() == ("Water runs. " * 12).split(), "whole sentences"
+    assert len(heard) == 4, "one hundred and twenty tokens must not be one hundred and twenty announcements"
     spoken = " ".join(heard[1:-1])
     assert spoken.split() == ("Water runs. " * 30).split(), "and nothing is left out"
     assert page.one("#announcer").get_attribute("aria-live") == "polite"

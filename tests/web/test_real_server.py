@@ -57,7 +57,7 @@ def test_stop_takes_the_request_out_of_the_batch_and_gives_its_pages_back(
 def test_continuing_sends_only_the_new_turn(chat: Any, live: LiveServer) -> None:
     chat.click("#settings-open")
     chat.one("#fields [name=max_output_tokens]").send_keys("24")
-    chat.one("#settings .primary").click()
+    chat.click("#settings .primary")
     chat.js(
         "window.sent = []; const send = WebSocket.prototype.send;"
         "WebSocket.prototype.send = function (data) { sent.push(JSON.parse(data)); send.call(this, data); }"
@@ -78,8 +78,7 @@ def test_continuing_sends_only_the_new_turn(chat: Any, live: LiveServer) -> None
 def test_two_chats_are_in_one_batch(chat: Any, live: LiveServer) -> None:
     chat.type("chat one")
     land_until(chat, live, lambda: (chat.answers() or [""])[-1], "text in the first chat")
-    chat.press(Keys.CONTROL, "k")
-    chat.until(lambda: not chat.all(".message"), "an empty chat")
+    chat.fresh()
     chat.type("chat two")
     land_until(chat, live, lambda: (chat.answers() or [""])[-1], "text in the second chat")
     assert live.ask(lambda app: len(app.scheduler.running)) == 2
@@ -101,7 +100,7 @@ def test_going_back_to_the_page_finds_it_working(chat: Any, live: LiveServer) ->
     chat.driver.back()
     chat.connected()
     assert chat.titles() == ["before"]
-    assert chat.all(".note.error button"), "the answer that was cut can be asked for again"
+    chat.until(lambda: chat.all(".note.error button"), "the answer that was cut can be asked for again")
 
 
 def test_a_prompt_that_cannot_fit_is_explained_in_the_chat(chat: Any, live: LiveServer) -> None:

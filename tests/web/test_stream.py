@@ -92,8 +92,7 @@ def test_two_chats_stream_at_once_over_one_socket(page, server, turn):
     server.script(slow, other)
     page.open().connected().type("first chat")
     page.until(lambda: page.answers() == ["Slow"], "the first chat to stream")
-    page.press(Keys.CONTROL, "k")
-    page.until(lambda: not page.all(".message"), "an empty chat")
+    page.fresh()
     page.type("second chat")
     page.until(lambda: page.answers() == ["Quick"], "the second chat to stream")
     assert len(page.all("#conversations .busy")) == 2
@@ -106,14 +105,14 @@ def test_two_chats_stream_at_once_over_one_socket(page, server, turn):
     other.release()
     page.answer("Quick one.")
     page.until(lambda: not page.all("#conversations .busy"), "both to finish")
-    page.one("#conversations a[title='first chat']").click()
+    page.click("#conversations a[title='first chat']")
     page.answer("Slow but sure.")
 
 
 def test_more_chats_than_lanes_share_them(page, server):
     page.open().connected()
     for i in range(34):
-        page.press(Keys.CONTROL, "k")
+        page.fresh()
         page.type(f"chat {i}")
         page.answer("All is well.")
     asked = server.of("response.create")
@@ -171,10 +170,10 @@ def test_settings_and_system_prompt_go_with_every_request(page, server):
         "seed": "7",
     }.items():
         page.one(f"#fields [name={name}]").send_keys(value)
-    page.one("#settings .primary").click()
+    page.click("#settings .primary")
     for words in ("one", "two"):
         page.type(words)
-        page.until(lambda: page.all(".assistant") and not page.all(".streaming"), "an answer")
+        page.answer("All is well.")
     server.wait(lambda: len(server.of("response.create")) == 2, "two requests")
     for asked in server.of("response.create"):
         assert asked["instructions"] == "Answer like a miller."
@@ -239,8 +238,12 @@ def test_reading_further_up_is_not_disturbed_by_new_text(page, server, turn):
         "const s = document.querySelector('#scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
     )
     page.until(lambda: page.js(bottom) < 2, "the view to follow the text")
-    page.js("document.querySelector('#scroller').scrollTop = 100")
-    page.until(lambda: page.one("#jump").is_displayed(), "the way back down")
+
+    def scrolled_up() -> bool:
+        page.js("document.querySelector('#scroller').scrollTop = 100")
+        return page.one("#jump").is_displayed()
+
+    page.until(scrolled_up, "the way back down")
     held.release()
     page.until(lambda: not page.all(".streaming"), "the end")
     assert page.js("return document.querySelector('#scroller').scrollTop") == 100

@@ -18,6 +18,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+WAIT = 180  # seconds; only what never comes takes as long
+
 
 @pytest.fixture
 def live() -> Iterator[LiveServer]:
@@ -105,17 +107,19 @@ def test_page_terminal_openai_and_curl_stream_from_one_server_at_once(
         "terminal": Client(piped(terminal, "from the terminal")),
     }
     driver.get(live.url)
-    box = WebDriverWait(driver, 20).until(lambda d: d.find_element(By.CSS_SELECTOR, "textarea"))
-    WebDriverWait(driver, 20).until(lambda d: box.is_enabled())
+    box = WebDriverWait(driver, WAIT).until(lambda d: d.find_element(By.CSS_SELECTOR, "textarea"))
+    WebDriverWait(driver, WAIT).until(
+        lambda d: d.execute_script("return document.documentElement.dataset.ready") and box.is_enabled()
+    )
     box.send_keys("from the page", Keys.ENTER)
 
     def page_text() -> str:
         answers = driver.find_elements(By.CSS_SELECTOR, "article.assistant .body")
         return answers[-1].text if answers else ""
 
-    def within(seconds: float, condition: Callable[[], Any], landings: int = 0) -> bool:
+    def within(condition: Callable[[], Any], landings: int = 0) -> bool:
         """Until `condition` holds. At most `landings` steps land meanwhile: the answers must not run out."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + WAIT
         while time.monotonic() < deadline:
             if condition():
                 return True
@@ -131,19 +135,21 @@ def test_page_terminal_openai_and_curl_stream_from_one_server_at_once(
         return {name: (client.text, client.trouble) for name, client in clients.items()}
 
     # No step lands until all five are there, however long their programs take to start.
-    assert within(90, lambda: live.ask(lambda app: sum(1 for _ in app.scheduler.reqs())) == 5), said()
-    assert within(60, lambda: in_batch() == 5, landings=20), said()
+    assert within(lambda: live.ask(lambda app: sum(1 for _ in app.scheduler.reqs())) == 5), said()
+    assert within(lambda: in_batch() == 5, landings=20), said()
     marks = {name: len(client.text) for name, client in clients.items()}
     page = len(page_text())
 
     def all_grew() -> bool:
         return len(page_text()) > page and all(len(c.text) > marks[name] for name, c in clients.items())
 
-    assert within(60, all_grew, landings=100), said()
+    assert within(all_grew, landings=100), said()
     assert in_batch() == 5, "all five answers are still in the same batch"
     assert not any(client.trouble for client in clients.values())
-    while any(client.is_alive() for client in clients.values()):
-        live.land(8)
+    live.open_gate()
+    for client in clients.values():
+        client.join(WAIT)
+    assert not any(client.is_alive() for client in clients.values()), said()
     troubles = {name: client.trouble for name, client in clients.items() if client.trouble}
     assert not troubles
     assert clients["curl"].text.rstrip().endswith("data: [DONE]")
