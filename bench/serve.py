@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -43,12 +44,19 @@ class Server:
 
 
 class Cell:
-    """One server on one transport, over all repeats."""
+    """One server on one transport under one workload, over all repeats."""
 
     def __init__(
-        self, server: Server, transport: Transport, learned: Learned, settings: WorkloadSettings, seed: int
+        self,
+        server: Server,
+        transport: Transport,
+        workload: str,
+        learned: Learned,
+        settings: WorkloadSettings,
+        seed: int,
     ) -> None:
         self.server = server
+        self.workload = workload
         self.transport: Transport = transport
         self.learned = learned
         self.settings = settings
@@ -60,16 +68,14 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.server.label} · {self.transport}"
+        return f"{self.server.label} · {self.workload} · {self.transport}"
 
-    def plan(self, workload: str, repeat: int) -> list[Planned]:
-        return workloads.plan(workload, self.settings, self.seed + repeat)
+    def plan(self, repeat: int) -> list[Planned]:
+        return workloads.plan(self.workload, self.settings, self.seed + repeat)
 
-    def measure(
-        self, workload: str, repeat: int, warmup: bool, crew: Crew, capacity: float | None, title: str
-    ) -> None:
+    def measure(self, repeat: int, warmup: bool, crew: Crew, capacity: float | None, title: str) -> None:
         """One run, added to the others. A client that was the bottleneck refuses the whole cell."""
-        planned = self.plan(workload, repeat)
+        planned = self.plan(repeat)
         before = {} if warmup else scrape.scrape(self.server.target)
         progress = Progress(planned, title)
         try:
@@ -92,7 +98,7 @@ class Cell:
         if before:
             self.stages = scrape.add(self.stages, scrape.since(before, scrape.scrape(self.server.target)))
 
-    def document(self, workload: str, bounds: metrics.Bounds, capacity: float | None) -> dict[str, Any]:
+    def document(self, bounds: metrics.Bounds, capacity: float | None) -> dict[str, Any]:
         """All that is known of this cell, ready for JSON. A refused one has no numbers but the client's."""
         worst = max(self.clients, key=lambda client: max(client.cpu_share, client.busiest_second))
         document: dict[str, Any] = {
@@ -103,7 +109,7 @@ class Cell:
             "model_entry": self.server.entry,
             "server_flags": self.server.flags,
             "transport": self.transport,
-            "workload": workload,
+            "workload": self.workload,
             "settings": msgspec.structs.asdict(self.settings),
             "seed": self.seed,
             "seeds": [self.seed + repeat for repeat in range(len(self.runs))],
@@ -171,9 +177,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     transports: list[Transport] = given.transport or (
         ["sse-chat"] if given.against else ["ws-responses", "sse-chat"]
     )
+    given.workload = list(dict.fromkeys(given.workload or ["c8_512_256"]))
     crew = Crew(workers=given.workers, cores=given.cores, lanes=given.lanes, patience_s=given.patience)
     try:
-        workloads.defaults(given.workload)
+        for workload in given.workload:
+            workloads.defaults(workload)
         servers = [Server(given.url, given.api_key, given.model, given.label)]
         if given.against:
             key, model = given.against_key, given.against_model
@@ -231,10 +239,14 @@ def prepare(
         for place, server, learned in alike(known):
             for note in learned.notes:
                 say(f"{server.label} · {transport}: {note}")
-            seed = given.seed + SEEDS_APART * number + (SEEDS_APART // 2 * place if same else 0)
-            made = settings_for(given.workload, transport, learned, settings)
-            cells.append(Cell(server, transport, learned, made, seed))
-            cells[-1].plan(given.workload, 0)  # settings that make no sense show now, not after the warm-up
+            for nth, workload in enumerate(given.workload):
+                apart = number * len(given.workload) + nth
+                seed = given.seed + SEEDS_APART * apart + (SEEDS_APART // 2 * place if same else 0)
+                made = settings_for(workload, transport, learned, settings)
+                cells.append(Cell(server, transport, workload, learned, made, seed))
+                cells[-1].plan(0)  # settings that make no sense show now, not after the warm-up
+    # Two servers on one transport under one workload are neighbours: their repeats follow each other at once.
+    cells.sort(key=lambda cell: (transports.index(cell.transport), given.workload.index(cell.workload)))
     return cells, failed
 
 
@@ -270,7 +282,7 @@ def work(cells: Sequence[Cell], given: Any, crew: Crew, capacity: dict[Transport
         for cell in cells:
             title = "warm-up" if repeat < warmups else f"repeat {repeat - warmups + 1}/{given.repeats}"
             limit = capacity.get(cell.transport)
-            cell.measure(given.workload, repeat, repeat < warmups, crew, limit, f"{cell.name} · {title}")
+            cell.measure(repeat, repeat < warmups, crew, limit, f"{cell.name} · {title}")
 
 
 def conclude(
@@ -281,7 +293,7 @@ def conclude(
     where = surroundings()
     results, comparisons = [], []
     for cell in cells:
-        result = where | cell.document(given.workload, given.goodput, capacity.get(cell.transport))
+        result = where | cell.document(given.goodput, capacity.get(cell.transport))
         results.append(result)
         say("")
         if cell.refused is None:
@@ -289,22 +301,19 @@ def conclude(
         else:
             say(f"{cell.name}: REFUSED: {cell.refused}")
         say(client_line(result["client"]))
-    for transport in dict.fromkeys(cell.transport for cell in cells):
-        pair = [
-            result for result in results if result["transport"] == transport and result["refused"] is None
-        ]
-        if len(pair) == 2:
-            ratios = metrics.compare(pair[0], pair[1])
-            names = [pair[0]["label"], pair[1]["label"]]
+    for one, two in itertools.pairwise(results):
+        place = {key: one[key] for key in ("workload", "transport")}
+        alike = all(two[key] == value for key, value in place.items())
+        if alike and one["refused"] is None and two["refused"] is None:
+            ratios = metrics.compare(one, two)
+            names = [one["label"], two["label"]]
             say("")
-            say(f"{transport}: " + table.render_comparison(names, ratios, color=color))
-            comparisons.append(
-                {"transport": transport, "base": names[0], "other": names[1], "ratios": ratios}
-            )
+            say(" · ".join(place.values()) + "\n" + table.render_comparison(names, ratios, color=color))
+            comparisons.append(place | {"base": names[0], "other": names[1], "ratios": ratios})
     return {
         "bench": "serve",
         **where,
-        "workload": given.workload,
+        "workloads": given.workload,
         "repeats": given.repeats,
         "results": results,
         "comparisons": comparisons,

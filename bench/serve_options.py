@@ -20,6 +20,7 @@ Measure the token streams of a running server, over websocket and SSE, with one 
 examples:
   headrace bench serve http://127.0.0.1:8000
   headrace bench serve http://127.0.0.1:8000 --transport ws-responses --transport sse-chat --workload c64_512_256
+  headrace bench serve http://gpu:8000 --workload c8_512_256 --workload c64_512_256 --html report.html
   headrace bench serve http://gpu:8000 --workload poisson --rate 20 --duration 60 --html report.html
   headrace bench serve http://127.0.0.1:8000 --against http://127.0.0.1:9000 --transport sse-chat --repeats 5
 """
@@ -69,8 +70,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--workload",
-        default="c8_512_256",
-        help=f"cells {', '.join(CELLS)} (other numbers make others); {', '.join(PRESETS)}; "
+        action="append",
+        help="may be repeated, for a curve over load: "
+        f"cells {', '.join(CELLS)} (other numbers make others); {', '.join(PRESETS)}; "
         f"shapes {', '.join(SHAPES)} [c8_512_256]",
     )
     made.add_argument("--model", help="what requests ask for [the first of /v1/models]")

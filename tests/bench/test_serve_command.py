@@ -99,6 +99,19 @@ def test_servers_that_are_compared_are_asked_alike(
     assert "asked without ignore_eos, as the server that it is compared with" in said
 
 
+def test_several_workloads_make_a_curve(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "curve.html"
+    loads = ["--workload", "c1_9_3", "--workload", "c3_9_3", "--requests", "3", "--no-calibration"]
+    with NullServer(FAST) as server:
+        serve.main([server.url, *loads, "--transport", "sse-chat", "--repeats", "1", "--html", str(page)])
+        prompts = [entry.prompt for entry in server.log().entries]
+    _, document = result_of(capsys)
+    assert [result["workload"] for result in document["results"]] == ["c1_9_3", "c3_9_3"]
+    assert document["comparisons"] == [] and len(set(prompts)) == len(prompts) == 2 + 2 * 2 * 3
+    if all(result["refused"] is None for result in document["results"]):
+        assert "c1_9_3" in page.read_text() and "c3_9_3" in page.read_text()
+
+
 def test_completions_of_another_server_carry_ids(capsys: pytest.CaptureFixture[str]) -> None:
     with NullServer(FAST) as server:
         flags = ["--transport", "sse-completions", "--repeats", "1", "--no-warmup"]
