@@ -31,7 +31,7 @@ def make(clone: Path, *arguments: str, path: str = os.environ["PATH"]) -> subpro
         env={**clean, "PATH": path, "LC_ALL": "C"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

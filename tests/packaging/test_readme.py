@@ -37,7 +37,7 @@ def run(example: str, live: LiveServer) -> str:
         [sys.executable, "-P", "-c", example.replace(ADDRESS, live.url)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
@@ -65,7 +65,7 @@ def test_the_curl_example(live: LiveServer) -> None:
     assert set(flags) == {"-H", "-d"}
     name, _, value = flags["-H"].partition(": ")
     request = urllib.request.Request(words[2].replace(ADDRESS, live.url), flags["-d"].encode(), {name: value})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=300) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
         lines = [line.decode().strip() for line in reply if line.strip()]
     assert lines[-1] == "data: [DONE]"

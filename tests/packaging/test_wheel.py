@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=ROOT,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=300,
     ).stdout.decode()
     for name in filter(None, listed.split("\0")):
         if not name.startswith("tests/") and (ROOT / name).exists():

@@ -222,12 +222,16 @@ OVERGROWN = [
 ]
 
 
+# Seconds of this thread's own CPU time, on a slow machine too. None of these templates would end within hours.
+SOON = 10.0
+
+
 @pytest.mark.parametrize("source", ENDLESS)
 def test_endless_templates_are_refused_at_load(source: str) -> None:
     start = time.thread_time()
     with pytest.raises(CheckpointError):
         ChatTemplate(source, {})
-    assert time.thread_time() - start < 0.9
+    assert time.thread_time() - start < SOON
 
 
 @pytest.mark.parametrize("source", OVERGROWN)
@@ -250,7 +254,7 @@ def test_a_template_that_waits_for_its_victim(source: str) -> None:
         start = time.thread_time()
         with pytest.raises(TemplateRefused):
             template.render([{"role": "user", "content": "go"}], {}, weaving=weaving)
-        assert time.thread_time() - start < 0.9
+        assert time.thread_time() - start < SOON
     assert template.render([{"role": "user", "content": "wait"}], {}, weaving=False) == "ok"
 
 
