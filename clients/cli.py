@@ -91,8 +91,9 @@ def _bench(rest: list[str]) -> int:
         print(
             "usage: headrace bench NAME [options]\n\nThe last line that a bench prints is its result as JSON.\n"
         )
+        width = max(map(len, benches), default=0) + 2
         for name, line in benches.items():
-            print(f"  {name:<12}{line}")
+            print(f"  {name:<{width}}{line}")
         return 0
     if rest[0] not in benches:
         known = ", ".join(benches) or "none yet"

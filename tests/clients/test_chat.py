@@ -179,8 +179,10 @@ class Person:
         raise AssertionError(f"still there after {self._seen[-500:]!r}")
 
     def _nudge(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGWINCH)
+        # Not by the process's own method: that looks whether it has ended, and then its exit status is gone.
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGWINCH)
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._master)
