@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from headrace.graphs.inputs import StepInputs
@@ -40,8 +39,10 @@ class HeadNorm:
         size = (config.head_dim,)
         query = source.tensor([(f"{name}.q_norm.weight", size)])
         key = source.tensor([(f"{name}.k_norm.weight", size)])
-        heads = (query.expand(config.heads, -1), key.expand(config.kv_heads, -1))
-        self.weight = torch.cat(heads).contiguous()
+        # Not `torch.cat`: for the shapes of an outline it imports all of torch's compiler, a second at every start.
+        self.weight = query.new_empty((config.heads + config.kv_heads, config.head_dim))
+        self.weight[: config.heads] = query
+        self.weight[config.heads :] = key
         self.eps = config.norm_eps
         self.op = ops.rms_norm
 

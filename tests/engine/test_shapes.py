@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,22 @@ def test_a_random_checkpoint_loads(tmp_path: Path, config: dict[str, object]) ->
         )
     finally:
         engine.close()
+
+
+def test_a_model_runs_without_torchs_compiler(tmp_path: Path) -> None:
+    """It takes a second and a hundred MiB of every start; some plain torch calls import it, for meta tensors."""
+    shapes.write_checkpoint(tmp_path, shapes.CONFIGS["tiny"])
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from headrace.runtime.config import EngineConfig\n"
+        "from headrace.runtime.engine import open_engine\n"
+        "engine = open_engine(Path(sys.argv[1]), EngineConfig(device='cpu', max_running=2, kv_memory_mb=4))\n"
+        "engine.warm()\n"
+        "engine.close()\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'triton') if name in sys.modules])\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (0, "[]\n"), ran.stderr
