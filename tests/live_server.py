@@ -8,13 +8,23 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import uvloop
 from fake_engine import FakeEngine
 from fake_prompter import CARD, BytePrompter, letters
 
 from headrace.server.app import App
-from headrace.server.config import ServerConfig
+from headrace.server.config import Limits, ServerConfig
 
+# Deadlines of the server out of the way of a machine that is busy elsewhere, for tests that are about other things.
+PATIENT = {
+    "header_timeout": 600.0,
+    "body_timeout": 600.0,
+    "idle_timeout": 600.0,
+    "linger_timeout": 60.0,
+    "ws_ping_interval": 600.0,
+    "ws_ping_timeout": 600.0,
+}
 WAIT = 120.0  # seconds for what takes no time at all; only a hang takes as long
 
 
@@ -35,7 +45,8 @@ class LiveServer:
     ) -> None:
         self.engine = FakeEngine(gated=gated, page_count=page_count, choose=choose)
         self.eos = eos
-        self.config = ServerConfig(port=0, **config)
+        limits = msgspec.structs.replace(Limits(), **PATIENT)
+        self.config = ServerConfig(port=0, **{"limits": limits, **config})
         self.keys = keys
         self._up = threading.Event()
         self._trouble: BaseException | None = None

@@ -35,22 +35,13 @@ from front_rig import (
     text,
     texts,
 )
+from live_server import PATIENT
 
 from headrace.server.auth import BadSetting
 from headrace.server.config import Limits, ServerConfig
 from headrace.server.exchange import STREAM_END, HttpReply, StreamHead
 from headrace.server.listener import Listener
 from headrace.server.metrics import Metrics
-
-# Deadlines that no test here is about, out of the way of a machine that is busy elsewhere.
-PATIENT = {
-    "header_timeout": 600.0,
-    "body_timeout": 600.0,
-    "idle_timeout": 600.0,
-    "linger_timeout": 60.0,
-    "ws_ping_interval": 600.0,
-    "ws_ping_timeout": 600.0,
-}
 
 
 class Live:
