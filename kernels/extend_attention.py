@@ -45,7 +45,8 @@ class ExtendTuning:
 # By (head size up to, bytes of an element). float32 is there for exactness, not for speed.
 TUNED: dict[tuple[int, int], ExtendTuning] = {
     (64, 2): ExtendTuning(rows=128, block=128, warps=8, stages=3),
-    (128, 2): ExtendTuning(rows=128, block=64, warps=8, stages=2, programs=2),
+    # Measured on an H200: 1.3 to 2.5 times as fast as 128 rows below 4096 tokens, equal at 8192.
+    (128, 2): ExtendTuning(rows=64, block=64, warps=4, stages=3, bulk=True),
     (256, 2): ExtendTuning(rows=64, block=32, warps=4, stages=2),
     (64, 4): ExtendTuning(rows=64, block=32, warps=4, stages=1),
     (128, 4): ExtendTuning(rows=64, block=32, warps=8, stages=1),
