@@ -104,7 +104,7 @@ def _spare_ties(above, goal, gap):
 
 
 @triton.jit
-def _value(logits, work, token, inside, adjusted):
+def value_of(logits, work, token, inside, adjusted):
     """Logits after penalties, bias and held stop ids: in `work` where survey changed them, else in `logits`."""
     stale = (token * 0 + adjusted) != 0  # one truth value, as wide as the tokens: the interpreter needs it so
     plain = tl.load(logits + token, mask=inside & (stale ^ True), other=float("-inf")).to(tl.float32)
@@ -141,7 +141,8 @@ def _draw_gathered(
     zero = temperature * 0.0
     word = token_words(tokens, position, seed_low, seed_high)
     least, most = race(gaps, word, zero, zero + 1.0)
-    able = keep & (least <= tl.min(tl.where(keep, most, float("inf"))) * RACE_SLACK)
+    bar = tl.min(tl.where(keep, most, float("inf")))
+    able = keep & (least <= bar * RACE_SLACK) & (least < float("inf"))
     best = zero + float("-inf")
     winner = count * 0
     _, winner = arrive(gaps, tokens, able, zero, zero + 1.0, position, seed_low, seed_high, best, winner)
@@ -192,7 +193,7 @@ def _survey_row(logits, work, adjusted, peak, pace, counting, one, two, three, v
     count_3 = tl.zeros([CHUNK], tl.int32)
     for start in range(0, vocab, CHUNK):
         token = start + lane
-        x = _value(logits, work, token, token < vocab, adjusted)
+        x = value_of(logits, work, token, token < vocab, adjusted)
         weight = _weights(x, peak, pace, counting)
         weight_1 += tl.where(x >= one, weight, 0.0)
         weight_2 += tl.where(x >= two, weight, 0.0)
@@ -267,7 +268,7 @@ def _cut(
         count = high_count.to(tl.int32) * 0
         for start in range(0, vocab, CHUNK):
             token = start + lane
-            x = _value(logits, work, token, token < vocab, adjusted)
+            x = value_of(logits, work, token, token < vocab, adjusted)
             keep = (x >= bottom) & (x < top)
             at = count + tl.cumsum(keep.to(tl.int32), 0) - 1
             tl.store(values_at + at, x, mask=keep & (at < ROOM))
@@ -338,13 +339,13 @@ def _draw_row(
     passed = spare * 0
     for start in range(0, vocab, CHUNK):
         token = start + lane
-        x = _value(logits, work, token, token < vocab, adjusted)
+        x = value_of(logits, work, token, token < vocab, adjusted)
         ties = ((x >= bottom) & (x < next_up)).to(tl.int32)
         keep = (x >= next_up) | ((ties != 0) & (passed + tl.cumsum(ties, 0) <= spare))
         passed += tl.sum(ties)
         least, most = race(x, row_words(start, position, seed_low, seed_high, CHUNK), peak, temperature)
         bar = tl.minimum(bar, tl.min(tl.where(keep, most, float("inf"))))
-        able = keep & (least <= bar * RACE_SLACK)
+        able = keep & (least <= bar * RACE_SLACK) & (least < float("inf"))
         best, winner = arrive(x, token, able, peak, temperature, position, seed_low, seed_high, best, winner)
     return winner
 
@@ -374,7 +375,7 @@ def draw_filtered(
             live = place < found_count * _SPAN
             token = tl.load(spots + place // _SPAN, mask=live, other=0) * _SPAN + place % _SPAN
             live = live & (token < vocab)
-            gaps = tl.div_rn(_value(logits, work, token, live, adjusted) - peak, temperature)
+            gaps = tl.div_rn(value_of(logits, work, token, live, adjusted) - peak, temperature)
             keep = live & (keys_of(gaps) <= bound)
             at = count + tl.cumsum(keep.to(tl.int32), 0) - 1
             tl.store(gaps_at + at, gaps, mask=keep & (at < ROOM))

@@ -21,7 +21,7 @@ from torch import Tensor
 from headrace.kernels import reference_sampling
 from headrace.kernels import settings as words
 from headrace.kernels.cases import WIDTHS, Case
-from headrace.kernels.filtering import draw_filtered, keys_of
+from headrace.kernels.filtering import draw_filtered, keys_of, value_of
 from headrace.kernels.gumbel import NO_TOKEN, RACE_SLACK, arrive, gumbel, race, row_words, token_words
 
 TILE = 1024
@@ -29,9 +29,11 @@ SPAN = 64  # tokens under one crest
 ROOM = 4096  # gathered candidates of a filtered row that stay in registers
 CHUNK = 2048  # tokens at a time where a filtered row has more candidates than that
 
-# (rows, tiles per program) up to so many rows: few rows need many programs, many rows can spare them.
-_STEPS = ((4, 1), (16, 2))
-_MOST_STEPS = 4
+# Tuned. (rows, tiles per program) up to so many rows: few rows need many programs, many rows can spare them. The
+# warps are the same for every number of rows: the order in which a tile's mass is summed depends on them.
+STEPS = ((4, 1), (16, 2), (None, 4))
+SURVEY_WARPS = 2
+CHOOSE_WARPS = 8  # 128 registers a thread: two rows to a multiprocessor
 
 _FLAGS = tl.constexpr(words.FLAGS)
 _TEMPERATURE = tl.constexpr(words.TEMPERATURE)
@@ -61,14 +63,14 @@ class SamplingScratch:
     """Device memory between the two launches, for up to `rows` rows of V logits; nothing in it outlives a call.
 
     By tile, [rows, tiles]: peaks float32 (highest adjusted logit; +inf for a tile with a NaN or +inf), winners
-    int32, values float32 (the winner's adjusted logit, or the tile's mass in a filtered row). By crest, [rows,
-    crests]: crests float32, spots int32. gaps float32 and tokens int32 [rows, room]: gathered candidates. work
-    float32 [rows, V]: adjusted logits of filtered rows that penalties, bias or held stop ids have changed.
+    int32, masses float32 (of filtered rows). By crest, [rows, crests]: crests float32, spots int32. gaps float32
+    and tokens int32 [rows, room]: gathered candidates. work float32 [rows, V]: adjusted logits of the rows that are
+    not greedy and that penalties, bias or held stop ids have changed.
     """
 
     peaks: Tensor
     winners: Tensor
-    values: Tensor
+    masses: Tensor
     crests: Tensor
     spots: Tensor
     gaps: Tensor
@@ -87,7 +89,7 @@ def scratch(rows: int, vocab: int, device: torch.device | str, room: int = ROOM)
     return SamplingScratch(
         peaks=empty(tiles, torch.float32),
         winners=empty(tiles, torch.int32),
-        values=empty(tiles, torch.float32),
+        masses=empty(tiles, torch.float32),
         crests=empty(crests, torch.float32),
         spots=empty(crests, torch.int32),
         gaps=empty(room, torch.float32),
@@ -130,19 +132,19 @@ def sample(
     assert last_tokens.shape == (slot_count,) and last_tokens.dtype == torch.int64
     assert rows <= space.work.shape[0] and space.work.shape[1] == vocab, "scratch is made for this vocabulary"
     tiles, crests = triton.cdiv(vocab, TILE), triton.cdiv(vocab, SPAN)
-    steps = next((steps for most, steps in _STEPS if rows <= most), _MOST_STEPS)
+    steps = next(steps for most, steps in STEPS if most is None or rows <= most)
     common = (logits, logits.stride(0), slots, positions, settings, history)
     _survey[(triton.cdiv(tiles, steps), rows)](
-        *common, space.peaks, space.winners, space.values, space.crests, space.work,
+        *common, space.peaks, space.winners, space.masses, space.crests, space.work,
         vocab, tiles, crests, steps, TILE=TILE, SPAN=SPAN,
-        num_warps=2, enable_fp_fusion=False,
+        num_warps=SURVEY_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
     _choose[(rows,)](
-        *common, space.peaks, space.winners, space.values, space.crests, space.spots, space.gaps, space.tokens,
+        *common, space.peaks, space.winners, space.masses, space.crests, space.spots, space.gaps, space.tokens,
         space.work, tokens_out, last_tokens,
         vocab, tiles, crests, TILE_SPAN=max(16, triton.next_power_of_2(tiles)),
         CREST_SPAN=max(256, triton.next_power_of_2(crests)), ROOM=room, CHUNK=CHUNK,
-        num_warps=8, maxnreg=128, enable_fp_fusion=False,
+        num_warps=CHOOSE_WARPS, maxnreg=128, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -200,7 +202,7 @@ def _adjusted(x, token, start, row, cells, flags, held, vocab, TILE: tl.constexp
 
 @triton.jit(do_not_specialize=["tiles", "crest_count", "steps"])
 def _survey(
-    logits, logits_stride, slots, positions, settings, history, peaks, winners, values, crests, work,
+    logits, logits_stride, slots, positions, settings, history, peaks, winners, masses, crests, work,
     vocab, tiles, crest_count, steps, TILE: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(1).to(tl.int64)
@@ -240,28 +242,26 @@ def _survey(
             )  # a NaN or a +inf shows in the peak, whatever has been done to it
             peak = tl.max(x)
             winner = start
-            value = peak
             if (flags & _GREEDY) != 0:
                 winner = tl.min(tl.where(x == peak, token, NO_TOKEN))
             else:
+                if changed:
+                    tl.store(work + r * vocab + token, x, mask=token < vocab)
                 shift = tl.where(peak > float("-inf"), peak, 0.0)
                 if (flags & _FILTERED) != 0:
-                    value = tl.sum(tl.exp2((x - shift) * (_LOG2_E / temperature)))
+                    mass = tl.sum(tl.exp2((x - shift) * (_LOG2_E / temperature)))
+                    tl.store(masses + r * tiles + tile, mass, mask=tile < tiles)
                     crest = tl.max(tl.reshape(x, [TILE // SPAN, SPAN]), 1)
                     at = tile * (TILE // SPAN) + tl.arange(0, TILE // SPAN)
                     tl.store(crests + r * crest_count + at, crest, mask=at < crest_count)
-                    if changed:
-                        tl.store(work + r * vocab + token, x, mask=token < vocab)
                 elif (peak > float("-inf")) & (peak < float("inf")):
                     winner = _first_of_tile(
                         x, token, start, shift, temperature, position.to(tl.uint32),
                         _unsigned(row, _SEED), _unsigned(row, _SEED + 1), TILE,
                     )  # fmt: skip
-                    value = tl.max(tl.where(token == winner, x, float("-inf")))
             if tile < tiles:
                 tl.store(peaks + r * tiles + tile, peak)
                 tl.store(winners + r * tiles + tile, winner)
-                tl.store(values + r * tiles + tile, value)
 
 
 @triton.jit
@@ -269,7 +269,7 @@ def _first_of_tile(x, token, start, shift, temperature, position, seed_low, seed
     """The token of one tile with the largest gap + noise, the lowest id of those that tie."""
     word = tl.reshape(row_words(start, position, seed_low, seed_high, TILE), [TILE // 4, 4])
     least, most = race(x, word, shift, temperature)
-    able = least <= tl.min(most) * RACE_SLACK
+    able = (least <= tl.min(most) * RACE_SLACK) & (least < float("inf"))
     # One sum tells how many are able and, if it is one, which. Few tiles have two.
     ballot = tl.sum(tl.where(able, (1 << 20) + token - start, 0))
     winner = start + (ballot & ((1 << 20) - 1))
@@ -282,12 +282,16 @@ def _first_of_tile(x, token, start, shift, temperature, position, seed_low, seed
 @triton.jit(do_not_specialize=["tiles", "crest_count"])
 def _choose(
     logits, logits_stride, slots, positions, settings, history,
-    peaks, winners, values, crests, spots, gaps_at, tokens_at, work, tokens_out, last_tokens,
+    peaks, winners, masses, crests, spots, gaps_at, tokens_at, work, tokens_out, last_tokens,
     vocab, tiles, crest_count,
     TILE_SPAN: tl.constexpr, CREST_SPAN: tl.constexpr, ROOM: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + r)
+    # Of a padded row this is whatever an earlier call left: not used, but asked for before the slot is known.
+    tile = tl.arange(0, TILE_SPAN)
+    peak_of = tl.load(peaks + r * tiles + tile, mask=tile < tiles, other=float("-inf"))
+    winner_of = tl.load(winners + r * tiles + tile, mask=tile < tiles, other=NO_TOKEN)
     if slot >= 0:
         row = settings + slot.to(tl.int64) * _WIDTH
         position = tl.load(positions + r)
@@ -295,28 +299,29 @@ def _choose(
         temperature = _float(row, _TEMPERATURE)
         seed_low = _unsigned(row, _SEED)
         seed_high = _unsigned(row, _SEED + 1)
-        tile = tl.arange(0, TILE_SPAN)
-        peak_of = tl.load(peaks + r * tiles + tile, mask=tile < tiles, other=float("-inf"))
-        winner_of = tl.load(winners + r * tiles + tile, mask=tile < tiles, other=NO_TOKEN)
-        value_of = tl.load(values + r * tiles + tile, mask=tile < tiles, other=float("-inf"))
+        source = logits + r * logits_stride
+        changed_row = work + r * vocab
+        held = position < tl.load(row + _FIRST_FREE)
+        adjusted = (held | ((flags & (_PENALISED | _BIASED)) != 0)).to(tl.int32)
         peak = tl.max(peak_of)
         token = -1
         if (peak > float("-inf")) & (peak < float("inf")):
             if (flags & _GREEDY) != 0:
                 token = tl.min(tl.where(peak_of == peak, winner_of, NO_TOKEN))
             elif (flags & _FILTERED) == 0:
-                gaps = tl.div_rn(value_of - peak, tl.zeros_like(value_of) + temperature)
+                x = value_of(source, changed_row, winner_of, tile < tiles, adjusted)
+                gaps = tl.div_rn(x - peak, tl.zeros_like(x) + temperature)
                 sums = gaps + gumbel(token_words(winner_of, position.to(tl.uint32), seed_low, seed_high))
                 token = tl.min(tl.where(sums == tl.max(sums), winner_of, NO_TOKEN))
             else:
                 weights = tl.exp(tl.div_rn(peak_of - peak, tl.zeros_like(peak_of) + temperature))
-                total = tl.sum(tl.where(tile < tiles, value_of, 0.0) * weights.to(tl.float64))
+                mass_of = tl.load(masses + r * tiles + tile, mask=tile < tiles, other=0.0)
+                total = tl.sum(mass_of * weights.to(tl.float64))
                 top_p = (
                     (_unsigned(row, _TOP_P + 1).to(tl.uint64) << 32) | _unsigned(row, _TOP_P).to(tl.uint64)
                 ).to(tl.float64, bitcast=True)
-                adjusted = (position < tl.load(row + _FIRST_FREE)) | ((flags & (_PENALISED | _BIASED)) != 0)
                 token = draw_filtered(
-                    logits + r * logits_stride, work + r * vocab, adjusted.to(tl.int32), crests + r * crest_count,
+                    source, changed_row, adjusted, crests + r * crest_count,
                     spots + r * crest_count, gaps_at + r * ROOM, tokens_at + r * ROOM,
                     peak, temperature, position.to(tl.uint32), seed_low, seed_high,
                     tl.load(row + _TOP_K), keys_of(_float(row, _LOG_MIN_P)), top_p, total,
@@ -390,9 +395,7 @@ def _case(
     return Case(
         name=name,
         run=run,
-        twin=twin
-        if rows == 1
-        else None,  # row after row, with values read back: only one row is worth the time
+        twin=twin if rows == 1 else None,  # row after row, values read back: one row is enough to wait for
         peer=peer,
         bytes=logits.numel() * logits.element_size(),
         flops=logits.numel(),
