@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from headrace.graphs.packed import StepKey
-from headrace.runtime.config import DeviceFacts, EngineConfig, device_pages
 from headrace.kernels.settings import SETTINGS_WIDTH
+from headrace.runtime.config import DeviceFacts, EngineConfig, device_pages
 from headrace.runtime.device_sampler import sampler_bytes
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.device_decoder import attention_bytes, buffer_shapes
