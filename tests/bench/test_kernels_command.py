@@ -51,7 +51,10 @@ def test_first_cases_are_sound() -> None:
         assert case.name and case.bytes > 0, op
         for side in (case.twin, case.peer):
             told = None if side is None else side(case.sets - 1)
-            assert told is None or not told.is_floating_point() or bool(told.isfinite().all()), (op, case.name)
+            assert told is None or not told.is_floating_point() or bool(told.isfinite().all()), (
+                op,
+                case.name,
+            )
 
 
 def made_case(**changed: object) -> Case:
