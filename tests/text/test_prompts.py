@@ -22,7 +22,7 @@ SESSION = settings(
     max_examples=60,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20) | st.text("  \n\t▁<|>/s hello你é", max_size=30)
 
