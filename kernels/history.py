@@ -18,7 +18,8 @@ PLACE_BLOCK = 256
 def reset(history: Tensor, slot: int, ids: Tensor, cells: Tensor) -> None:
     """history[slot] becomes 0 everywhere, then history[slot, ids[i]] = cells[i]. Two launches, one stream.
 
-    history: int32 [S, V], contiguous. ids, cells: int32 [n], contiguous, ids distinct and in [0, V); n may be 0.
+    history: int32 [S, V], contiguous. ids, cells: int32 [n], contiguous, ids distinct and in [0, V), but for
+    any number of -1, which are skipped; n may be 0.
     """
     slots, width = history.shape
     assert history.dtype == ids.dtype == cells.dtype == torch.int32 and history.is_contiguous()

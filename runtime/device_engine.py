@@ -37,7 +37,8 @@ from headrace.runtime.device_weights import DeviceWeights, RandomParts
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
 from headrace.runtime.pace import Pace
-from headrace.runtime.plan import StepPlan, StepResult
+from headrace.runtime.plan import PageCopy, SlotGrant, StepPlan, StepResult
+from headrace.runtime.request import SamplingParams
 from headrace.runtime.weights import MappedParts
 
 log = logging.getLogger("headrace.engine")
@@ -252,11 +253,21 @@ class DeviceEngine:
         follow in `idle_work`. Only before the first plan of a scheduler; captured steps run once, on padding."""
         budget = self.config.warm_seconds if budget is None else budget
         started = time.monotonic()
+        self._exercise()
         count = len(self._uncaptured)
         while self.idle_work() and time.monotonic() - started < budget:
             pass
         left = len(self._uncaptured)
         log.info("captured %d of %d graphs in %.1f s", count - left, count, time.monotonic() - started)
+
+    def _exercise(self) -> None:
+        """Every launch that no graph holds has run once: compiled and loaded, not in the middle of a stream."""
+        params = SamplingParams(repetition_penalty=2.0)
+        copies = (PageCopy(0, 1),) if self.page_count > 1 else ()
+        future = self.launch(StepPlan(0, (SlotGrant(0, 0, params, 1, (0,), (0,)),), (), copies, (), ()))
+        self.queue.wait()
+        self.poll()
+        assert future.done()
 
     def idle_work(self) -> bool:
         """Capture one more graph; False when all are. Only while no step is in flight."""

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.graphs.packed import ALIGN
 from headrace.kernels import history
 from headrace.kernels.sampling import sample, scratch
 from headrace.kernels.settings import SETTINGS_WIDTH
@@ -36,8 +37,11 @@ class DeviceSampler:
         return settings_row(grant, self.width)
 
     def history_words(self, grant: SlotGrant) -> NDArray[np.int32]:
-        """What `reset_history` needs on the device: ids, then their cells."""
-        return np.concatenate(history_cells(grant, self.width))
+        """What `reset_history` needs on the device: ids, then their cells. Both are filled up to whole ALIGN words,
+        with ids of -1: a launch whose pointers lie anywhere would compile once more, in somebody's stream."""
+        ids, cells = history_cells(grant, self.width)
+        more = -len(ids) % ALIGN
+        return np.concatenate((np.pad(ids, (0, more), constant_values=-1), np.pad(cells, (0, more))))
 
     def reset_history(self, slot: int, words: Tensor) -> None:
         """The slot has seen what `words` says and nothing else."""

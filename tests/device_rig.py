@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from safetensors.torch import save_file
 from headrace.bench.shapes import weight_shapes
 from headrace.graphs.packed import StepKey, pack, places
 from headrace.runtime.device_engine import DeviceEngine
-from headrace.runtime.plan import PlanRow, SlotGrant, StepPlan
-from headrace.runtime.request import SamplingParams
+from headrace.runtime.plan import PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams
+from headrace.runtime.scheduler import Scheduler
 
 GREEDY = SamplingParams(temperature=0.0)
 SMALL: dict[str, Any] = {
@@ -229,3 +232,74 @@ class Stepper:
 def live(plan: StepPlan, key: StepKey) -> list[int]:
     """Where the samples of the plan's rows are among those of `key`."""
     return [*range(len(plan.decode)), *range(key.decode, key.decode + len(plan.prefill))]
+
+
+class Run:
+    """A scheduler over an engine, with as many steps in flight as the engine likes; the books are checked at every
+    landing. Works on the CPU engine, too. `on_plan` sees every plan before its launch."""
+
+    def __init__(self, engine: Any, **settings: Any) -> None:
+        given = {
+            "page_count": engine.page_count,
+            "page_size": engine.page_size,
+            "slots": engine.max_running,
+            "chunk_tokens": engine.chunk_tokens,
+        }
+        self.engine = engine
+        self.scheduler = Scheduler(**{**given, **settings})
+        self.flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
+        self.steps = 0
+        self.next_id = 0
+
+    def add(
+        self, prompt: Sequence[int], new_tokens: int, params: SamplingParams = GREEDY, parent: Req | None = None,
+        at: int = 0,
+    ) -> Req:  # fmt: skip
+        """`parent`: the request is a fork of it, behind `at` tokens."""
+        fork = None if parent is None else ForkPoint(parent, at)
+        req = Req(self.next_id, "", list(prompt), len(prompt), len(prompt) + new_tokens, params, fork)
+        self.next_id += 1
+        self.scheduler.add(req)
+        return req
+
+    def cancel(self, req: Req) -> None:
+        self.scheduler.cancel(req, FinishReason.CANCELLED)
+
+    def launch(self) -> bool:
+        """Plan and launch one step; False if there was nothing to plan."""
+        plan = self.scheduler.plan()
+        if plan is None:
+            return False
+        self.flight.append((plan, self.engine.launch(plan)))
+        self.steps += 1
+        return True
+
+    def retire(self) -> None:
+        """Wait for the oldest step and settle it."""
+        plan, future = self.flight.popleft()
+        while self.engine.poll is not None and not future.done():
+            self.engine.poll()
+        self.scheduler.retire(plan, future.result())
+        self.scheduler.check()
+
+    def step(self) -> bool:
+        """Launch until the engine is full or nothing can be planned, retire one. False when nothing is left."""
+        while len(self.flight) < self.engine.depth and self.launch():
+            pass
+        if self.flight:
+            self.retire()
+        return bool(self.flight) or not self.scheduler.idle
+
+    def finish(self) -> None:
+        while self.step():
+            assert self.steps < 20_000, "the requests do not come to an end"
+
+    def leaked(self) -> int:
+        """Pages in use after everything ended and the cache was dropped."""
+        assert self.scheduler.idle
+        self.scheduler.flush_cache()
+        return self.scheduler.pool.used_count
+
+
+def answer_of(req: Req) -> list[int]:
+    return req.tokens[req.prompt_len :]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_rig import drive, tiny
+from engine_rig import drive, start, tiny
 from interpreted import ON_GPU
 
 from headrace.runtime.backends.queue import CudaQueue, HostQueue
@@ -17,7 +17,7 @@ from headrace.runtime.config import EngineConfig
 from headrace.runtime.device_engine import DeviceEngine
 from headrace.runtime.engine import open_device_engine
 
-__all__ = ["device_engine", "drive", "tiny"]
+__all__ = ["device_engine", "drive", "start", "tiny"]
 
 
 @pytest.fixture
