@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from bench.null_run import FAST, one
+from bench_null import FAST, one
 
 from headrace.bench import load
 from headrace.bench.capacity import measure_capacity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from bench.wire import DONE, chat, cuts, event, usage
+from bench_wire import DONE, chat, cuts, event, usage
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.null_run import FAST
+from bench_null import FAST
 from live_server import LiveServer
 
 from headrace.bench import serve

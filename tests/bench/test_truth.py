@@ -9,7 +9,7 @@ import itertools
 import socket
 
 import pytest
-from bench.null_run import FAST, TRANSPORTS, drive, on_null, one
+from bench_null import FAST, TRANSPORTS, drive, on_null, one
 
 from headrace.bench.load import Client, Outcome
 from headrace.bench.metrics import Bounds, summarise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench.wire import chunked, cuts
+from bench_wire import chunked, cuts
 
 from headrace.bench import frames
 from headrace.bench.http_wire import AnswerReader, Target, WireError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from bench.null_run import FAST, TRANSPORTS, on_null, one
+from bench_null import FAST, TRANSPORTS, on_null, one
 
 from headrace.bench.null_server import Script
 from headrace.bench.record import Transport

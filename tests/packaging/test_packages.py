@@ -113,8 +113,5 @@ def test_what_is_imported_is_declared(folders: tuple[str, ...], extras: tuple[st
         wanted |= declared(project["optional-dependencies"][extra])
     distributions = importlib.metadata.packages_distributions()
     for name, files in third_party(folders).items():
-        if name == "triton":  # comes with the torch of machines that can use it
-            assert all(file.startswith("kernels/") for file in files)
-            continue
         offered = {distribution.lower().replace("-", "_") for distribution in distributions.get(name, [name])}
         assert offered & wanted, f"{sorted(files)} import {name}, which pyproject.toml does not name"
