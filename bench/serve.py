@@ -111,7 +111,6 @@ class Cell:
             "transport": self.transport,
             "workload": self.workload,
             "settings": msgspec.structs.asdict(self.settings),
-            "seed": self.seed,
             "seeds": [self.seed + repeat for repeat in range(len(self.runs))],
             "manner": msgspec.to_builtins(self.learned.manner),
             "notes": self.learned.notes,
@@ -293,7 +292,7 @@ def conclude(
     where = surroundings()
     results, comparisons = [], []
     for cell in cells:
-        result = where | cell.document(given.goodput, capacity.get(cell.transport))
+        result = where | {"seed": given.seed} | cell.document(given.goodput, capacity.get(cell.transport))
         results.append(result)
         say("")
         if cell.refused is None:
