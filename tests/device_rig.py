@@ -250,6 +250,7 @@ class Run:
         self.flight: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         self.steps = 0
         self.next_id = 0
+        self.told: dict[int, list[int]] = {}  # by request: what its reader is given
 
     def add(
         self, prompt: Sequence[int], new_tokens: int, params: SamplingParams = GREEDY, parent: Req | None = None,
@@ -279,7 +280,9 @@ class Run:
         plan, future = self.flight.popleft()
         while self.engine.poll is not None and not future.done():
             self.engine.poll()
-        self.scheduler.retire(plan, future.result())
+        for event in self.scheduler.retire(plan, future.result()):
+            if event.token is not None:
+                self.told.setdefault(event.req.id, []).append(event.token)
         self.scheduler.check()
 
     def step(self) -> bool:
@@ -300,6 +303,6 @@ class Run:
         self.scheduler.flush_cache()
         return self.scheduler.pool.used_count
 
-
-def answer_of(req: Req) -> list[int]:
-    return req.tokens[req.prompt_len :]
+    def answer(self, req: Req) -> list[int]:
+        """What the reader was given; what a step computed beyond the end is not part of it."""
+        return self.told.get(req.id, [])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_rig import Run, answer_of, write_small
+from device_rig import Run, write_small
 from interpreted import ON_GPU
 
 from headrace.runtime.device_engine import DeviceEngine
@@ -66,7 +66,7 @@ def mixed_load(engine: Any, steps: int, requests: int) -> dict[str, list[int]]:
     assert run.scheduler.counters.copied_pages > 0
     assert {FinishReason.LENGTH, FinishReason.CANCELLED} == {req.finish for req in named.values()}
     assert run.leaked() == 0
-    return {name: answer_of(req) for name, req in named.items()}
+    return {name: run.answer(req) for name, req in named.items()}
 
 
 def resume_all(run: Run) -> None:
