@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.graphs.keys import KeyList
-from headrace.graphs.packed import INLINE_WRITES, PackedStep, StepKey, pack, places, view_block
+from headrace.graphs.packed import ALIGN, INLINE_WRITES, PackedStep, StepKey, pack, places, view_block
 from headrace.kernels.copy_page import copy_pages
 from headrace.kernels.table_write import write_words
 from headrace.runtime.backends.queue import DeviceQueue, Mark
@@ -205,16 +205,15 @@ class DeviceEngine:
         for chunk in _pieces(len(where) - inline, SPILL_WORDS // 4):
             first = inline + chunk.start
             last = inline + chunk.stop
-            target, new = spill.put(where[first:last]), spill.put(values[first:last])
+            target, new = spill.put(where[first:last], values[first:last])
             spill.then(partial(write_words, self.slab.arena, target, new))
         for grant in plan.grants:
             if grant.params.needs_history:
-                history = self.sampler.history_words(grant)
-                held = spill.put(history)
+                (held,) = spill.put(self.sampler.history_words(grant))
                 spill.then(partial(self.sampler.reset_history, grant.slot, held))
         if plan.copies:
-            sources = spill.put([copy.source for copy in plan.copies])
-            targets = spill.put([copy.target for copy in plan.copies])
+            pairs = [copy.source for copy in plan.copies], [copy.target for copy in plan.copies]
+            sources, targets = spill.put(*pairs)
             spill.then(partial(copy_pages, self.slab.pages, sources, targets))
         if not plan.rows:
             spill.send(0)
@@ -297,19 +296,20 @@ class _Spill:
         self.at = engine._spill_at
         self.launches: list[Callable[[], None]] = []
 
-    def put(self, values: Sequence[int] | NDArray[np.int32]) -> Tensor:
-        """The words `values` on the device, once `send` was called."""
-        count = len(values)
-        end = self.at + count
-        if end > len(self.block.array):
-            # Rare beyond measure (a thousand long histories in one step): what is there goes out first.
+    def put(self, *parts: Sequence[int] | NDArray[np.int32]) -> list[Tensor]:
+        """The words of `parts` on the device, once `send` was called. Parts that one launch reads belong into one
+        call: what was put before may go out first, and its place is used again."""
+        if self.at + sum(map(_aligned, map(len, parts))) > len(self.block.array):
+            # Rare beyond measure (a thousand long histories in one step).
             self._flush()
-            end = self.at + count
-        assert end <= len(self.block.array), "one history is larger than the spill"
-        self.block.array[self.at : end] = values
-        view = self.engine._device_words[self.at : end]
-        self.at = -(-end // 4) * 4
-        return view
+        found = []
+        for values in parts:
+            end = self.at + len(values)
+            assert end <= len(self.block.array), "what one launch reads is larger than the spill"
+            self.block.array[self.at : end] = values
+            found.append(self.engine._device_words[self.at : end])
+            self.at += _aligned(len(values))
+        return found
 
     def then(self, launch: Callable[[], None]) -> None:
         self.launches.append(launch)
@@ -329,6 +329,11 @@ class _Spill:
             engine._device_words[start : self.at].copy_(self.block.words[start : self.at], non_blocking=True)
         for launch in self.launches:
             launch()
+
+
+def _aligned(count: int) -> int:
+    """Words that so many take up, so that the next ones begin where Triton likes its pointers."""
+    return -(-count // ALIGN) * ALIGN
 
 
 def _pieces(count: int, size: int) -> Iterator[slice]:
