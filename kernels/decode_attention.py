@@ -7,7 +7,7 @@ read once. Rows of several splits are combined by whichever program finishes las
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from headrace.kernels.rope_store import check_norms, partner, rotation
 from headrace.kernels.store_kv import check_pages
 
 LOG2E = 1.4426950408889634
-LINE_BYTES = 128  # what one hint asks for
 DOT_ROWS = 16  # the fewest rows a matrix instruction takes
 
 
@@ -162,16 +161,12 @@ def turn_and_attend(
     tuning: DecodeTuning | None = None,
     *,
     pdl: bool = False,
-    soon: Sequence[Tensor] = (),
 ) -> None:
     """What `rope_store` and then `decode_attention` do for rows of one new token each, in one launch.
 
     qkv [R, (H + 2G) * D], norm weights, inv_freq and attention_factor as in rope_store; the token's position is its
     row's length - 1. The rest as in decode_attention. Its key and value end up in its cell of the pages, which no
     row reads in this launch: no page of it may be shared.
-
-    soon: up to three tensors that the next launches read, contiguous. They are asked into the second cache while
-    few rows leave the memory idle; nothing is read of them, and nothing changes but the time of those launches.
     """
     check_norms(q_weight, k_weight, inv_freq, key_pages.shape[3])
     kv_heads, head_dim = key_pages.shape[2:]
@@ -179,7 +174,7 @@ def turn_and_attend(
     assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim and qkv.stride(1) == 1, qkv.shape
     _launch(
         qkv, heads, q_weight, k_weight, inv_freq, eps, attention_factor, key_pages, value_pages, page_table,
-        items, count, scratch, out, scale, programs, tuning, pdl, soon,
+        items, count, scratch, out, scale, programs, tuning, pdl,
     )  # fmt: skip
 
 
@@ -202,7 +197,6 @@ def _launch(
     programs: int,
     tuning: DecodeTuning | None,
     pdl: bool,
-    soon: Sequence[Tensor] = (),
 ) -> None:
     kv_heads, head_dim = key_pages.shape[2:]
     _check(key_pages, value_pages, page_table, items, count, scratch, out, len(query), heads, head_dim)
@@ -210,19 +204,14 @@ def _launch(
     tuning = tuning or tuning_for(head_dim, query.dtype, len(query))
     group = heads // kv_heads
     pdl = pdl and query.is_cuda
-    assert len(soon) <= 3 and all(each.is_contiguous() for each in soon)
-    # The interpreter has no caches to ask.
-    wanted = [(each, each.nbytes // LINE_BYTES) for each in soon] if query.is_cuda else []
-    wanted += [(query, 0)] * (3 - len(wanted))
     _decode[(programs,)](
         query, q_weight, k_weight, inv_freq, eps, attention_factor,
-        key_pages, value_pages, page_table, items, count, *scratch, out, *(each for each, _ in wanted),
+        key_pages, value_pages, page_table, items, count, *scratch, out,
         len(items), scale * LOG2E, query.stride(0),
         key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], kv_heads=kv_heads, group=group, head_dim=head_dim,
         use_dot=tuning.use_dot, block=tuning.block, block_dim=triton.next_power_of_2(head_dim),
         block_group=triton.next_power_of_2(group), stages=tuning.stages, pdl=pdl,
-        lines_1=wanted[0][1], lines_2=wanted[1][1], lines_3=wanted[2][1],
         num_warps=tuning.warps, maxnreg=tuning.registers, launch_pdl=pdl,
     )  # fmt: skip
 
@@ -316,18 +305,6 @@ def _attend(
         acc = acc * fade[:, None] + _weighted(weights, values, use_dot)
         peak = higher
     return peak, total, acc
-
-
-@triton.jit
-def _ask_for(tensor, lines: tl.constexpr):
-    """Ask for `lines` lines of a tensor, shared out among all programs. Only a hint: nothing is read."""
-    line: tl.constexpr = 1024 // tensor.dtype.element_ty.primitive_bitwidth  # elements in LINE_BYTES
-    lanes = tl.arange(0, 256)
-    for start in range(tl.program_id(0) * 256, lines, tl.num_programs(0) * 256):
-        at = tensor + tl.minimum(start + lanes, lines - 1).to(tl.int64) * line
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; // $0", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
-        )
 
 
 @triton.jit
@@ -464,13 +441,12 @@ def _item(items, work, room, kv_heads: tl.constexpr):
 @triton.jit(do_not_specialize=["room", "table_stride"])
 def _decode(
     query, q_weight, k_weight, inv_freq, eps, attention_factor,
-    key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out, soon_1, soon_2, soon_3,
+    key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out,
     room, scale, query_stride,
     page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr,
     use_dot: tl.constexpr, block: tl.constexpr, block_dim: tl.constexpr, block_group: tl.constexpr,
     stages: tl.constexpr, pdl: tl.constexpr,
-    lines_1: tl.constexpr, lines_2: tl.constexpr, lines_3: tl.constexpr,
 ):  # fmt: skip
     """With inv_freq, `query` holds whole qkv rows of new tokens, not yet turned or stored; else ready queries."""
     block_heads: tl.constexpr = max(block_group, 16) if use_dot else block_group
@@ -558,13 +534,6 @@ def _decode(
             peak, total, acc, outs, sums, arrivals, out, item, row, head, first_item, splits,
             kv_heads, group, head_dim, block_heads, block_group, block_dim,
         )  # fmt: skip
-    # Behind the work, so that no key or value waits in line behind a weight.
-    if lines_1 > 0:
-        _ask_for(soon_1, lines_1)
-    if lines_2 > 0:
-        _ask_for(soon_2, lines_2)
-    if lines_3 > 0:
-        _ask_for(soon_3, lines_3)
     if pdl:
         # A program without work must not let this launch end before the one ahead: whoever waits for this one
         # takes it that all before have ended.

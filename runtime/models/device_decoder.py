@@ -37,10 +37,6 @@ from headrace.runtime.device_weights import DeviceMatrix
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.llama import DecoderLayer, Llama
 
-# Attention over few rows waits for one access after the other; the weights that follow are fetched meanwhile.
-IDLE_ROWS = 8
-SOON_BYTES = 40 << 20  # of 60 MB of second cache
-
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
@@ -99,31 +95,21 @@ class LayerWeights:
     gate_up: DeviceMatrix
     down: DeviceMatrix
     window: int
-    soon: tuple[Tensor, ...]  # weights that follow attention and fit the second cache together
 
     @classmethod
     def of(cls, layer: DecoderLayer, heads: int) -> LayerWeights:
         """Those of a built layer."""
         attention, norm = layer.attention, layer.attention.norm
-        out, gate_up, down = (
-            device_matrix(linear) for linear in (attention.out, layer.mlp.gate_up, layer.mlp.down)
-        )
-        soon: tuple[Tensor, ...] = ()
-        for matrix in (out, gate_up, down):
-            if sum(each.nbytes for each in (*soon, matrix.weight)) > SOON_BYTES:
-                break
-            soon += (matrix.weight,)
         return cls(
             layer.before_attention.weight,
             device_matrix(attention.qkv),
             None if norm is None else norm.weight[0],
             None if norm is None else norm.weight[heads],
-            out,
+            device_matrix(attention.out),
             layer.before_mlp.weight,
-            gate_up,
-            down,
+            device_matrix(layer.mlp.gate_up),
+            device_matrix(layer.mlp.down),
             attention.window,
-            soon,
         )
 
 
@@ -248,7 +234,6 @@ class DeviceDecoder:
                 programs,
                 tuning,
                 pdl=self.early,
-                soon=layer.soon if key.decode <= IDLE_ROWS else (),
             )
             self._add_linear(attended, layer.out, x)
             return
