@@ -1,5 +1,4 @@
-"""`launch` and `poll`: order, what is in flight, the end of the ring, and steps with more words than their block has
-room for."""
+"""`launch` and `poll`: order, what is in flight, the end of the ring, steps with more words than a block holds."""
 
 from __future__ import annotations
 
