@@ -3,8 +3,8 @@
 A step of decode rows alone takes a time that is learnt per number of rows. A chunk adds
 `a + b * tokens + c * pairs` seconds, where pairs is how many (query, key) pairs its attention has; a, b and c are
 fitted while serving, by least squares that forget. The rule is "three times, fifty milliseconds": a step with a
-chunk may take `factor` times what its decode rows take alone, or `most` seconds when so many prompt tokens wait
-that their owners would feel more than the readers do. A bound that somebody set replaces the rule.
+chunk may take FACTOR times what its decode rows take alone, and UNSEEN in any case; or MOST when so many prompt
+tokens wait that their owners would feel more than the readers do. A bound that somebody set replaces the rule.
 
 Knows numbers only: no clock, no tensor.
 """
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 FACTOR = 3.0
 MOST = 0.050  # seconds
+UNSEEN = 0.008  # seconds: half a frame of a fast screen. A small model's steps are so short that three of them hold
+# next to no prompt, and whoever waits for a first token would pay for a pause that no reader can see.
 QUEUED = 16384  # waiting prompt tokens above which a step may take MOST
 FORGET = 0.97  # weight of everything seen before, at each new step
 SMOOTH = 0.2  # weight of the newest decode step
@@ -77,7 +79,7 @@ class Pace:
         bound = self.bound
         if not bound:
             bound = max(MOST, FACTOR * alone) if queued > QUEUED else min(FACTOR * alone, MOST)
-            bound = max(bound, 2.0 * alone)  # even long steps leave prompts as much as they take
+            bound = max(bound, UNSEEN, 2.0 * alone)  # even long steps leave prompts as much as they take
         fitting = [size for size in self.sizes if alone + self.added(size, start) <= bound]
         return max(fitting, default=min(LEAST, largest))
 

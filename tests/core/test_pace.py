@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from headrace.runtime.pace import MOST, QUEUED, Pace, pairs_of
+from headrace.runtime.pace import MOST, QUEUED, UNSEEN, Pace, pairs_of
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 
@@ -44,6 +44,16 @@ def test_a_step_keeps_the_rule(noise: float) -> None:
             assert truth(rows, tokens, start) <= allowed * 1.15
             larger = SIZES[min(SIZES.index(tokens) + 1, len(SIZES) - 1)]
             assert larger == tokens or truth(rows, larger, start) > allowed * 0.85
+
+
+def test_short_steps_still_take_what_no_reader_sees() -> None:
+    pace = Pace(SIZES, 1e-5)
+    for _ in range(50):
+        pace.observe(4, 0, 0.0, 0.001)
+        for tokens in (64, 512):
+            pace.observe(4, tokens, pairs_of(tokens, 0), 0.001 + truth(0, tokens, 0))
+    tokens = pace.allow(4, 0, 100)
+    assert 0.004 < 0.001 + truth(0, tokens, 0) <= UNSEEN * 1.05
 
 
 def test_late_chunks_of_a_long_prompt_shrink() -> None:
