@@ -24,6 +24,7 @@
 #   SHAPES           where those folders are kept [/tmp/headrace-shapes]
 #   CELLS            cells of `serve` [those that bench/bars.py knows]
 #   TRANSPORTS       of `serve` ["ws-responses sse-chat"]
+#   WORKERS          client processes [8]
 #   REPEATS          measured runs of a short cell [2]; long ones run once
 #   PART_SECONDS     what one part may take [570]
 #   WARM_SECONDS     what the start of a server may spend on capturing graphs [60]
@@ -190,7 +191,7 @@ serve() {
         out=$OUT/${model}_${cell}_$transport.json
         rm -f "$out"
         bench "${settings[0]}" serve "$url" --workload "$cell" --transport "$transport" "${settings[@]:1}" \
-          --workers 8 ${client:+--cores "$client"} --no-calibration --out "$out" >"${out%.json}.log" 2>&1
+          --workers "${WORKERS:-8}" ${client:+--cores "$client"} --no-calibration --out "$out" >"${out%.json}.log" 2>&1
         [ -f "$out" ] || { say "$model $cell $transport gave no result:"; tail -n 3 "${out%.json}.log" | cut -c1-300; }
         [ -f "$out" ] && files+=("$out") || status=1
       done
