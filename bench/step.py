@@ -27,9 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "2000"
-)  # as the engine sets it, before torch is imported; for both sides
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the engine sets it, before torch is imported
 
 import torch
 
