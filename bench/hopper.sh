@@ -22,11 +22,13 @@
 #   MODELS           shapes to run ["qwen3-0.6b llama-3.1-8b"]
 #   WEIGHTS          random: made on the GPU; checkpoint: written into the folders of the shapes first [random]
 #   SHAPES           where those folders are kept [/tmp/headrace-shapes]
+#   TESTS            what `check` runs ["tests/kernels tests/gpu tests/engine tests/sampling"]
 #   CELLS            cells of `serve` [those that bench/bars.py knows]
 #   TRANSPORTS       of `serve` ["ws-responses sse-chat"]
 #   WORKERS          client processes [8]
 #   REPEATS          measured runs of a short cell [2]; long ones run once
 #   PART_SECONDS     what one part may take [570]
+#   TOOLS, JOBS      of compute-sanitizer, and how many run side by side ["memcheck racecheck", 8]
 #   WARM_SECONDS     what the start of a server may spend on capturing graphs [60]
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -94,8 +96,9 @@ setup() {
 check() {
   local workers=() status
   "$PY" -P -c 'import xdist' 2>/dev/null && workers=(-n "${CHECK_WORKERS:-8}")
+  # shellcheck disable=SC2086
   within "$PART_SECONDS" "$PY" -P -m pytest -q -p no:cacheprovider "${workers[@]}" --junitxml="$OUT/check.xml" \
-    tests/kernels tests/gpu tests/engine tests/sampling >"$OUT/check.log" 2>&1
+    ${TESTS:-tests/kernels tests/gpu tests/engine tests/sampling} >"$OUT/check.log" 2>&1
   status=$?
   grep -E '^(FAILED|ERROR)' "$OUT/check.log" | cut -c1-300 | head -40
   tail -n 1 "$OUT/check.log"
@@ -203,19 +206,29 @@ serve() {
   return "$status"
 }
 
+sanitized() { # TOOL FILE: one file of tests under one tool
+  local log; log=$OUT/sanitize_$1_$(basename "$2" .py).log
+  # torch's caching allocator would hide accesses beyond a tensor.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 within "$PART_SECONDS" compute-sanitizer --tool "$1" --error-exitcode 9 \
+    --print-limit 20 "$PY" -P -m pytest -q -p no:cacheprovider "$2" >"$log" 2>&1
+  echo "status $?" >>"$log"
+}
+
 sanitize() {
-  local tool status=0 tests
+  local tool file log status=0 told
   command -v compute-sanitizer >/dev/null || { say "compute-sanitizer is not on the PATH"; return 1; }
-  # One cache of modules for both tools; torch's caching allocator would hide accesses beyond a tensor.
-  for tool in memcheck racecheck; do
-    tests=(tests/kernels)
-    [ "$tool" = racecheck ] && tests=(tests/kernels/test_decode_attention.py tests/kernels/test_few_rows.py
-      tests/kernels/test_sampling.py tests/kernels/test_norm.py)
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 HEADRACE_SANITIZED=1 within $((PART_SECONDS / 2)) \
-      compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-      "$PY" -P -m pytest -q -x -p no:cacheprovider "${tests[@]}" >"$OUT/sanitize_$tool.log" 2>&1 || status=1
-    grep -E 'Invalid|Race reported|ERROR SUMMARY|RACECHECK SUMMARY|passed|failed' "$OUT/sanitize_$tool.log" \
-      | sort | uniq -c | sort -rn | head -n 8 | cut -c1-200
+  rm -f "$OUT"/sanitize_*.log
+  for tool in ${TOOLS:-memcheck racecheck}; do
+    for file in ${SANITIZED:-tests/kernels/test_*.py}; do
+      while (($(jobs -rp | wc -l) >= ${JOBS:-8})); do wait -n; done
+      sanitized "$tool" "$file" &
+    done
+  done
+  wait
+  for log in "$OUT"/sanitize_*.log; do
+    told=$(grep -oE 'ERROR SUMMARY: .*|RACECHECK SUMMARY: .*' "$log" | tail -n 1)
+    grep -qx 'status 0' "$log" || { status=1; told="${told:-no summary} ($(tail -n 1 "$log"))"; }
+    printf '%-58s %-34s %s\n' "$(basename "$log" .log)" "$(grep -oE '[0-9]+ (passed|failed).*' "$log" | tail -n 1)" "$told"
   done
   return "$status"
 }

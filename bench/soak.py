@@ -176,7 +176,7 @@ class Soak:
         while len(self.live) < self.engine.max_running * 5 // 4 and self.random.random() < 0.8:
             self.join()
         self.disturb()
-        self.step(self.random.choice((None, None, 1, 16, 64, 256)))
+        self.step(self.random.choice((None, None, 1, 4, 4, 16, 64, 256)))
 
     def step(self, budget: int | None = None) -> bool:
         """Launch what the engine takes, land one. False when nothing is left to do."""
