@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
             return 2
     try:
         with LoopThread() as loop:
-            client_block = connect(args.url, args.api_key, model=args.model)
+            client_block = connect(args.url, args.api_key, model=args.model, open_timeout=args.patience)
             client = loop.run(client_block.__aenter__())
             try:
                 if talking:
@@ -199,6 +199,13 @@ def _parser() -> argparse.ArgumentParser:
         help="key of the server [the environment's HEADRACE_API_KEY, where `ps` does not show it]",
     )
     parser.add_argument("--model", metavar="NAME", help="model name [the first that the server offers]")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="wait so long for the server to answer [%(default)g]",
+    )
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy [the model's default]")
     parser.add_argument("--top-p", type=float, metavar="P", help="[the model's default]")

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import stat
 import sys
 import termios
@@ -22,7 +23,7 @@ from live_server import LiveServer
 
 SCRIPTED = Any
 CTRL_C, CTRL_D, UP = b"\x03", b"\x04", b"\x1b[A"
-COMMAND = (sys.executable, "-P", "-m", "headrace.clients.cli", "chat")
+COMMAND = (sys.executable, "-P", "-m", "headrace.clients.cli", "chat", "--patience", "120")
 WAIT = 120.0  # for a process on a busy machine; nothing here waits that long when it works
 # A signal in the instant before readline starts to wait is seen with the next signal only. A person presses again;
 # here the window says that its size may have changed, which is a signal too and does nothing else.
@@ -99,6 +100,14 @@ async def test_errors_go_to_stderr_with_a_status(
     status, out, err = await piped(tmp_path, "--url", scripted.url, stdin=b"  \n")
     assert (status, out) == (2, b"")
     assert b"empty" in err
+
+
+async def test_a_server_that_does_not_answer_is_waited_for_as_long_as_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        status, out, err = await piped(tmp_path, "--url", url, "--patience", "0.2", "?")
+    assert (status, out) == (1, b"")
+    assert b"did not answer within 0.2 s" in err
 
 
 async def test_the_key_may_come_from_the_environment(scripted: SCRIPTED, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ async def test_a_stopped_server_says_the_last_word_on_every_answer_and_is_gone()
 async def test_the_terminal_chat_answers_a_pipe(live: LiveServer) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "headrace.clients.cli", "chat"),
-        *("--url", live.url, "--max-tokens", "30"),
+        *("--url", live.url, "--max-tokens", "30", "--patience", "120"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

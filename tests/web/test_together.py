@@ -99,6 +99,8 @@ def test_page_terminal_openai_and_curl_stream_from_one_server_at_once(
         live.url,
         "--max-tokens",
         "400",
+        "--patience",
+        "120",
     ]
     clients = {
         "openai websocket": Client(over_websocket),
