@@ -45,6 +45,7 @@ WARM_SECONDS=${WARM_SECONDS:-60}
 PY=${HEADRACE_PYTHON:-$PWD/.venv/bin/python}
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 server=
+exec 3>&1  # what is said here is read, whatever log a command writes
 
 say() { printf 'hopper: %s\n' "$*"; }
 headrace() { "$PY" -P -m headrace.clients.cli "$@"; }
@@ -53,8 +54,11 @@ left() { echo $((PART_SECONDS - (SECONDS - begun))); }
 within() { # MOST COMMAND...
   local most=$1 rest; shift
   rest=$(left); ((most < rest)) || most=$rest
-  ((most > 0)) || { say "no time left for: $*"; return 124; }
+  ((most > 0)) || { say "no time left for: $*" >&3; return 124; }
   timeout --kill-after=10 "$most" "$@"
+  rest=$?
+  ((rest != 124 && rest != 137)) || say "ended after $most s: ${*:4}" >&3
+  return "$rest"
 }
 bench() { # MOST NAME ARGUMENTS...
   local most=$1; shift
@@ -256,4 +260,5 @@ for part in "$@"; do
   "$part" || failed+=("$part")
   say "== $part took $((SECONDS - begun)) s"
 done
+tar -C "$OUT" --exclude=hopper.tgz -czf "$OUT/hopper.tgz" . && say "everything is in $OUT/hopper.tgz"
 ((${#failed[@]} == 0)) || { say "not all is well in: ${failed[*]}"; exit 1; }
