@@ -15,6 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# What libgomp takes where nobody sets anything. headrace's engine sets less for itself; transformers gets OpenMP as
+# its users have it. Named, not unset: the new process imports the main module again, which may set it anew.
+OPENMP_SPINS = "300000"
+
 
 class Run:
     """What one side did with one set of prompts. Times in seconds; `elsewhere`: CPUs that others kept busy; `host`:
@@ -37,7 +41,15 @@ class Peer:
         self.link, other = fresh.Pipe()
         given = (other, str(folder), dtype, threads, device)
         self.process = fresh.Process(target=serve, args=given, daemon=True)
-        self.process.start()
+        spins = os.environ.get("GOMP_SPINCOUNT")
+        os.environ["GOMP_SPINCOUNT"] = OPENMP_SPINS
+        try:
+            self.process.start()
+        finally:
+            if spins is None:
+                del os.environ["GOMP_SPINCOUNT"]
+            else:
+                os.environ["GOMP_SPINCOUNT"] = spins
         other.close()
         assert self.link.recv() == "ready"
         assert self.process.pid is not None
