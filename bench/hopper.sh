@@ -260,5 +260,6 @@ for part in "$@"; do
   "$part" || failed+=("$part")
   say "== $part took $((SECONDS - begun)) s"
 done
-tar -C "$OUT" --exclude=hopper.tgz -czf "$OUT/hopper.tgz" . && say "everything is in $OUT/hopper.tgz"
+packed=$(mktemp) && tar -C "$OUT" --exclude=hopper.tgz -czf "$packed" . && mv "$packed" "$OUT/hopper.tgz" \
+  && say "everything is in $OUT/hopper.tgz"
 ((${#failed[@]} == 0)) || { say "not all is well in: ${failed[*]}"; exit 1; }

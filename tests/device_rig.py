@@ -105,7 +105,7 @@ class Populated:
         self.free = list(range(engine.page_count))
         self.random.shuffle(self.free)
         nobody = self.free.pop()
-        engine.slab.pages.fill_(float("nan"))
+        fill_pages(engine, float("nan"))
         vocab = engine.model_config.vocab_size
         self.prompts = [tuple(self.random.choices(range(vocab), k=length)) for length in lengths]
         self.pages: list[tuple[int, ...]] = []
@@ -156,16 +156,19 @@ class State:
     """Everything that a step may change and the next one reads."""
 
     def __init__(self, engine: DeviceEngine) -> None:
+        self.engine = engine
+        with engine.queue.turn():
+            self.held = [(part, part.clone()) for part in self.parts(engine)]
         engine.queue.wait()
-        self.held = [(part, part.clone()) for part in self.parts(engine)]
 
     @staticmethod
     def parts(engine: DeviceEngine) -> list[torch.Tensor]:
         return [engine.slab.pages, engine.slab.arena, engine.slab.last_tokens, engine.sampler.history]
 
     def put_back(self) -> None:
-        for part, kept in self.held:
-            part.copy_(kept)
+        with self.engine.queue.turn():
+            for part, kept in self.held:
+                part.copy_(kept)
 
     def equals(self, other: State) -> bool:
         """Bit for bit, one NaN being as good as another."""
@@ -175,26 +178,31 @@ class State:
         )
 
 
+def fill_pages(engine: DeviceEngine, content: float | torch.Tensor) -> None:
+    """Every page holds this, in the order of the engine's steps."""
+    with engine.queue.turn():
+        if isinstance(content, torch.Tensor):
+            engine.slab.pages.copy_(content)
+        else:
+            engine.slab.pages.fill_(content)
+
+
 def poison(engine: DeviceEngine, key: StepKey) -> None:
     """Garbage wherever a step of `key` promises not to look: activations, results, and the words that belong to no
     field of its block."""
-    buffers = engine.decoder.buffers
-    for name in buffers.__slots__:
-        getattr(buffers, name).fill_(float("nan"))
-    for scratch in (engine.decoder.scratch.outs, engine.decoder.scratch.sums, engine.decoder.shares.partials):
-        scratch.fill_(float("nan"))
-    space = engine.sampler.scratch
-    for name in space.__slots__:
-        part = getattr(space, name)
-        if isinstance(part, torch.Tensor):
-            part.fill_(float("nan") if part.is_floating_point() else 1 << 30)
-    engine._tokens.fill_(1 << 30)
+    decoder, space = engine.decoder, engine.sampler.scratch
+    parts = [decoder.scratch.outs, decoder.scratch.sums, decoder.shares.partials, engine._tokens]
+    parts += [getattr(decoder.buffers, name) for name in decoder.buffers.__slots__]
+    parts += [part for name in space.__slots__ if isinstance(part := getattr(space, name), torch.Tensor)]
     where, words = places(key)
-    owned = torch.zeros(engine._device_words.numel(), dtype=torch.bool)
+    unowned = torch.ones(engine._device_words.numel(), dtype=torch.bool)
     for first, end in where.values():
-        owned[first:end] = True
+        unowned[first:end] = False
     assert end <= words
-    engine._device_words[(~owned).to(engine._device_words.device)] = 1 << 30
+    with engine.queue.turn():
+        for part in parts:
+            part.fill_(float("nan") if part.is_floating_point() else 1 << 30)
+        engine._device_words.masked_fill_(unowned.to(engine._device_words.device), 1 << 30)
 
 
 class Stepper:
@@ -224,9 +232,10 @@ class Stepper:
                 engine._replays[key]()
             else:
                 engine._step(engine._view(key))
+            logits = engine.decoder.buffers.logits[: key.samples].clone()
+            tokens = engine._tokens[: key.samples].clone()
         engine.queue.wait()
-        logits = engine.decoder.buffers.logits[: key.samples].clone()
-        return logits, engine._tokens[: key.samples].clone()
+        return logits, tokens
 
 
 def live(plan: StepPlan, key: StepKey) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 import engine_rig
 import pytest
 import torch
-from device_rig import Exact, step
+from device_rig import Exact, fill_pages, step
 from interpreted import ON_GPU
 
 from headrace.graphs.packed import StepKey, pack, places
@@ -52,15 +52,14 @@ def logits_of(engine: DeviceEngine, key: StepKey, rows: list[PlanRow]) -> torch.
         decoder.forward(engine._view(key))
         out = torch.empty(key.tokens, engine.logits_width, dtype=engine.dtype, device=engine.queue.device)
         decoder._norm_linear(decoder.buffers.stream[: key.tokens], decoder.norm, decoder.head, out)
-    engine.queue.wait()
-    return out.float().cpu()
+        return out.float().cpu()
 
 
 def all_logits(engine: DeviceEngine, ids: list[int], chunk: int, decoded: int) -> torch.Tensor:
     """Logits after every token of `ids`, on pages that do not lie in order: chunks, then `decoded` decode rows."""
     pages = list(range(engine.page_count))
     random.Random(5).shuffle(pages)
-    engine.slab.pages.fill_(float("nan"))  # whoever reads a cell that was never written is found out
+    fill_pages(engine, float("nan"))  # whoever reads a cell that was never written is found out
     needed = tuple(pages[: -(-len(ids) // engine.page_size)])
     step(engine, grants=(SlotGrant(2, 2, SamplingParams(temperature=0.0), len(ids), needed, ()),))
     engine.keys = Exact()  # type: ignore[assignment]
@@ -89,8 +88,9 @@ def test_logits_in_float32(
     for chunk in CHUNKS:
         engine = device_engine(model.folder, max_context=256, chunk_tokens=256, kv_memory_mb=64)
         found = all_logits(engine, ids, chunk, DECODED)
-        # Logits have a spread of about 2; 3e-5 is a few float32 roundings through three layers.
-        torch.testing.assert_close(found, expected, rtol=3e-5, atol=3e-5 * expected.std().item())
+        # A few float32 roundings through three layers; more of them through wide layers and long sums.
+        off = 3e-4 if name.endswith("wide") else 3e-5
+        torch.testing.assert_close(found, expected, rtol=off, atol=off * expected.std().item())
 
 
 if ON_GPU:  # the interpreter multiplies bfloat16 wrongly

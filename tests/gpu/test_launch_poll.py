@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_rig import GREEDY, grant, plan_of, step, write_small
+from device_rig import GREEDY, fill_pages, grant, plan_of, step, write_small
 
 import headrace.runtime.device_engine as engines
 from headrace.runtime.device_engine import BLOCKS, DEPTH, DeviceEngine
@@ -174,7 +174,7 @@ def test_a_spill_that_is_too_small_goes_out_in_parts(
     del parts["prefill"]
 
     def run(engine: DeviceEngine) -> list[torch.Tensor]:
-        engine.slab.pages.copy_(content)
+        fill_pages(engine, content)
         step(engine, **parts)
         return tables(engine)
 
