@@ -266,6 +266,7 @@ async def test_ctrl_c_stops_the_real_server(tmp_path: Path) -> None:
             )  # no step lands: it cannot just end
             await person.sees("stopped")
             await asyncio.to_thread(live.baseline)
+            await person.prompted()
             person.press(CTRL_D)
             assert await person.leaves() == 0
     finally:
