@@ -175,9 +175,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("files", nargs="+", type=Path, help="JSON that bench serve or bench start wrote")
     parser.add_argument("--measured", action="store_true", help="leave out what was not measured")
+    parser.add_argument(
+        "--alias", action="append", default=[], metavar="NAME=MODEL", help="results call this model so"
+    )
     parser.add_argument("--out", type=Path, help="write the JSON to this file as well")
     given = parser.parse_args(argv)
+    names = dict(alias.split("=", 1) for alias in given.alias if "=" in alias)
+    if len(names) < len(given.alias):
+        parser.error("an alias is NAME=MODEL, and each name is given once")
     documents = [json.loads(path.read_text()) for path in given.files]
+    for result in (result for document in documents for result in document.get("results", ())):
+        result["model"] = names.get(result["model"], result["model"])
     rows = compare(documents)
     if given.measured:
         rows = [row for row in rows if row["met"] != "not run"]

@@ -68,3 +68,13 @@ def test_every_bar_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "not run" not in capsys.readouterr().out
     path.write_text(json.dumps(load_run("qwen3-0.6b", "c8_512_256", output_throughput=10.0)))
     assert main([str(path)]) == 1
+
+
+def test_a_model_that_results_call_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(load_run("m06", "c8_512_256", output_throughput=10.0)))
+    assert main([str(path), "--measured"]) == 0, "nobody has a bar for m06"
+    assert main([str(path), "--measured", "--alias", "m06=qwen3-0.6b"]) == 1
+    assert "MISS" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(path), "--alias", "m06"])
