@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from headrace.bench.shapes import CONFIGS, write_checkpoint
 from headrace.bench.words import WORDS
@@ -92,10 +92,11 @@ class InstantEngine:
             inner = open_device_engine(blueprint, config, _GatedQueue(self._gate), MEMORY, MEMORY)
         rng = random.Random(1)
         tables = [vocabulary.draw(rng, inner._tokens.numel()) for _ in range(TOKEN_TABLES)]
-        supply = itertools.cycle([torch.tensor(table, dtype=torch.int32) for table in tables])
+        supply = itertools.cycle([np.array(table, dtype=np.int32) for table in tables])
+        tokens = inner._tokens.numpy()
 
         def replay() -> None:
-            inner._tokens = next(supply)
+            tokens[:] = next(supply)
 
         inner._replays = _Replays(replay)
         self.inner: DeviceEngine = inner

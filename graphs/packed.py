@@ -7,9 +7,10 @@ hold what FIELDS says, so that a padded step computes exactly what an exact one 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -136,6 +137,18 @@ def view_block(key: StepKey, block: Tensor) -> PackedStep:
     return PackedStep(key, **{name: block[first:end] for name, (first, end) in where.items()})
 
 
+@lru_cache(maxsize=1024)
+def _blank(key: StepKey, count: int) -> Words:
+    """A block of `key` with everything that a step of `count` decode rows always holds, tails included."""
+    where, words = places(key)
+    found = np.zeros(words, dtype=np.int32)
+    for name, (first, end) in where.items():
+        found[first:end] = FIELDS[name].pad
+    for name, values in (("token_ids", FROM_SLOT), ("sample_tokens", np.arange(count))):
+        found[where[name][0] : where[name][0] + count] = values
+    return found
+
+
 class PackedRow(Protocol):
     """One row as numbers: tokens [start, start + count) of `slot`; `ids` is None where the slot's last token is
     meant (count 1)."""
@@ -163,11 +176,12 @@ def pack(
     prefill: Sequence[PackedRow],
     writes: tuple[Sequence[int], Sequence[int]] = ((), ()),
 ) -> None:
-    """Fill `block` with a step of at most `key`'s counts. `writes`: at most INLINE_WRITES places and values.
+    """Fill `block` with a step of at most `key`'s counts. `writes`: at most INLINE_WRITES places and values. Decode
+    rows that have their columns at hand (`slots` and `starts`, arrays of "i"; no ids) are taken by these.
 
     Sampled rows are, in order: all decode rows, then the prefill rows; a prefill row that is not sampled keeps its
     place with slot -1."""
-    where, _ = places(key)
+    where, words = places(key)
     count = len(decode)
     assert count <= key.decode and len(prefill) <= key.rows and len(writes[0]) <= INLINE_WRITES
 
@@ -178,19 +192,29 @@ def pack(
         block[first + offset : tail] = values
         block[tail:end] = FIELDS[name].pad
 
-    ids = [FROM_SLOT if row.ids is None else row.ids[0] for row in decode]
-    starts = [row.start for row in decode]
-    slots = [row.slot for row in decode]
-    after = [start + 1 for start in starts]
-    put("token_ids", ids)
-    put("positions", starts)
-    put("token_slots", slots)
-    put("decode_lengths", after)
-    put("sample_tokens", range(count))
-    put("sample_slots", slots)
-    put("sample_positions", after)
-    put("write_places", writes[0])
-    put("write_values", writes[1])
+    # A decode row is one word in each of five arrays: columns, views and one copy of all that is the same in every
+    # such step, instead of a loop over rows and an assignment for every tail.
+    view = block.data
+    view[:words] = _blank(key, count).data
+    if count:
+        slots, starts = getattr(decode, "slots", None), getattr(decode, "starts", None)
+        if not (isinstance(slots, array) and isinstance(starts, array)):
+            slots, starts = (array("i", [getattr(row, name) for row in decode]) for name in ("slot", "start"))
+            ids = array("i", [FROM_SLOT if row.ids is None else row.ids[0] for row in decode])
+            view[where["token_ids"][0] : where["token_ids"][0] + count] = ids
+        after = (np.asarray(starts) + np.int32(1)).data
+        for name, column in (
+            ("positions", starts),
+            ("token_slots", slots),
+            ("decode_lengths", after),
+            ("sample_slots", slots),
+            ("sample_positions", after),
+        ):
+            first = where[name][0]
+            view[first : first + count] = column
+    if writes[0]:
+        put("write_places", writes[0])
+        put("write_values", writes[1])
     if not key.rows:
         return
     edge = 0

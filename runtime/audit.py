@@ -42,7 +42,9 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
         assert phases[req.phase].get(req.id) is req, "phase and container disagree"
         assert req.inflight == flown.pop(req.id, 0), "inflight counts launched steps"
         assert req.inflight > 0 or not (req.finish or req.retracting), "a mark was not settled"
+        assert req.inflight > 0 or req.pausing is (req.phase is Phase.PAUSED), "a pause was not settled"
         assert req.pausing or req.phase is not Phase.PAUSED
+        assert req.finish is not None or not req.spoilt, "who met a NaN has ended"
         if req.slot is not None:
             assert req.slot not in held_slots, "two requests share a slot"
             held_slots.add(req.slot)

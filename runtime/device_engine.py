@@ -37,7 +37,7 @@ from headrace.runtime.device_weights import DeviceWeights, RandomParts
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
 from headrace.runtime.pace import Pace
-from headrace.runtime.plan import PageCopy, SlotGrant, StepPlan, StepResult
+from headrace.runtime.plan import DecodeRows, PageCopy, SlotGrant, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.weights import MappedParts
 
@@ -58,16 +58,28 @@ class _Block:
     array: NDArray[np.int32]
     tokens: Tensor
     token_array: NDArray[np.int32]
+    lanes: dict[StepKey, _Lane]
     mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class _Lane:
+    """The views that the copies of a step take, made once: words from the host, tokens back."""
+
+    host_words: Tensor
+    device_words: Tensor
+    device_tokens: Tensor
+    host_tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Landing:
-    """A launched step: where its sampled rows are among the samples of its key."""
+    """A launched step: its decode rows are the first samples of its key, `chunk` are the places of the others."""
 
     future: Future[StepResult]
     block: _Block
-    samples: tuple[int, ...]
+    decode: int
+    chunk: tuple[int, ...]
 
 
 class DeviceEngine:
@@ -138,7 +150,7 @@ class DeviceEngine:
 
     def _make_block(self, words: int, samples: int) -> _Block:
         host, tokens = self.queue.host_words(words), self.queue.host_words(samples)
-        return _Block(host, host.numpy(), tokens, tokens.numpy())
+        return _Block(host, host.numpy(), tokens, tokens.numpy(), {})
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -149,16 +161,17 @@ class DeviceEngine:
         assert block.mark is None or block.mark.done(), "more steps in flight than blocks"
         future: Future[StepResult] = Future()
         with self.queue.turn(), torch.no_grad():
-            key, samples = self._send(plan, block)
+            key, chunk = self._send(plan, block)
             if key is not None:
                 replay = self._replays.get(key)
                 if replay is None:
                     self._step(self._view(key))
                 else:
                     replay()
-                block.tokens[: key.samples].copy_(self._tokens[: key.samples], non_blocking=True)
+                lane = self._lane(key, block)
+                lane.host_tokens.copy_(lane.device_tokens, non_blocking=True)
             block.mark = self.queue.mark()
-        self._flight.append(_Landing(future, block, samples))
+        self._flight.append(_Landing(future, block, len(plan.decode), chunk))
         return future
 
     def poll(self) -> bool:
@@ -177,7 +190,9 @@ class DeviceEngine:
             self._flight.popleft()
             found = True
             tokens = landing.block.token_array
-            landing.future.set_result(StepResult(tuple([int(tokens[place]) for place in landing.samples])))
+            found_tokens = tokens[: landing.decode].tolist()
+            found_tokens += [int(tokens[place]) for place in landing.chunk]
+            landing.future.set_result(StepResult(tuple(found_tokens)))
         return found
 
     def close(self) -> None:
@@ -188,20 +203,53 @@ class DeviceEngine:
 
     def _send(self, plan: StepPlan, block: _Block) -> tuple[StepKey | None, tuple[int, ...]]:
         """Everything that the step reads is queued for the device: its words, and before them, what its slots'
-        owners, tables and copies need. Returns the key and the places of sampled rows among its samples."""
-        writes: dict[int, int] = {}
+        owners, tables and copies need. Returns the key and the places of sampled prefill rows among its samples."""
+        spill: _Spill | None = None
+        writes: tuple[Sequence[int], Sequence[int]] = ((), ())
+        if plan.grants or plan.patches or plan.copies:
+            spill, writes = self._spill(plan, block)
+        if not plan.decode and not plan.prefill:
+            if spill is not None:
+                spill.send()
+            return None, ()
+        decode = plan.decode
+        assert isinstance(decode, DecodeRows) or all(row.sample for row in decode), "they are always sampled"
+        key = self.keys.key_for(len(decode), plan.prefill_tokens, len(plan.prefill))
+        pack(key, block.array, decode, plan.prefill, writes)
+        lane = self._lane(key, block)
+        lane.device_words.copy_(lane.host_words, non_blocking=True)
+        if spill is not None:
+            spill.send()
+        return key, tuple([key.decode + index for index, row in enumerate(plan.prefill) if row.sample])
+
+    def _lane(self, key: StepKey, block: _Block) -> _Lane:
+        lane = block.lanes.get(key)
+        if lane is None:
+            _, words = places(key)
+            lane = block.lanes[key] = _Lane(
+                block.words[:words],
+                self._device_words[:words],
+                self._tokens[: key.samples],
+                block.tokens[: key.samples],
+            )
+        return lane
+
+    def _spill(self, plan: StepPlan, block: _Block) -> tuple[_Spill, tuple[list[int], list[int]]]:
+        """What new owners, tables and copies need: words and launches beside the step, and the words of the tables
+        that still fit into it."""
+        changed: dict[int, int] = {}
         for grant in plan.grants:
             for places_, values in (
                 self.slab.write_pages(grant.slot, 0, grant.pages),
                 self.slab.write_settings(grant.slot, self.sampler.settings_row(grant)),
             ):
-                writes.update(zip(places_, values, strict=True))
+                changed.update(zip(places_, values, strict=True))
         for patch in plan.patches:
             places_, values = self.slab.write_pages(patch.slot, patch.index, (patch.page,))
-            writes.update(zip(places_, values, strict=True))
+            changed.update(zip(places_, values, strict=True))
         spill = _Spill(self, block)
-        where, values = list(writes), list(writes.values())
-        inline = INLINE_WRITES if plan.rows else 0
+        where, values = list(changed), list(changed.values())
+        inline = INLINE_WRITES if plan.decode or plan.prefill else 0
         for chunk in _pieces(len(where) - inline, SPILL_WORDS // 4):
             first = inline + chunk.start
             last = inline + chunk.stop
@@ -215,16 +263,7 @@ class DeviceEngine:
             pairs = [copy.source for copy in plan.copies], [copy.target for copy in plan.copies]
             sources, targets = spill.put(*pairs)
             spill.then(partial(copy_pages, self.slab.pages, sources, targets))
-        if not plan.rows:
-            spill.send(0)
-            return None, ()
-        key = self.keys.key_for(len(plan.decode), plan.prefill_tokens, len(plan.prefill))
-        pack(key, block.array, plan.decode, plan.prefill, (where[:inline], values[:inline]))
-        _, words = places(key)
-        spill.send(words)
-        assert all(row.sample for row in plan.decode), "a decode row is always sampled"
-        chunk_samples = (key.decode + index for index, row in enumerate(plan.prefill) if row.sample)
-        return key, (*range(len(plan.decode)), *chunk_samples)
+        return spill, (where[:inline], values[:inline])
 
     def _step(self, step: PackedStep) -> None:
         """The whole step, eager or under capture: tables, forward, choice of tokens."""
@@ -315,16 +354,14 @@ class _Spill:
         self.launches.append(launch)
 
     def _flush(self) -> None:
-        self.send(0)
+        self.send()
         self.engine.queue.wait()
         self.at = self.engine._spill_at
         self.launches.clear()
 
-    def send(self, words: int) -> None:
-        """Queue the copy of the step's `words` and of everything put, then the launches."""
+    def send(self) -> None:
+        """Queue the copy of everything put, then the launches."""
         engine, start = self.engine, self.engine._spill_at
-        if words:
-            engine._device_words[:words].copy_(self.block.words[:words], non_blocking=True)
         if self.at > start:
             engine._device_words[start : self.at].copy_(self.block.words[start : self.at], non_blocking=True)
         for launch in self.launches:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from headrace.runtime.request import SamplingParams
 
@@ -58,6 +61,40 @@ class PlanRow:
     sample: bool
 
 
+class DecodeRows(Sequence[PlanRow]):
+    """Decode rows as columns: row i continues request `req_ids[i]` in `slots[i]` with the token at `starts[i]`.
+
+    There is one for every stream in every step, and who is in a hurry wants columns: a row is made when it is asked
+    for. Nobody changes them, like everything in a plan."""
+
+    __slots__ = ("req_ids", "slots", "starts")
+
+    def __init__(self, req_ids: Sequence[int], slots: array[int], starts: array[int]) -> None:
+        """slots, starts: of type code "i", so that they are copied into a block as they are."""
+        self.req_ids = req_ids
+        self.slots = slots
+        self.starts = starts
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @overload
+    def __getitem__(self, at: int) -> PlanRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[PlanRow, ...]: ...
+    def __getitem__(self, at: int | slice) -> PlanRow | tuple[PlanRow, ...]:
+        if isinstance(at, slice):
+            return tuple(self)[at]
+        return PlanRow(self.req_ids[at], self.slots[at], self.starts[at], 1, None, True)
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        for req_id, slot, start in zip(self.req_ids, self.slots, self.starts, strict=True):
+            yield PlanRow(req_id, slot, start, 1, None, True)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, in order: grants, patches, copies, then all rows at once (decode first, then prefill).
@@ -70,16 +107,16 @@ class StepPlan:
     grants: tuple[SlotGrant, ...]
     patches: tuple[PagePatch, ...]
     copies: tuple[PageCopy, ...]
-    decode: tuple[PlanRow, ...]
+    decode: Sequence[PlanRow]
     prefill: tuple[PlanRow, ...]
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
-        return self.decode + self.prefill
+        return (*self.decode, *self.prefill)
 
     @property
     def prefill_tokens(self) -> int:
-        return sum(row.count for row in self.prefill)
+        return sum([row.count for row in self.prefill])
 
 
 NON_FINITE = -1

@@ -15,13 +15,23 @@ Who holds a page, from birth to end:
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headrace.runtime.audit import audit
 from headrace.runtime.pages import PagePool, SlotPool
-from headrace.runtime.plan import NON_FINITE, PageCopy, PagePatch, PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.plan import (
+    NON_FINITE,
+    DecodeRows,
+    PageCopy,
+    PagePatch,
+    PlanRow,
+    SlotGrant,
+    StepPlan,
+    StepResult,
+)
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
@@ -41,7 +51,7 @@ class Counters:
     copied_pages: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs five times as much
 class Retired:
     """What one landed row means: `token` was generated (None: the row failed), `finish` if that ended it."""
 
@@ -83,6 +93,9 @@ class Scheduler:
         self.paused: dict[int, Req] = {}
         self.counters = Counters()
         self._flight: deque[StepPlan] = deque()
+        self._decoding: deque[list[Req]] = deque()  # of each plan in flight, the requests of its decode rows
+        self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
+        self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
@@ -144,14 +157,13 @@ class Scheduler:
         grants: list[SlotGrant] = []
         patches: list[PagePatch] = []
         copies: list[PageCopy] = []
-        decode: list[PlanRow] = []
         prefill: list[PlanRow] = []
         self._dry = False
-        for req in list(self.running.values()):
-            if req.phase is Phase.DECODE and self._plannable(req) and self._next_page(req, patches):
-                decode.append(self._decode_row(req))
-        for req in list(self.running.values()):
-            if room > 0 and req.phase is Phase.PREFILL and self._plannable(req):
+        able = self._plannable()
+        decoding, decode = self._decode_rows(able, patches)
+        for req in able:
+            # A decode row without a page may have taken those of this one meanwhile.
+            if room > 0 and req.phase is Phase.PREFILL and not req.retracting:
                 row = self._prefill_row(req, room)
                 prefill.append(row)
                 room -= row.count
@@ -165,14 +177,15 @@ class Scheduler:
             prefill.append(row)
             room -= row.count
             reserved += self._growth(req)
-        if not decode and not prefill:
+        if not decoding and not prefill:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
         plan = StepPlan(
-            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), tuple(decode), tuple(prefill)
+            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill)
         )
         self.counters.steps += 1
         self._flight.append(plan)
+        self._decoding.append(decoding)
         return plan
 
     def prospect(self) -> tuple[int, int, int] | None:
@@ -181,7 +194,7 @@ class Scheduler:
         prompts = [req for req in self.running.values() if req.phase is Phase.PREFILL]
         if not prompts and not self.waiting:
             return None
-        decode = sum(req.phase is Phase.DECODE and self._plannable(req) for req in self.running.values())
+        decode = sum([req.phase is Phase.DECODE for req in self._plannable()])
         first = prompts[0] if prompts else next(iter(self.waiting.values()))
         queued = sum(len(req.tokens) - req.computed_len for req in (*prompts, *self.waiting.values()))
         return decode, first.computed_len, queued
@@ -195,21 +208,36 @@ class Scheduler:
         for copy in plan.copies:
             self._drop_source(copy.source)  # held since `add` of the fork, so that it could not be reused
         events: list[Retired] = []
-        sampled = 0
-        for row in plan.rows:
-            req = self.running[row.req_id]
-            req.inflight -= 1
-            if not req.spoilt:
-                req.landed_len = row.start + row.count
+        tokens = result.tokens
+        decoding = self._decoding.popleft()
+        finite = NON_FINITE not in tokens
+        size = self.page_size
+        for req, token in zip(decoding, tokens, strict=False):
+            landed = req.landed_len + 1
+            if (
+                finite
+                and landed % size
+                and req.finish is None
+                and not (req.pausing or req.retracting)
+                and token not in req.params.stop_ids
+                and landed + 1 < req.max_len
+            ):
+                # Nearly every row of nearly every step: no page is full, no mark waits, nothing ends. `_land` would
+                # do just this.
+                req.inflight -= 1
+                req.landed_len = landed
+                req.tokens.append(token)
+                events.append(Retired(req, token, None))
+            else:
+                self._land(req, landed, token, events)
+        sampled = len(decoding)
+        for row in plan.prefill:
+            sample = None
             if row.sample:
-                token = result.tokens[sampled]
+                sample = tokens[sampled]
                 sampled += 1
-                event = self._take_token(req, token)
-                if event is not None:
-                    events.append(event)
-            self._enter_tree(req)
-            self._settle(req)
-        assert sampled == len(result.tokens), "one token per sampling row"
+            self._land(self.running[row.req_id], row.start + row.count, sample, events)
+        assert sampled == len(tokens), "one token per sampling row"
         return events
 
     @property
@@ -233,24 +261,42 @@ class Scheduler:
 
     # -- rows --------------------------------------------------------------------------------------------------
 
-    def _plannable(self, req: Req) -> bool:
+    def _plannable(self) -> list[Req]:
+        """Who may have a row now, in order of admission."""
         # At max_len the last sample is launched already; only its retirement is missing.
-        return (
-            req.finish is None
-            and not req.pausing
-            and not req.retracting
-            and req.slot is not None
-            and req.total_len < req.max_len
-        )
+        return [
+            req
+            for req in self.running.values()
+            if req.finish is None and not req.pausing and not req.retracting and req.total_len < req.max_len
+        ]
 
-    def _decode_row(self, req: Req) -> PlanRow:
-        assert req.slot is not None and req.total_len == req.computed_len + 1
-        row = PlanRow(req.id, req.slot, req.computed_len, 1, None, True)
-        req.computed_len += 1
-        req.total_len += 1
-        req.inflight += 1
-        self.counters.decode_tokens_computed += 1
-        return row
+    def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
+        """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
+        size, decoding = self.page_size, Phase.DECODE
+        chosen: list[Req] = []
+        starts: list[int] = []
+        for req in able:
+            # One before it in this loop may have taken its pages: then it is marked, or has left the batch.
+            if req.phase is not decoding or req.retracting:
+                continue
+            start = req.computed_len
+            if start == len(req.pages) * size and not self._next_page(req, patches):
+                continue
+            assert req.total_len == start + 1
+            # At once, not after the loop: the next one may look for a victim, and this one is in flight now.
+            req.computed_len = start + 1
+            req.total_len = start + 2
+            req.inflight += 1
+            chosen.append(req)
+            starts.append(start)
+        self.counters.decode_tokens_computed += len(chosen)
+        if chosen != self._chosen:
+            # Mostly they are those of the step before, in the same slots: who leaves the batch is forgotten here.
+            self._chosen = chosen
+            slots = [req.slot for req in chosen if req.slot is not None]
+            assert len(slots) == len(chosen), "who runs has a slot"
+            self._columns = [req.id for req in chosen], array("i", slots)
+        return chosen, DecodeRows(*self._columns, array("i", starts))
 
     def _prefill_row(self, req: Req, room: int) -> PlanRow:
         """The next chunk, at most `room` tokens. A Req that comes back with one token to feed decodes at once."""
@@ -277,9 +323,8 @@ class Scheduler:
         return -(-tokens // self.page_size)
 
     def _next_page(self, req: Req, patches: list[PagePatch]) -> bool:
-        """Room for the KV of token `computed_len`. False: `req` sits this step out (or was retracted itself)."""
-        if req.computed_len < len(req.pages) * self.page_size:
-            return True
+        """One page more, for the KV of token `computed_len`. False: `req` sits this step out (or was retracted
+        itself)."""
         while not self._make_room(1):
             # One look for a victim in vain is enough: it reads every waiting and paused request.
             victim = None if self._dry else self._victim()
@@ -462,6 +507,18 @@ class Scheduler:
 
     # -- ends --------------------------------------------------------------------------------------------------
 
+    def _land(self, req: Req, landed: int, token: int | None, events: list[Retired]) -> None:
+        """A row of `req` has landed: its KV reaches `landed`, and `token` was sampled (None: it samples none)."""
+        req.inflight -= 1
+        if not req.spoilt:
+            req.landed_len = landed
+        if token is not None:
+            event = self._take_token(req, token)
+            if event is not None:
+                events.append(event)
+        self._enter_tree(req)
+        self._settle(req)
+
     def _take_token(self, req: Req, token: int) -> Retired | None:
         """Append what landed. None if the request had ended before: its neighbours' steps went on with it, the
         token is real content of its KV, but nobody is told."""
@@ -543,6 +600,7 @@ class Scheduler:
             self.slots.give_back(req.slot)
             req.slot = None
             del self.running[req.id]
+            self._chosen, self._columns = [], ([], array("i"))
 
     def _wait_first(self, req: Req) -> None:
         req.phase = Phase.WAITING

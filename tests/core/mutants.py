@@ -11,6 +11,8 @@ Known to be equivalent, and therefore not in the list:
 - "a cancelled request does not enter the tree when its last step lands": a smaller cache, never a wrong one.
 - "least recently used is evicted last": the same, for the order of eviction.
 - "growth of those just admitted is not reserved": more is packed and more taken back, a policy, no promise.
+- "a request that loses its pages while this plan is made still gets its row in it": it gives them back one step
+  later, when that row has landed.
 - "`_leave_batch` before `_give_back`": both happen between two verbs; nobody looks in between.
 """
 
@@ -107,16 +109,53 @@ MUTANTS = (
     Mutant(
         "planned_after_the_end",
         S,
-        """            req.finish is None
-            and not req.pausing""",
-        """            not req.pausing""",
+        """            if req.finish is None and not req.pausing and""",
+        """            if not req.pausing and""",
     ),
     Mutant(
         "pause_ignored_while_decoding",
         S,
-        """            and not req.pausing
-            and not req.retracting""",
-        """            and not req.retracting""",
+        """ is None and not req.pausing and not req.retracting and""",
+        """ is None and not req.retracting and""",
+    ),
+    Mutant(
+        "quick_landing_after_the_end",
+        S,
+        """                and req.finish is None
+                and not (""",
+        """                and not (""",
+    ),
+    Mutant(
+        "quick_landing_of_a_pausing_one",
+        S,
+        """not (req.pausing or req.retracting)""",
+        """not req.retracting""",
+    ),
+    Mutant(
+        "quick_landing_of_one_taken_back",
+        S,
+        """not (req.pausing or req.retracting)""",
+        """not req.pausing""",
+    ),
+    Mutant(
+        "quick_landing_of_a_nan",
+        S,
+        """        finite = NON_FINITE not in tokens""",
+        """        finite = True""",
+    ),
+    Mutant(
+        "quick_landing_of_a_stop",
+        S,
+        """                and token not in req.params.stop_ids
+""",
+        "",
+    ),
+    Mutant(
+        "quick_landing_of_the_last",
+        S,
+        """                and landed + 1 < req.max_len
+""",
+        "",
     ),
     # -- the prefix tree
     Mutant(
@@ -445,9 +484,9 @@ MUTANTS = (
     Mutant(
         "one_row_beyond_the_length",
         S,
-        """            and req.total_len < req.max_len
+        """ and req.total_len < req.max_len
 """,
-        """            and len(req.tokens) < req.max_len
+        """ and len(req.tokens) < req.max_len
 """,
     ),
     # -- non-finite rows

@@ -129,6 +129,26 @@ def test_a_nan_that_lands_after_the_cancel_is_not_cached(cells: ModuleType) -> N
     assert after.cached_len == 0
 
 
+def test_a_row_of_this_very_plan_keeps_its_pages_until_it_lands(cells: ModuleType) -> None:
+    """The younger one comes first in the batch, has its row already, and is then the victim of the older one."""
+    script = Script(cells, pages=3, page_size=4, ahead_tokens=0, prefix_cache=False)
+    old = script.add([1, 2, 3], 8)
+    script.launch()
+    script.land()
+    script.scheduler.pause(old)
+    young = script.add([4, 5, 6, 7, 8], 7)
+    script.launch()
+    script.land()
+    script.scheduler.resume(old)
+    assert script.launch() is not None and list(script.scheduler.running) == [young.id, old.id]
+    script.land()
+    assert script.scheduler.pool.free_count == 0
+    plan = script.launch()
+    assert [row.req_id for row in plan.rows] == [young.id] and young.retracting and young.pages
+    script.land()
+    assert not young.pages and young.retractions == 1 and script.answer(young) == script.alone(young)[:3]
+
+
 def test_a_fork_of_a_failed_parent_shares_nothing(cells: ModuleType) -> None:
     script = Script(cells, pages=8, page_size=2)
     parent = script.add([1, 2, 3], 9)
