@@ -18,7 +18,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from operator import attrgetter
 
 from headrace.runtime.audit import audit
 from headrace.runtime.pages import PagePool, SlotPool
@@ -35,29 +35,7 @@ from headrace.runtime.plan import (
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
-
-
-@dataclass(slots=True)
-class Counters:
-    """Facts since the start; they only grow."""
-
-    steps: int = 0
-    prefill_tokens_computed: int = 0  # input tokens run through the model (cache hits and forks are not)
-    decode_tokens_computed: int = 0  # sampled positions
-    cached_tokens: int = 0  # input tokens that a prefix hit or a fork saved
-    admissions: int = 0
-    retractions: int = 0
-    evicted_pages: int = 0
-    copied_pages: int = 0
-
-
-@dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs five times as much
-class Retired:
-    """What one landed row means: `token` was generated (None: the row failed), `finish` if that ended it."""
-
-    req: Req
-    token: int | None
-    finish: FinishReason | None
+from headrace.runtime.retired import Counters, Retired
 
 
 class Scheduler:
@@ -619,6 +597,4 @@ class Scheduler:
         audit(self, self._flight, self._sources)
 
 
-def _age(req: Req) -> int:
-    """Ids are given in order of arrival: the largest is the youngest."""
-    return req.id
+_age = attrgetter("id")  # ids are given in order of arrival: the largest is the youngest
