@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.pace import Pace, pairs_of
@@ -82,7 +84,7 @@ def _ignore_stream(stream: TokenStream) -> None:
     pass
 
 
-def _ignore_gap(seconds: float) -> None:
+def _ignore_gap(seconds: float, streams: int) -> None:
     pass
 
 
@@ -94,9 +96,10 @@ class StepLoop:
     """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired.
 
     Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
-    streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens of a stream; `on_end`
-    for each stream that ended here; `on_idle` when the last one has. `on_fault` when the engine failed or an
-    assertion of ours did: every stream is told, and the loop stops for good (neither is repaired here).
+    streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens, and how many streams had
+    just these; `on_end` for each stream that ended here; `on_idle` when the last one has. `on_fault` when the
+    engine failed or an assertion of ours did: every stream is told, and the loop stops for good (neither is
+    repaired here).
     """
 
     def __init__(
@@ -114,13 +117,14 @@ class StepLoop:
         self.clock = clock
         self.on_flush: Callable[[], None] = _nothing
         self.on_step: Callable[[StepFacts], None] = _ignore_step
-        self.on_gap: Callable[[float], None] = _ignore_gap
+        self.on_gap: Callable[[float, int], None] = _ignore_gap
         self.on_end: Callable[[TokenStream], None] = _ignore_stream
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
         self.progress_at = clock()  # when a step was last launched or landed
         self._landed_at = self.progress_at
+        self._told_at = -math.inf  # when tokens were last handed to readers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flight: deque[tuple[StepPlan, Future[StepResult], float]] = deque()
         self._live: dict[int, Generation] = {}
@@ -149,7 +153,6 @@ class StepLoop:
         self._live[generation.req.id] = generation
         self._empty.clear()
         generation.stream.times.joined = self.clock()
-        generation.stream.wake = lambda stream: self._wake_reader(generation)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         generation.deadline = self._loop.call_later(self.request_limit, self._expire, generation)
@@ -225,12 +228,8 @@ class StepLoop:
                 self.engine.pace.observe(len(plan.decode), plan.prefill_tokens, pairs, busy)
             self._landed_at = now
         self._launch()
-        for event in events:
-            try:
-                self._tell(event)
-            except Exception:
-                # Whatever a request's tokens do to its own text stays that request's error.
-                self._broken_text(event)
+        if events:
+            self._tell(events)
         self.on_flush()
         if not self._flight:
             # Telling may have ended or paused requests and so made room that the launch above did not see.
@@ -266,37 +265,57 @@ class StepLoop:
             stream.times.admitted = now
             stream.cached_tokens = generation.req.cached_len
 
-    def _tell(self, event: Retired) -> None:
-        """Hand one token to its reader, as text."""
-        generation = self._live.get(event.req.id)
-        if generation is None:
-            return  # cancelled from inside this turn, by the reader of an earlier event
-        stream, cutter = generation.stream, generation.cutter
-        if event.token is None:
-            error = Refusal("server_error", "the model produced no finite number for this request")
-            self._end(generation, FinishReason.ERROR, error)
-            return
-        now = self.clock()
-        if stream.times.last_token is None:
-            stream.times.first_token = now
-        else:
-            self.on_gap(now - stream.times.last_token)
-        stream.times.last_token = now
+    def _tell(self, events: list[Retired]) -> None:
+        """Hand tokens to their readers, as text. What is told in one turn is told at one time."""
+        before, now = self._told_at, self.clock()
+        self._told_at = now
+        steady = 0  # streams that had their last token in the turn before: all with the same gap
+        live = self._live
+        for event in events:
+            generation = live.get(event.req.id)
+            if generation is None:
+                continue  # cancelled from inside this turn, by the reader of an earlier event
+            token, stream, cutter = event.token, generation.stream, generation.cutter
+            if token is None:
+                error = Refusal("server_error", "the model produced no finite number for this request")
+                self._end(generation, FinishReason.ERROR, error)
+                continue
+            times = stream.times
+            last, times.last_token = times.last_token, now
+            if last == before:
+                steady += 1
+            elif last is None:
+                times.first_token = now
+            else:
+                self.on_gap(now - last, 1)
+            try:
+                # The token that stops an answer counts, but its text is no part of it.
+                stopped = event.finish is FinishReason.STOP
+                stream.push(Entry(token, "" if stopped else cutter.push(token)))
+                if stopped or event.finish is not None or cutter.matched is not None:
+                    self._conclude(generation, event)
+                elif stream.full:
+                    stream.wake = partial(self._wake_reader, generation)
+                    self.scheduler.pause(event.req)
+            except Exception:
+                # Whatever a request's tokens do to its own text stays that request's error.
+                self._broken_text(event)
+        if steady:
+            self.on_gap(now - before, steady)
+
+    def _conclude(self, generation: Generation, event: Retired) -> None:
+        """The last token of an answer was pushed."""
+        stream, matched = generation.stream, generation.cutter.matched
         if event.finish is FinishReason.STOP:
-            # The token that ends it counts, but its text is not part of the answer.
             stream.matched_stop = event.token
-            stream.push(Entry(event.token, ""))
             self._end(generation, FinishReason.STOP)
-            return
-        stream.push(Entry(event.token, cutter.push(event.token)))
-        if cutter.matched is not None:
-            stream.matched_stop = cutter.matched
+        elif matched is not None:
+            stream.matched_stop = matched
             self.scheduler.cancel(event.req, FinishReason.STOP)
             self._end(generation, FinishReason.STOP)
-        elif event.finish is not None:
+        else:
+            assert event.finish is not None
             self._end(generation, event.finish)
-        elif stream.full:
-            self.scheduler.pause(event.req)
 
     def _broken_text(self, event: Retired) -> None:
         log.exception("the text of a request could not be told; that request ends")
@@ -305,7 +324,9 @@ class StepLoop:
             self.scheduler.cancel(event.req, FinishReason.ERROR)
             self._end(generation, FinishReason.ERROR, Refusal("server_error", "the answer could not be told"))
 
-    def _wake_reader(self, generation: Generation) -> None:
+    def _wake_reader(self, generation: Generation, stream: TokenStream) -> None:
+        """The reader of a full stream has caught up."""
+        stream.wake = None
         if generation.req.pausing:
             self.scheduler.resume(generation.req)
             self._schedule()

@@ -10,7 +10,7 @@ from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
 class Entry:
     """One retired token. `text` is what became certain with it: possibly "" (half a character, a possible stop
     string) or more than this token's own characters (what was held back before)."""
@@ -77,7 +77,9 @@ class TokenStream:
         self, listener: Callable[[TokenStream], None], opened: float, window: int = 512, keep: int = 0
     ) -> None:
         self.listener = listener
-        self.wake: Callable[[TokenStream], None] | None = None  # set by the loop: called when drained
+        self.wake: Callable[[TokenStream], None] | None = (
+            None  # set by the loop while it waits for the reader
+        )
         self.window = window
         self.keep = keep
         self.ring: deque[Entry] = deque()
@@ -136,6 +138,13 @@ class TokenStream:
     def ended(self) -> bool:
         """Finished and fully read: only the tail and the finish remain to be told."""
         return self.finish is not None and self.sent == self.head
+
+    def take_text(self) -> str:
+        """The text of all waiting entries; they count as sent."""
+        if self.head - self.sent == 1 == len(self.ring) and not self.keep and self.wake is None:
+            self.sent += 1
+            return self.ring.popleft().text
+        return "".join([entry.text for entry in self.take()])
 
     def take(self, limit: int | None = None) -> list[Entry]:
         """The next waiting entries, oldest first, at most `limit`; they count as sent."""

@@ -90,7 +90,8 @@ class Cutter:
     """
 
     __slots__ = (
-        "_bytes", "_first", "_held", "_progress", "_quiet", "_starts", "_stops", "_strip", "_text", "matched",
+        "_bytes", "_first", "_held", "_pieces", "_plain", "_progress", "_quiet", "_starts", "_stops", "_strip",
+        "_text", "matched",
     )  # fmt: skip
 
     def __init__(
@@ -107,25 +108,39 @@ class Cutter:
         self._held = ""  # text that may turn out to begin a stop string
         self._strip = 0 if continues else text.leading.strip
         self._first = not continues and text.leading.bare_first
+        self._pieces = text.pieces
+        self._plain = self._is_plain()
 
     def push(self, token: int) -> str:
         """Text that became certain with this token (possibly empty)."""
+        if self._plain and 0 <= token < len(self._pieces):
+            piece = self._pieces[token]
+            if piece is not None:
+                return piece
+        text = self._push(token)
+        self._plain = self._is_plain()
+        return text
+
+    def _is_plain(self) -> bool:
+        """Nothing is held back and nothing is looked for: the next token is told as it is."""
+        return not (self._bytes or self._stops or self._first or self._strip or self._quiet)
+
+    def _push(self, token: int) -> str:
         if self._quiet:
             self._quiet -= 1
             stops, self._stops = self._stops, ()
-            text = self._push(token)
+            text = self._read(token)
             self._stops = stops
             return text
-        return self._push(token)
+        return self._read(token)
 
-    def _push(self, token: int) -> str:
-        source = self._text
-        if not 0 <= token < len(source.pieces):
+    def _read(self, token: int) -> str:
+        if not 0 <= token < len(self._pieces):
             return ""
         if not self._bytes and not self._first and not self._strip:
-            piece = source.pieces[token]
+            piece = self._pieces[token]
             if piece is not None:
-                return self._cut(piece) if self._stops else piece
+                return self._cut(piece)
         return self._collect(token)
 
     def finish(self) -> str:

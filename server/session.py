@@ -123,7 +123,7 @@ class Lanes(Generic[W, J]):
 
     def next(self) -> tuple[str | None, W] | None:
         """Take the oldest waiting request whose lane is free, if one more may run."""
-        if len(self._running) >= self.limits.in_flight:
+        if not self._waiting or len(self._running) >= self.limits.in_flight:
             return None
         blocked: set[str | None] = set(self._running)
         for index, waiting in enumerate(self._waiting):

@@ -217,13 +217,13 @@ class SocketConnection(asyncio.Protocol):
             self._say_close(*self._closing)
 
     def _put(self, messages: list[str | bytes]) -> None:
-        put = self._outlet.put
+        parts: list[bytes] = []
         for message in messages:
-            if isinstance(message, str):
-                data = message.encode()
-                put(frame_head(len(data), False), data)
-            else:
-                put(frame_head(len(message), True), message)
+            binary = isinstance(message, bytes)
+            data = message if isinstance(message, bytes) else message.encode()
+            parts.append(frame_head(len(data), binary))
+            parts.append(data)
+        self._outlet.put(*parts)
 
     def _say_close(self, code: int, reason: str) -> None:
         """The close frame goes out, the session ends, and the peer has a while to answer."""

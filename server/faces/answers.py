@@ -76,6 +76,8 @@ class StreamAnswer(ABC):
         if self._over:
             return []
         told = self.parts(stream)
+        if self._head_sent and stream.finish is None:
+            return told  # type: ignore[return-value]  # bytes are parts
         failed = stream.finish is FinishReason.ERROR and stream.ended
         if self._streamed:
             return self._render_stream(stream, told, failed)

@@ -13,6 +13,7 @@ from headrace.server.protocol import chat
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.errors import WireError
 
+CONTENT_IS = b'"content":'
 _FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
@@ -60,10 +61,19 @@ class ChatAnswer(StreamAnswer):
         self._model = runtime.card.id
         self._texts: list[str] = []
         self._spoke = False
+        self._chunk_ends: tuple[bytes, bytes] | None = None
 
     def parts(self, stream: TokenStream) -> list[bytes]:
         """The role rides on the first text, the finish reason on the last text if it is known by then."""
-        text = "".join([entry.text for entry in stream.take()])
+        text = stream.take_text()
+        if self._spoke and stream.finish is None and self._streamed and not self._usage_always:
+            # In the middle of an answer chunks differ in their text alone.
+            if not text:
+                return []
+            if self._chunk_ends is None:
+                self._chunk_ends = self._cut_chunk()
+            begin, end = self._chunk_ends
+            return [b"%b%b%b" % (begin, encode(text), end)]
         if stream.ended:
             text += stream.tail
         finish = _FINISH.get(stream.finish) if stream.ended and stream.finish else None
@@ -82,6 +92,15 @@ class ChatAnswer(StreamAnswer):
         if finish is not None and self._usage_chunk:
             parts.append(sse(encode(self._chunk((), usage_of(stream)))))
         return parts
+
+    def _cut_chunk(self) -> tuple[bytes, bytes]:
+        """The event of a chunk before and after its text. The name cannot stand in a value: the quotation marks in
+        there would be escaped."""
+        delta = chat.Delta(content="")
+        sample = sse(encode(self._chunk((chat.ChunkChoice(0, delta, None),), UNSET)))
+        begin, found, end = sample.partition(CONTENT_IS + b'""')
+        assert found
+        return begin + CONTENT_IS, end
 
     def whole(self, stream: TokenStream) -> bytes:
         """One object with the whole text."""

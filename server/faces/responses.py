@@ -11,11 +11,13 @@ from msgspec import UNSET
 from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.codec import compact
+from headrace.server.protocol.codec import compact, encode
 from headrace.server.protocol.errors import STATUS
 from headrace.server.protocol.responses import ResponseRequest
 
 INSTRUCTIONS_ECHO = 64 << 10  # longer ones are not repeated three times; the field is null then
+
+NUMBER_IS, DELTA_IS = '"sequence_number":', '"delta":'
 
 _ERROR_CODES = {"rate_limit_exceeded": "rate_limit_exceeded", "server_error": "server_error"}
 
@@ -48,6 +50,7 @@ class ResponseRun:
         self.refusal: Refusal | None = None
         self.final: ev.Response | None = None
         self._open = False
+        self._delta_ends: tuple[str, str, str] | None = None
         self._texts: list[str] = []
         self._sequence = 0
 
@@ -81,7 +84,7 @@ class ResponseRun:
                     self.refusal = stream.error
                     return events
             self._begin(events)
-        text = "".join([entry.text for entry in stream.take()])
+        text = stream.take_text()
         if stream.ended:
             text += stream.tail
         if text:
@@ -89,6 +92,33 @@ class ResponseRun:
         if stream.ended:
             self._end(events)
         return events
+
+    def next_delta(self) -> str | None:
+        """What `events()` would return, where that is one delta in the middle of the answer, as JSON; else None.
+
+        Nearly every event is one of these, and all of a response differ in number and text alone."""
+        stream = self.stream
+        if not self._open or stream.finish is not None or stream.head == stream.sent:
+            return None
+        text = stream.take_text()
+        if not text:
+            return None
+        if self._delta_ends is None:
+            self._delta_ends = self._cut_delta()
+        begin, middle, end = self._delta_ends
+        self._texts.append(text)
+        number = self._sequence
+        self._sequence = number + 1
+        return f"{begin}{number}{middle}{encode(text).decode()}{end}"
+
+    def _cut_delta(self) -> tuple[str, str, str]:
+        """The JSON of a delta before its number, between number and text, and after the text. The names cannot
+        stand in a value: the quotation marks in there would be escaped."""
+        sample = encode(ev.TextDelta(0, self.item_id, 0, 0, "", (), self.lane)).decode()
+        begin, found, rest = sample.partition(NUMBER_IS + "0")
+        middle, also, end = rest.partition(DELTA_IS + '""')
+        assert found and also
+        return begin + NUMBER_IS, middle + DELTA_IS, end
 
     # -- pieces of the golden sequences ------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import ResponseRequest
 
+DELTA_EVENT = "event: response.output_text.delta\ndata: "
+
 
 class ResponsesFace:
     """The HTTP half of the Responses API."""
@@ -125,6 +127,8 @@ class ResponseAnswer(StreamAnswer):
         """The run's events, each under its name."""
         run = self._run
         assert run is not None
+        if self._streamed and (delta := run.next_delta()) is not None:
+            return [f"{DELTA_EVENT}{delta}\n\n".encode()]
         events = run.events()
         if run.done or run.refusal is not None:
             self._keep(run)

@@ -240,11 +240,16 @@ class ResponsesSocket:
 
     def _mark(self, stream: TokenStream) -> None:
         if not self._closing:
+            if not self._marked:
+                self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
-            self._wire.dirty()
 
     def _tell(self, job: Job) -> None:
         run = job.run
+        delta = run.next_delta()
+        if delta is not None:
+            self._frames.append(delta)
+            return
         for event in run.events():
             self._frames.append(encode(event).decode())
         if run.refusal is not None:

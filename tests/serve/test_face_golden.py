@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from face_bench import FaceBench
+from msgspec import UNSET, UnsetType
 from openai.types.responses import Response
 from strict_responses import EVENTS, Wrong, check_event, check_response, check_sequence, shape
 
@@ -185,6 +186,34 @@ def test_waiting_entries_become_one_delta() -> None:
         stream.push(Entry(index, text))
     events = run.events()
     assert [e.delta for e in events if hasattr(e, "delta")] == ["abc"]
+
+
+@pytest.mark.parametrize("lane", [UNSET, "lane-1"])
+def test_deltas_from_the_template_are_the_encoded_events(lane: str | UnsetType) -> None:
+    texts = ["Hi", ' "quoted"', "\\", "\n\t\x00\x7f\u2028", "é€😀", "", '"delta":""', '"sequence_number":0']
+    streams = [TokenStream(lambda stream: None, 0.0) for _ in range(2)]
+    quick, plain = (
+        ResponseRun(ResponseRequest(), stream, created=0.0, model="m", lane=lane) for stream in streams
+    )
+    quick.item_id = plain.item_id = "msg_1"
+    raws: list[str] = []
+    for index, text in enumerate(["first", *texts]):
+        for stream in streams:
+            stream.push(Entry(index, text))
+        expected = [encode(event).decode() for event in plain.events()]
+        delta = quick.next_delta()
+        assert (delta is None) == (index == 0 or not text), "the first one comes with its item"
+        told = [encode(event).decode() for event in quick.events()] if delta is None else [delta]
+        if index:
+            assert told == expected
+            raws += told
+    assert quick.text == plain.text == "".join(["first", *texts])
+    assert [json.loads(raw)["delta"] for raw in raws] == [text for text in texts if text]
+    for stream in streams:
+        stream.push(Entry(9, "last"))
+        stream.end(FinishReason.STOP)
+    assert quick.next_delta() is None, "the end is more than a delta"
+    assert [type(event) for event in quick.events()] == [type(event) for event in plain.events()]
 
 
 def test_text_that_became_certain_with_the_end_is_part_of_the_answer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from face_bench import BOB, FaceBench, Fetch
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -13,6 +14,7 @@ from strict_responses import check_response, check_sequence
 
 from headrace.runtime.interface import ModelCard
 from headrace.runtime.plan import NON_FINITE
+from headrace.server.protocol.chat import ChatChunk
 
 END = 10
 
@@ -124,6 +126,21 @@ async def test_usage_only_where_it_was_asked_for() -> None:
     assert [len(chunk["choices"]) for chunk in always] == [1] * 5 + [0]
     only = (await bench.chat(stream=True, stream_options={"continuous_usage_stats": True}).done()).data
     assert [chunk["usage"]["completion_tokens"] for chunk in only] == [1, 2, 3, 4, 5]
+
+
+async def test_chunks_from_the_template_are_the_encoded_objects() -> None:
+    answer = 'a"b\\c\nd\x00"content":""é€😀e'.encode()
+    bench = FaceBench(choose=lambda tokens, seed, width: answer[len(tokens) % len(answer)])
+    fetch = await bench.chat(stream=True, max_tokens=3 * len(answer)).done()
+    blocks = fetch.body.split(b"\n\n")
+    assert blocks[-2:] == [b"data: [DONE]", b""]
+    texts = []
+    for block in blocks[:-2]:
+        chunk = msgspec.json.decode(block.removeprefix(b"data: "), type=ChatChunk)
+        assert b"data: " + msgspec.json.encode(chunk) == block
+        texts.append(chunk.choices[0].delta.content)
+    assert len(texts) > len(answer) and "".join(text for text in texts if text).count('"content":""') >= 2
+    await bench.baseline()
 
 
 async def test_a_whole_chat() -> None:

@@ -112,6 +112,27 @@ async def test_many_answers_equal_their_lone_runs(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2])
+async def test_every_gap_between_two_tokens_of_a_stream_is_counted_once(depth: int) -> None:
+    bench = Bench(depth=depth)
+    seconds = iter(range(1, 1 << 20))  # a clock that moves whenever somebody looks
+    bench.loop.clock = lambda: float(next(seconds))
+    gaps: list[tuple[float, int]] = []
+    bench.loop.on_gap = lambda gap, streams: gaps.append((gap, streams))
+    streams = [bench.open("x" * size, max_tokens=12) for size in (3, 40, 9)]
+    await bench.until(lambda: streams[0].head > 4)
+    streams.append(bench.open("later", max_tokens=12))
+    held = bench.runtime._generations[streams[1]].req
+    bench.scheduler.pause(held)
+    await bench.until(lambda: streams[0].finish is not None)
+    bench.scheduler.resume(held)
+    await bench.until(lambda: all(stream.finish for stream in streams))
+    assert sum(count for _, count in gaps) == sum(stream.head - 1 for stream in streams)
+    waited = [stream.times.last_token - stream.times.first_token for stream in streams]  # type: ignore[operator]
+    assert sum(gap * count for gap, count in gaps) == sum(waited)
+    assert all(gap > 0 and count > 0 for gap, count in gaps) and max(count for _, count in gaps) == 3
+
+
+@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("turns", range(0, 12))
 async def test_cancel_at_every_point_leaves_nothing_behind(depth: int, turns: int) -> None:
     bench = Bench(depth=depth, page_count=16, page_size=4, slots=2)
