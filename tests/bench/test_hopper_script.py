@@ -74,7 +74,8 @@ def test_serve_measures_a_server_and_ends_it(tmp_path: Path) -> None:
     port = re.search(r"ready: http://127.0.0.1:(\d+)", (tmp_path / "out" / "serve_tiny.log").read_text())
     assert port is not None
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    listening = [words[1] for words in sockets if words[3] == "0A"]  # closed connections stay listed for a minute
+    # Only those that listen: closed connections stay listed for a minute.
+    listening = [words[1] for words in sockets if words[3] == "0A"]
     assert f"0100007F:{int(port[1]):04X}" not in listening, "the server is gone"
     # Forty tokens meet few of the states that a soak looks for, and the script says so.
     assert "never met" in said and "not all is well in: soak" in said and told.returncode == 1
