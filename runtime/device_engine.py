@@ -34,6 +34,7 @@ from headrace.runtime.device_sampler import DeviceSampler
 from headrace.runtime.device_sizes import DeviceSizes
 from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceWeights, RandomParts
+from headrace.runtime.lone_future import LoneFuture
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
 from headrace.runtime.pace import Pace
@@ -72,7 +73,7 @@ class _Lane:
     host_tokens: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Landing:
     """A launched step: its decode rows are the first samples of its key, `chunk` are the places of the others."""
 
@@ -159,13 +160,14 @@ class DeviceEngine:
         block = self._ring[0]
         self._ring.rotate(-1)
         assert block.mark is None or block.mark.done(), "more steps in flight than blocks"
-        future: Future[StepResult] = Future()
-        with self.queue.turn(), torch.no_grad():
+        future: Future[StepResult] = LoneFuture()
+        with self.queue.turn():
             key, chunk = self._send(plan, block)
             if key is not None:
                 replay = self._replays.get(key)
                 if replay is None:
-                    self._step(self._view(key))
+                    with torch.no_grad():
+                        self._step(self._view(key))
                 else:
                     replay()
                 lane = self._lane(key, block)

@@ -66,7 +66,7 @@ class Generation:
     deadline: asyncio.TimerHandle | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepFacts:
     """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it."""
 
@@ -220,12 +220,12 @@ class StepLoop:
             now = self.clock()
             self.progress_at = now
             events += self.scheduler.retire(plan, result)
-            self.on_step(StepFacts(now - launched, len(plan.decode), len(plan.prefill), plan.prefill_tokens))
+            rows, tokens = len(plan.decode), plan.prefill_tokens
+            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens))
             if self.engine.pace is not None:
                 # A step that was launched behind another kept the device busy only once that one had landed.
-                pairs = sum(pairs_of(row.count, row.start) for row in plan.prefill)
-                busy = now - max(launched, self._landed_at)
-                self.engine.pace.observe(len(plan.decode), plan.prefill_tokens, pairs, busy)
+                pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
+                self.engine.pace.observe(rows, tokens, pairs, now - max(launched, self._landed_at))
             self._landed_at = now
         self._launch()
         if events:

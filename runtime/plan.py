@@ -116,7 +116,7 @@ class StepPlan:
 
     @property
     def prefill_tokens(self) -> int:
-        return sum([row.count for row in self.prefill])
+        return sum([row.count for row in self.prefill]) if self.prefill else 0
 
 
 NON_FINITE = -1
