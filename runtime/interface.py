@@ -339,7 +339,13 @@ class Runtime:
         except Refusal:
             del self._generations[stream]
             raise
-        stream.listener(stream)  # `times.joined` is set: a face may tell that the response has begun
+        # `times.joined` is set: a face may tell that the response has begun. It does so behind the turn that `join`
+        # asked for, so that the device is at work on the prompt while those words are made.
+        asyncio.get_running_loop().call_soon(self._tell_joined, stream)
+
+    def _tell_joined(self, stream: TokenStream) -> None:
+        if stream.finish is None:
+            stream.listener(stream)
 
     def _ended(self, stream: TokenStream) -> None:
         self._generations.pop(stream, None)

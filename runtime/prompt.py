@@ -83,7 +83,7 @@ class FolderPrompter:
         wire = ask.wire_name(name)
         if not ids:
             raise Refusal("invalid_value", f"{wire} is empty: there is no token to start from", wire)
-        for token in ids:
+        for token in (min(ids), max(ids)):
             if not 0 <= token < self.embedding_rows:
                 what = "token ids lie" if isinstance(ask.prompt, tuple) else "the model's token ids lie"
                 raise Refusal(
