@@ -236,7 +236,14 @@ def load_model(config: ServerConfig) -> tuple[SizedEngine, Prompter, ModelCard]:
     stage("torch imported")
     try:
         engine = open_engine(folder, config.engine)
-        prompter = FolderPrompter(folder, engine.embedding_rows, engine.logits_width, engine.max_context)
+        prompter = FolderPrompter(
+            folder,
+            engine.embedding_rows,
+            engine.logits_width,
+            engine.max_context,
+            tool_parser=config.tool_parser,
+            reasoning_parser=config.reasoning_parser,
+        )
     except (CheckpointError, SettingError) as error:
         raise BadSetting(f"{config.model or 'the demo model'}: {error}") from None
     card = engine.card
