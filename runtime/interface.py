@@ -20,6 +20,7 @@ from headrace.runtime.parsers.pieces import (
     TextPiece,
     joined,
 )
+from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req, SamplingParams
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
@@ -44,6 +45,7 @@ __all__ = [
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TextInput",
     "TextPiece",
     "TextSplitter",
     "TokenStream",
@@ -197,6 +199,10 @@ class TextSplitter(Protocol):
     @property
     def thinking(self) -> bool:
         """The model is reasoning now."""
+
+    @property
+    def plain(self) -> bool:
+        """What comes from now on is text of the answer, all of it, and nothing is held back."""
 
     def push(self, text: str) -> list[Piece]:
         """What `text` makes certain."""

@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.pace import Pace, pairs_of
+from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req
@@ -296,6 +297,8 @@ class StepLoop:
                 text = "" if stopped else cutter.push(token)
                 splitter = generation.splitter
                 stream.push(Entry(token, text) if splitter is None else _typed(stream, token, text, splitter))
+                if splitter is not None and splitter.plain:
+                    splitter = generation.splitter = None
                 if event.finish is not None or cutter.matched is not None:
                     self._conclude(generation, event)
                 elif splitter is not None and splitter.over:
@@ -383,4 +386,6 @@ def _typed(stream: TokenStream, token: int, text: str, splitter: TextSplitter) -
     thinking = splitter.thinking
     pieces = splitter.push(text)
     stream.reasoning_tokens += thinking or splitter.thinking
+    if len(pieces) == 1 and pieces[0] == TextPiece(text):
+        return Entry(token, text)  # told as it is: the way that costs readers least
     return Entry(token, text, pieces)

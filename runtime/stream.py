@@ -164,6 +164,18 @@ class TokenStream:
             return self.ring.popleft().text
         return "".join([entry.text for entry in self.take()])
 
+    def take_plain(self) -> str | None:
+        """The text of all waiting entries, if none is typed; they count as sent. Else None, and they wait."""
+        if self.head - self.sent == 1 == len(self.ring) and not self.keep and self.wake is None:
+            if self.ring[0].pieces is not None:
+                return None
+            self.sent += 1
+            return self.ring.popleft().text
+        start = self.sent - self.floor
+        if any(self.ring[i].pieces is not None for i in range(start, len(self.ring))):
+            return None
+        return "".join([entry.text for entry in self.take()])
+
     def take_pieces(self) -> list[Piece]:
         """What all waiting entries say, in as few pieces as possible; they count as sent. `tail_pieces` follow,
         once the stream has ended."""

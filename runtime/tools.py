@@ -9,11 +9,15 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that an assistant made. `arguments` is the text of one JSON object. `id` is what its result names."""
+    """A call that an assistant made. `arguments` is the text of one JSON object. `id` is what its result names.
+
+    custom: the tool takes free text, which is the member `input` of that object.
+    """
 
     id: str
     name: str
     arguments: str
+    custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ class App:
         limits = self.config.limits
         settings = FaceSettings(
             strict_fields=self.config.strict_fields,
+            reasoning_field=self.config.reasoning_field,
             lanes=LaneLimits(in_flight=limits.requests_per_socket, waiting=limits.waiting_per_socket),
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,

@@ -141,6 +141,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["auto", "none", "think", "mistral"],
         Meta(description="how the model marks its reasoning; none: it stays in the text"),
     ] = "auto"
+    reasoning_field: Annotated[
+        Literal["reasoning_content", "reasoning"],
+        Meta(description="the name of the field in which chat completions tell reasoning"),
+    ] = "reasoning_content"
     strict_fields: Annotated[
         bool, Meta(description="refuse unknown request fields instead of naming them in the reply")
     ] = False

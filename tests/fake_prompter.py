@@ -76,7 +76,7 @@ class BytePrompter:
         if ask.messages is not None:
             if ask.tools and self.form.tools is None:
                 raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
-            lines = [f"tool {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
+            lines = [f"offers {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
             lines += [_line(message) for message in ask.messages]
             return Prompt(tuple("".join([*lines, "assistant: "]).encode()))
         if isinstance(ask.prompt, str):

@@ -52,13 +52,14 @@ class CallRules:
 class Incoming:
     """`text[at:]` has arrived and is not settled."""
 
-    __slots__ = ("at", "ended", "pieces", "text", "thinking")
+    __slots__ = ("at", "ended", "pieces", "plain", "text", "thinking")
 
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
         self.ended = False
         self.thinking = False  # what is told now is reasoning
+        self.plain = False  # everything that still comes is told as it is
         self.pieces: list[Piece] = []
 
     def tell(self, end: int) -> None:
@@ -136,6 +137,7 @@ class Incoming:
 
     def remainder(self) -> Reading[None]:
         """Tell everything that still comes."""
+        self.plain = True
         while True:
             self.tell(len(self.text))
             if self.ended:

@@ -30,7 +30,8 @@ class Splitter:
     marks: None leaves reasoning in the text. thinking: the prompt has opened the reasoning already. calls: how the
     family writes calls, and which ones are allowed; None: markup of calls is text.
     `over`: the answer has ended with the one call that was allowed; nothing is told any more.
-    `thinking`: the model is reasoning now.
+    `thinking`: the model is reasoning now. `plain`: what comes from now on is text of the answer, all of it, and
+    nothing is held back: nobody needs this splitter any more.
     """
 
     __slots__ = ("_reading", "_source", "over")
@@ -50,6 +51,10 @@ class Splitter:
     @property
     def thinking(self) -> bool:
         return self._source.thinking
+
+    @property
+    def plain(self) -> bool:
+        return self._source.plain
 
     def push(self, text: str) -> list[Piece]:
         """What `text` makes certain."""

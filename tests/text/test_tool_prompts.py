@@ -42,10 +42,12 @@ TAGGED = """{%- if tools %}{{ '<|im_start|>system\\n' }}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}
 {%- if enable_thinking %}{{- '<think>\\n' }}{% endif %}{% endif %}"""
 
-BRACKETED = """{{- bos_token }}{%- if tools %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}
+BRACKETED = """{{- bos_token }}{%- if tools %}
+{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{% endif %}
 {%- for message in messages %}{%- if message.role == 'user' %}{{- '[INST]' + message.content + '[/INST]' }}
 {%- elif message.tool_calls is defined and message.tool_calls %}{{- '[TOOL_CALLS]' }}
-{%- for call in message.tool_calls %}{% if call.id | length != 9 %}{{- raise_exception('ids have nine letters') }}{% endif %}
+{%- for call in message.tool_calls %}
+{%- if call.id | length != 9 %}{{- raise_exception('ids have nine letters') }}{% endif %}
 {{- call.function.name ~ '[ARGS]' ~ (call.function.arguments | tojson) ~ call.id }}{% endfor %}{{- eos_token }}
 {%- elif message.role == 'tool' %}{{- '[TOOL_RESULTS]' ~ message.tool_call_id ~ message.name ~ message.content }}
 {%- else %}{{- message.content + eos_token }}{% endif %}{% endfor %}"""
@@ -162,7 +164,7 @@ def test_nothing_in_a_tool_or_a_call_becomes_a_special_token(
             messages=(
                 Message("user", "hello"),
                 call_turn(json.dumps({word: word}), reasoning=word),
-                call_turn('{"%s": 1}' % escaped),
+                call_turn(f'{{"{escaped}": 1}}'),
                 Message("tool", word, call_id="call_1"),
             ),
             tools=(tool,),
