@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from headrace.runtime.logprobs import MOST_TOP, Logprobs, LogprobWish, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Req, SamplingParams
+from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 
 __all__ = [
     "Ask",
     "Entry",
     "FinishReason",
+    "Logprobs",
     "Message",
     "ModelCard",
     "Prompt",
@@ -29,6 +31,7 @@ __all__ = [
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TokenLogprob",
     "TokenStream",
     "Usage",
 ]
@@ -59,6 +62,9 @@ class Ask:
 
     None means "not said": the model's own defaults (generation_config) or the neutral value are taken.
     `param_names` maps a field of Ask to the name it has on the wire, for the `param` of a Refusal.
+    `logprobs`: each output token comes with its logprob and those of so many most likely tokens (None: not at
+    all). `prompt_logprobs`: those of the prompt are wanted too, from this index on. `echo`: the prompt's ids are
+    given back.
     Ranges are checked at birth: Refusal("invalid_value") names the field.
     """
 
@@ -79,6 +85,9 @@ class Ask:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
     param_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,6 +106,8 @@ class Ask:
         self._within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         self._within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         self._within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
+        self._within("logprobs", self.logprobs, 0, MOST_TOP)
+        self._within("prompt_logprobs", self.prompt_logprobs, 0, 1 << 31)
         if len(self.stop) > 16:
             raise self._refuse("stop", "has at most 16 strings")
         if any(not 1 <= len(text) <= 256 for text in self.stop):
@@ -173,8 +184,16 @@ class Prompter(Protocol):
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
 
-    def detokenize(self, ids: list[int]) -> str:
-        """Ids to text, special tokens left out."""
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        """One token by itself: a name to show, and its bytes in the text; None for a token that has no text there
+        (a special one, or an id without a token)."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What the folder says of its tokenizer: tokenizer_class, bos_token, eos_token, pad_token, chat_template; a
+        name it does not have is missing."""
 
 
 _log = logging.getLogger("headrace.runtime")
@@ -205,6 +224,7 @@ class Runtime:
         self._preparing: dict[TokenStream, int] = {}  # → characters of its ask
         self._preparing_characters = 0
         self._generations: dict[TokenStream, Generation] = {}
+        self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
@@ -234,6 +254,37 @@ class Runtime:
             )
         return stream
 
+    def open_many(
+        self, ask: Ask, count: int, listener: Callable[[TokenStream], None]
+    ) -> tuple[TokenStream, ...]:
+        """`count` streams that answer one prompt, as `open` does; the prompt is computed once.
+
+        Stream k draws with the seed `ask.seed + k`. The others join when the first has its first token, and share
+        its KV; of the prompt's logprobs all streams get the same ones."""
+        if count == 1:
+            return (self.open(ask, listener),)
+        scheduler = self.loop.scheduler
+        if len(self._preparing) + len(scheduler.waiting) + count > scheduler.waiting_limit:
+            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+
+        def hear(stream: TokenStream) -> None:
+            if stream.head or stream.finish is not None:
+                if stream.finish is None:
+                    stream.listener = listener
+                asyncio.get_running_loop().call_soon(self._join_siblings, stream)
+            listener(stream)
+
+        first = self.open(ask, hear)
+        waiting = tuple(
+            (
+                TokenStream(listener, opened=self.loop.clock()),
+                replace(ask, seed=None if ask.seed is None else (ask.seed + index) & _SEED_MASK),
+            )
+            for index in range(1, count)
+        )
+        self._siblings[first] = _Siblings(waiting)
+        return (first, *(stream for stream, _ in waiting))
+
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
         generation = self._generations.get(stream)
@@ -251,14 +302,19 @@ class Runtime:
 
     async def emptied(self) -> None:
         """Returns when no stream is being prepared or generated."""
-        while self._preparing or self.loop.live:
+        while self._preparing or self._siblings or self.loop.live:
             if self._preparing:
                 self._empty.clear()
                 await self._empty.wait()
-            else:
+            elif self.loop.live:
                 await self.loop.emptied()
+            else:
+                await asyncio.sleep(0)  # siblings join in this very turn
 
     def cancel_all(self) -> None:
+        for siblings in self._siblings.values():
+            for stream, _ in siblings.waiting:
+                self.cancel(stream)
         for stream in (*self._preparing, *self._generations):
             self.cancel(stream)
 
@@ -325,14 +381,20 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
-        count = len(prompt.ids)
-        params = self._params(ask)
-        max_len = self._max_len(ask, count)
-        self._next_id += 1
-        req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
-        stream.params = params
-        stream.prompt_tokens = count
-        generation = Generation(req, stream, self.prompter.cutter(ask))
+        generation = self._generation(stream, ask, prompt.ids)
+        wish = generation.req.logprobs
+        if ask.prompt_logprobs is not None and wish is not None:
+            stream.prompt_logprobs = wish.prompt
+        if ask.echo:
+            stream.prompt_ids = prompt.ids
+        if stream in self._siblings:
+            self._siblings[stream].ids = prompt.ids
+        self._begin(generation)
+
+    def _begin(self, generation: Generation) -> None:
+        stream = generation.stream
+        stream.params = generation.req.params
+        stream.prompt_tokens = generation.req.prompt_len
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
@@ -340,6 +402,49 @@ class Runtime:
             del self._generations[stream]
             raise
         stream.listener(stream)  # `times.joined` is set: a face may tell that the response has begun
+
+    def _join_siblings(self, first: TokenStream) -> None:
+        """The first stream has spoken, or has ended: those that wait for it follow it."""
+        siblings = self._siblings.pop(first)
+        generation = self._generations.get(first)
+        failed = first.finish in (FinishReason.ERROR, FinishReason.CANCELLED)
+        for stream, ask in siblings.waiting:
+            if stream.finish is not None:
+                continue  # cancelled meanwhile
+            if failed:
+                assert first.finish is not None
+                stream.end(first.finish, error=first.error)
+                self._count_end(stream)
+                continue
+            fork = None
+            if generation is not None and generation.req.phase is not Phase.DONE:
+                fork = ForkPoint(generation.req, len(siblings.ids))
+            stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
+            try:
+                self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), siblings.ids, fork))
+            except Refusal as refusal:
+                stream.end(FinishReason.ERROR, error=refusal)
+                self._count_end(stream)
+
+    def _generation(
+        self, stream: TokenStream, ask: Ask, ids: tuple[int, ...], fork: ForkPoint | None = None
+    ) -> Generation:
+        """Raises Refusal for what the ask wants of a prompt of this length."""
+        count = len(ids)
+        params, max_len = self._params(ask), self._max_len(ask, count)
+        self._next_id += 1
+        req = Req(
+            self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, self._wish(ask, count)
+        )
+        return Generation(req, stream, self.prompter.cutter(ask))
+
+    def _wish(self, ask: Ask, prompt_len: int) -> LogprobWish | None:
+        """What the ask wants to know of a prompt of this length."""
+        if ask.logprobs is None:
+            return None
+        first = None if ask.prompt_logprobs is None else max(1, ask.prompt_logprobs)
+        top = min(ask.logprobs, self.prompter.logits_width)
+        return LogprobWish(top, None if first is None or first >= prompt_len else first)
 
     def _ended(self, stream: TokenStream) -> None:
         self._generations.pop(stream, None)
@@ -397,6 +502,14 @@ class Runtime:
             stop_ids=frozenset(ask.stop_ids) | (frozenset() if ask.ignore_eos else prompter.eos_ids),
             min_tokens=ask.min_tokens,
         )
+
+
+@dataclass(slots=True)
+class _Siblings:
+    """Streams that wait for the first one of their prompt, and the prompt once it is prepared."""
+
+    waiting: tuple[tuple[TokenStream, Ask], ...]
+    ids: tuple[int, ...] = ()
 
 
 def _characters(ask: Ask) -> int:

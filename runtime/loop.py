@@ -291,7 +291,7 @@ class StepLoop:
             try:
                 # The token that stops an answer counts, but its text is no part of it.
                 stopped = event.finish is FinishReason.STOP
-                stream.push(Entry(token, "" if stopped else cutter.push(token)))
+                stream.push(Entry(token, "" if stopped else cutter.push(token), event.logprob))
                 if stopped or event.finish is not None or cutter.matched is not None:
                     self._conclude(generation, event)
                 elif stream.full:

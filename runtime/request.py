@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from headrace.runtime.logprobs import LogprobWish
+
 if TYPE_CHECKING:
     from headrace.runtime.prefix import PrefixLease
 
@@ -95,6 +97,7 @@ class Req:
     max_len: int
     params: SamplingParams
     fork: ForkPoint | None = None
+    logprobs: LogprobWish | None = None
 
     phase: Phase = field(default=Phase.WAITING, init=False)
     finish: FinishReason | None = field(default=None, init=False)

@@ -28,6 +28,7 @@ from headrace.runtime.plan import (
     PageCopy,
     PagePatch,
     PlanRow,
+    Probe,
     SlotGrant,
     StepPlan,
     StepResult,
@@ -74,6 +75,7 @@ class Scheduler:
         self._decoding: deque[list[Req]] = deque()  # of each plan in flight, the requests of its decode rows
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
+        self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
@@ -101,6 +103,7 @@ class Scheduler:
         if req.fork is not None:
             self._share_parent(req)
         self.waiting[req.id] = req
+        self._probing += req.logprobs is not None
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
@@ -158,8 +161,9 @@ class Scheduler:
         if not decoding and not prefill:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
+        probes = self._probes(decoding, prefill) if self._probing else ()
         plan = StepPlan(
-            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill)
+            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill), probes
         )
         self.counters.steps += 1
         self._flight.append(plan)
@@ -216,6 +220,8 @@ class Scheduler:
                 sampled += 1
             self._land(self.running[row.req_id], row.start + row.count, sample, events)
         assert sampled == len(tokens), "one token per sampling row"
+        if plan.probes:
+            self._tell_logprobs(plan, decoding, result, events)
         return events
 
     @property
@@ -295,6 +301,49 @@ class Scheduler:
             self.counters.decode_tokens_computed += 1
         return row
 
+    def _probes(self, decoding: list[Req], prefill: list[PlanRow]) -> tuple[Probe, ...]:
+        """What the rows of this step shall tell of their logits."""
+        probes = [
+            Probe(index, req.logprobs.top, 0, ())
+            for index, req in enumerate(decoding)
+            if req.logprobs is not None
+        ]
+        for index, row in enumerate(prefill, len(decoding)):
+            req = self.running[row.req_id]
+            wish = req.logprobs
+            if wish is not None:
+                first, count = wish.take(row.start, row.count, req.prompt_len)
+                if count or row.sample:
+                    ids = tuple(req.tokens[first : first + count])
+                    probes.append(Probe(index, wish.top, first - row.start - 1 if count else 0, ids))
+        return tuple(probes)
+
+    def _tell_logprobs(
+        self, plan: StepPlan, decoding: list[Req], result: StepResult, events: list[Retired]
+    ) -> None:
+        """Hand what the probes of `plan` found to the prompts and to the events of this retirement."""
+        found = result.logprobs
+        assert found is not None, "a step with probes brings logprobs"
+        event_of = {event.req.id: event for event in events}
+        place = 0
+        for probe in plan.probes:
+            chunk = probe.row - len(decoding)
+            row = plan.prefill[chunk] if chunk >= 0 else None
+            event = event_of.get(plan.decode[probe.row].req_id if row is None else row.req_id)
+            if probe.ids:
+                assert row is not None
+                req = self.running.get(row.req_id)
+                # One that ended in this step is gone; the row that ends a prompt can itself be the end.
+                wish = event.req.logprobs if event is not None else req.logprobs if req is not None else None
+                if wish is not None:
+                    wish.prompt.append(found, place, len(probe.ids))
+                place += len(probe.ids)
+            if row is None or row.sample:
+                if event is not None and event.token is not None:
+                    event.logprob = found.at(place, event.token, probe.top)
+                place += 1
+        assert place == len(found), "one place per wanted logprob"
+
     # -- pages -------------------------------------------------------------------------------------------------
 
     def _pages_for(self, tokens: int) -> int:
@@ -365,6 +414,8 @@ class Scheduler:
         req.forked_len = at
         # The last token is always fed, so that there are logits to sample from.
         shared = min(at, parent.landed_len, len(req.tokens) - 1, len(parent.pages) * self.page_size)
+        if req.logprobs is not None:
+            shared = req.logprobs.reusable(shared)
         if not shared:
             return  # no lease either: at admission the cache may hold what the parent has not landed yet
         full = shared // self.page_size
@@ -453,8 +504,10 @@ class Scheduler:
             return 0
         if req.lease is None:
             # The last token is always fed, so that there are logits to sample from.
-            reusable = (len(req.tokens) - 1) // self.page_size
-            req.lease = self.tree.match(req.salt, req.tokens, reusable)
+            reusable = len(req.tokens) - 1
+            if req.logprobs is not None:
+                reusable = req.logprobs.reusable(reusable)
+            req.lease = self.tree.match(req.salt, req.tokens, reusable // self.page_size)
         return req.lease.depth
 
     def _fits(self, req: Req, need: int, reserved: int) -> bool:
@@ -556,6 +609,7 @@ class Scheduler:
         self._leave_batch(req)
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 
     def _give_back(self, req: Req) -> None:
@@ -595,6 +649,7 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
         audit(self, self._flight, self._sources)
+        assert self._probing == sum(req.logprobs is not None for req in self.reqs())
 
 
 _age = attrgetter("id")  # ids are given in order of arrival: the largest is the youngest

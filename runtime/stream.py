@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, SamplingParams
 
@@ -13,10 +14,12 @@ from headrace.runtime.request import FinishReason, SamplingParams
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
 class Entry:
     """One retired token. `text` is what became certain with it: possibly "" (half a character, a possible stop
-    string) or more than this token's own characters (what was held back before)."""
+    string) or more than this token's own characters (what was held back before). `logprob`: where it was asked
+    for."""
 
     token: int
     text: str
+    logprob: TokenLogprob | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +67,8 @@ class TokenStream:
         "listener",
         "matched_stop",
         "params",
+        "prompt_ids",
+        "prompt_logprobs",
         "prompt_tokens",
         "ring",
         "sent",
@@ -91,6 +96,8 @@ class TokenStream:
         self.matched_stop: str | int | None = None  # which stop string or stop id ended it
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
         self.prompt_tokens = 0
+        self.prompt_ids: tuple[int, ...] = ()  # where the ask wants the prompt back
+        self.prompt_logprobs: Logprobs | None = None  # where it wants them; whole with the first token
         self.cached_tokens = 0
         self.times = StreamTimes(opened)
 

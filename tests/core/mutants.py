@@ -177,8 +177,10 @@ MUTANTS = (
     Mutant(
         "hit_of_the_whole_prompt",
         S,
-        """            reusable = (len(req.tokens) - 1) // self.page_size""",
-        """            reusable = len(req.tokens) // self.page_size""",
+        """            reusable = len(req.tokens) - 1
+""",
+        """            reusable = len(req.tokens)
+""",
     ),
     Mutant(
         "hit_one_token_too_long",
