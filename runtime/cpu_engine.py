@@ -160,7 +160,8 @@ class CpuEngine:
         """What the plan's probes want. logits, tokens: of the sampled rows."""
         width = max(probe.top for probe in plan.probes)
         found = Probed(width)
-        starts, sample_of = list(accumulate((row.count for row in plan.rows), initial=0)), {}
+        starts = list(accumulate((row.count for row in plan.rows), initial=0))
+        sample_of: dict[int, int] = {}
         for index, row in enumerate(plan.rows):
             if row.sample:
                 sample_of[index] = len(sample_of)

@@ -235,9 +235,7 @@ class Runtime:
         there is something to read, and once before that when the prompt was accepted (`times.joined`)."""
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        scheduler = self.loop.scheduler
-        if len(self._preparing) + len(scheduler.waiting) >= scheduler.waiting_limit:
-            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+        self._check_room(1)
         size = _characters(ask)
         if self._preparing and self._preparing_characters + size > _PREPARING_LIMIT:
             raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
@@ -263,9 +261,7 @@ class Runtime:
         its KV; of the prompt's logprobs all streams get the same ones."""
         if count == 1:
             return (self.open(ask, listener),)
-        scheduler = self.loop.scheduler
-        if len(self._preparing) + len(scheduler.waiting) + count > scheduler.waiting_limit:
-            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+        self._check_room(count)
 
         def hear(stream: TokenStream) -> None:
             if stream.head or stream.finish is not None:
@@ -284,6 +280,13 @@ class Runtime:
         )
         self._siblings[first] = _Siblings(waiting)
         return (first, *(stream for stream, _ in waiting))
+
+    def _check_room(self, count: int) -> None:
+        scheduler = self.loop.scheduler
+        waiting = len(self._preparing) + len(scheduler.waiting)
+        waiting += sum([len(siblings.waiting) for siblings in self._siblings.values()])
+        if waiting + count > scheduler.waiting_limit:
+            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -395,6 +398,8 @@ class Runtime:
         stream = generation.stream
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len
+        if generation.req.logprobs is not None:
+            stream.logprobs = []
         self._generations[stream] = generation
         try:
             self.loop.join(generation)

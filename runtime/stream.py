@@ -65,6 +65,7 @@ class TokenStream:
         "head",
         "keep",
         "listener",
+        "logprobs",
         "matched_stop",
         "params",
         "prompt_ids",
@@ -97,6 +98,9 @@ class TokenStream:
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
         self.prompt_tokens = 0
         self.prompt_ids: tuple[int, ...] = ()  # where the ask wants the prompt back
+        self.logprobs: list[TokenLogprob] | None = (
+            None  # where the ask wants them: of entries that were taken
+        )
         self.prompt_logprobs: Logprobs | None = None  # where it wants them; whole with the first token
         self.cached_tokens = 0
         self.times = StreamTimes(opened)
@@ -148,7 +152,8 @@ class TokenStream:
 
     def take_text(self) -> str:
         """The text of all waiting entries; they count as sent."""
-        if self.head - self.sent == 1 == len(self.ring) and not self.keep and self.wake is None:
+        alone = self.head - self.sent == 1 == len(self.ring)
+        if alone and not self.keep and self.wake is None and self.logprobs is None:
             self.sent += 1
             return self.ring.popleft().text
         return "".join([entry.text for entry in self.take()])
@@ -159,11 +164,20 @@ class TokenStream:
         start = self.sent - self.floor
         taken = [self.ring[start + i] for i in range(count)]
         self.sent += count
+        if self.logprobs is not None:
+            self.logprobs += [entry.logprob for entry in taken if entry.logprob is not None]
         while self.sent - self.floor > self.keep:
             self.ring.popleft()
         if count and self.wake is not None and self.pending <= self.window // 2:
             self.wake(self)
         return taken
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Those of the entries that were taken since the last call."""
+        found = self.logprobs or []
+        if found:
+            self.logprobs = []
+        return found
 
     @property
     def usage(self) -> Usage:

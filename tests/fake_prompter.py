@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.runtime.interface import Ask, ModelCard, Prompt
@@ -83,8 +83,19 @@ class BytePrompter:
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def detokenize(self, ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", "replace")
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        spelled = [self.spell(token) for token in ids]
+        parts = [name.encode() if raw is None and special else raw or b"" for name, raw in spelled]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        raw = bytes([token])
+        if token in self.eos_ids:
+            return f"<end {token}>", None
+        return raw.decode("utf-8", "replace"), raw
+
+    def about(self) -> Mapping[str, Any]:
+        return {"tokenizer_class": "Bytes", "eos_token": "<end>"}
 
 
 def letters(tokens: list[int], seed: int, width: int) -> int:

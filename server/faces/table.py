@@ -10,6 +10,7 @@ from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTab
 from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
+from headrace.server.faces.completions_http import CompletionsFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
@@ -35,6 +36,7 @@ def build_routes(
     type). `alive()` says whether the step loop runs. Health and page need no key; everything else does.
     """
     chat = ChatFace(runtime, settings)
+    completions = CompletionsFace(runtime, settings)
     responses = ResponsesFace(runtime, settings, store)
     budget = WaitingBudget(settings.waiting_bytes)
     facts = FactsFace(runtime, settings, metrics_text, alive)
@@ -51,6 +53,7 @@ def build_routes(
 
     http = {
         "/v1/chat/completions": HttpRoute(POST, chat.respond),
+        "/v1/completions": HttpRoute(POST, completions.respond),
         "/v1/responses": HttpRoute(POST, responses.create),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
