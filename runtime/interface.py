@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from headrace.runtime.logprobs import MOST_TOP, Logprobs, LogprobWish, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
@@ -197,6 +197,7 @@ class Prompter(Protocol):
 
 
 _log = logging.getLogger("headrace.runtime")
+Worked = TypeVar("Worked")
 
 # Asks with less text than this are prepared on the loop thread: it is faster than a hop to another thread.
 _INLINE_CHARACTERS = 2048
@@ -299,6 +300,38 @@ class Runtime:
             if not ended:
                 self._count_end(stream)
 
+    def work_on_text(
+        self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]
+    ) -> None:
+        """Call `told`, once and never from inside this call, with what `work` returns, or with the Refusal that it
+        raises; it runs in a thread that prepares prompts. size: of its text, in characters or bytes. Raises Refusal
+        when no text is taken now."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
+            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
+        self._preparing_characters += size
+        loop = asyncio.get_running_loop()
+
+        def worked(future: Future[Worked]) -> None:
+            self._preparing_characters -= size
+            try:
+                told(future.result())
+            except Refusal as refusal:
+                told(refusal)
+            except Exception as error:
+                _log_fault(error)
+                told(Refusal("server_error", "the text could not be worked on"))
+
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(worked, done))
+
+    def flush_cache(self) -> int | None:
+        """Forget every cached prompt; how many pages that were. None, and nothing is done, while anything runs."""
+        if self._preparing or self._siblings or self.loop.live or self.loop.flight:
+            return None
+        return self.loop.scheduler.flush_cache()
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
@@ -329,6 +362,17 @@ class Runtime:
     def alive(self) -> bool:
         """The step loop moves, or has nothing to do."""
         return self.loop.fault is None and self.loop.stalled_for < 60.0
+
+    def sizes(self) -> dict[str, int]:
+        """What the engine has room for, in the names of SGLang."""
+        scheduler = self.loop.scheduler
+        return {
+            "page_size": scheduler.page_size,
+            "max_total_num_tokens": scheduler.pool.count * scheduler.page_size,
+            "max_running_requests": scheduler.slots.count,
+            "max_queued_requests": scheduler.waiting_limit,
+            "chunked_prefill_size": scheduler.chunk_tokens,
+        }
 
     def stats(self) -> dict[str, float]:
         """Facts for metrics: counters since the start and gauges of now."""

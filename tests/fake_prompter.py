@@ -72,6 +72,8 @@ class BytePrompter:
                 raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
             return Prompt(tuple(ask.prompt.encode()))
         assert ask.prompt is not None
+        if not ask.prompt:
+            raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
         for token in ask.prompt:
             if not 0 <= token < self.embedding_rows:
                 raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))

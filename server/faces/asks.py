@@ -127,12 +127,12 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
     f.check_supported(request)
     if request.response_format and request.response_format.type != "text":
         raise WireError("unsupported_parameter", "response_format supports text only, yet", "response_format")
-    messages = tuple(_chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages))
+    messages = chat_messages(request.messages)
     limit = request.max_completion_tokens
     limit_name = "max_tokens" if limit is None else "max_completion_tokens"
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
-        messages=join_leading_system(messages),
+        messages=messages,
         max_tokens=request.max_tokens if limit is None else limit,
         param_names={
             "max_tokens": limit_name,
@@ -141,6 +141,13 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
             "template_options": "chat_template_kwargs",
         },
         **_sampling(request, request.reasoning_effort),
+    )
+
+
+def chat_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
+    """The turns of a chat. Raises WireError for parts that are not understood."""
+    return join_leading_system(
+        tuple(_chat_message(message, f"messages[{index}]") for index, message in enumerate(messages))
     )
 
 

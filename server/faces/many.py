@@ -67,16 +67,16 @@ class ManyAnswer(ABC):
         if not self._streamed:
             if not ended:
                 return []
-            self._over = True
+            self._end()
             return [HttpReply(200, self.whole(), headers=self._headers)]
         parts: list[Part] = [*self._head(), *told] if told else []
         if ended:
-            self._over = True
+            self._end()
             parts += [*self._head(), *self.ending(), DONE, STREAM_END]
         return parts
 
     def _fail(self, told: list[bytes], error: WireError) -> list[Part]:
-        self._over = True
+        self._end()
         self._cancel_all()
         if not self._streamed or not (self._head_sent or told):
             return [error_reply(error, self._headers)]
@@ -90,6 +90,12 @@ class ManyAnswer(ABC):
         """See exchange.Answer: the client is gone, so are its requests."""
         self._gone = True
         self._cancel_all()
+        self._end()
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
+            self.over()
 
     def _cancel_all(self) -> None:
         for stream in self.streams:
@@ -120,6 +126,10 @@ class ManyAnswer(ABC):
     def ending(self) -> list[bytes]:
         """SSE bytes after the end of all streams."""
         return []
+
+    def over(self) -> None:
+        """Called once, when no more is told, however it ended: give back what is held. Nothing by default."""
+        return
 
     @abstractmethod
     def failure(self, error: WireError) -> list[bytes]:
