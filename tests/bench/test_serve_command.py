@@ -13,6 +13,7 @@ from live_server import LiveServer
 
 from headrace.bench import serve
 from headrace.bench.null_server import NullServer, Script
+from headrace.bench.transports import DIALECTS
 
 SMALL = ["--workload", "c2_30_6", "--requests", "4", "--no-calibration"]
 
@@ -32,7 +33,7 @@ def result_of(capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, Any]]:
 def test_all_transports_of_headrace(
     live: LiveServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    spoken = ["ws-responses", "ws-responses-lanes", "sse-responses", "sse-chat"]
+    spoken = ["ws-responses", "ws-responses-lanes", "sse-responses", "sse-chat", "sse-completions"]
     flags = [flag for transport in spoken for flag in ("--transport", transport)]
     files = ["--out", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
     status = serve.main([live.url, *SMALL, *flags, "--repeats", "2", "--workers", "2", *files])
@@ -55,14 +56,17 @@ def test_all_transports_of_headrace(
         assert result["total_output_tokens"] == 4 * 6, "the median over the repeats"
         assert result["seeds"][1] == result["seeds"][0] + 1 and len(result["repeats"]) == 2
         assert result["transport"] in said and result["transport"] in page
-        assert result["settings"]["prompt"] == "words" and result["split"]["request"]["count"] == 8
+        kind = "ids" if result["transport"] == "sse-completions" else "words"
+        assert result["settings"]["prompt"] == kind and result["split"]["request"]["count"] == 8
     seeds = [seed for result in document["results"] for seed in result["seeds"]]
     assert len(set(seeds)) == len(seeds), "no prompt is sent twice"
 
 
 def test_a_transport_that_a_server_does_not_speak_is_told(
-    live: LiveServer, capsys: pytest.CaptureFixture[str]
+    live: LiveServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    elsewhere = DIALECTS["sse-completions"]._replace(path="/v2/completions")
+    monkeypatch.setitem(DIALECTS, "sse-completions", elsewhere)
     flags = ["--transport", "sse-completions", "--transport", "sse-chat"]
     assert serve.main([live.url, *SMALL, *flags, "--repeats", "1"]) == 1
     said, document = result_of(capsys)
