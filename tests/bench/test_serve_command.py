@@ -13,7 +13,6 @@ from live_server import LiveServer
 
 from headrace.bench import serve
 from headrace.bench.null_server import NullServer, Script
-from headrace.bench.transports import DIALECTS
 
 SMALL = ["--workload", "c2_30_6", "--requests", "4", "--no-calibration"]
 
@@ -62,17 +61,14 @@ def test_all_transports_of_headrace(
     assert len(set(seeds)) == len(seeds), "no prompt is sent twice"
 
 
-def test_a_transport_that_a_server_does_not_speak_is_told(
-    live: LiveServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    elsewhere = DIALECTS["sse-completions"]._replace(path="/v2/completions")
-    monkeypatch.setitem(DIALECTS, "sse-completions", elsewhere)
+def test_a_transport_that_a_server_does_not_speak_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--transport", "sse-completions", "--transport", "sse-chat"]
-    assert serve.main([live.url, *SMALL, *flags, "--repeats", "1"]) == 1
+    with NullServer(Script(first_s=0.0, gap_s=0.0005, rejects=("prompt",))) as other:
+        assert serve.main([other.url, *SMALL, *flags, "--repeats", "1"]) == 1
     said, document = result_of(capsys)
     (missing,) = document["not_measured"]
-    assert missing["transport"] == "sse-completions" and missing["error"].startswith("HTTP 404")
-    assert "not measured: HTTP 404" in said and [r["transport"] for r in document["results"]] == ["sse-chat"]
+    assert missing["transport"] == "sse-completions" and missing["error"].startswith("HTTP 422")
+    assert "not measured: HTTP 422" in said and [r["transport"] for r in document["results"]] == ["sse-chat"]
 
 
 def test_two_servers_in_turns(live: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:
