@@ -12,28 +12,51 @@ from typing import Any, Protocol, TypeVar
 
 from headrace.runtime.logprobs import MOST_TOP, Logprobs, LogprobWish, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
+from headrace.runtime.parsers.pieces import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Piece,
+    ReasoningPiece,
+    TextPiece,
+    joined,
+)
+from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 
 __all__ = [
     "Ask",
+    "CallArguments",
+    "CallBegin",
+    "CallEnd",
     "Entry",
     "FinishReason",
     "Logprobs",
     "Message",
     "ModelCard",
+    "Piece",
     "Prompt",
     "Prompter",
+    "ReasoningPiece",
     "Refusal",
     "Runtime",
     "SamplingParams",
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TextInput",
+    "TextPiece",
+    "TextSplitter",
     "TokenLogprob",
     "TokenStream",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
     "Usage",
+    "joined",
 ]
 
 
@@ -50,10 +73,26 @@ PUBLIC_TENANT = Tenant("public", "public")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face)."""
+    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face), tool.
+
+    An assistant's turn may hold `reasoning` and `calls` beside its text. A tool's turn is the result of one call:
+    `call_id` names the call, `name` the tool where the client said it.
+    """
 
     role: str
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
+    reasoning: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything in it that a client wrote: what is measured, checked, and kept apart from special tokens."""
+        said = [self.content, self.reasoning, self.call_id or "", self.name or ""]
+        for call in self.calls:
+            said += (call.id, call.name, call.arguments)
+        return tuple(said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +127,8 @@ class Ask:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = AUTO
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
     param_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -119,6 +160,14 @@ class Ask:
         if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
             raise self._refuse("logit_bias", "values lie between -100 and 100")
 
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools whose calls count, by the tool choice."""
+        only = self.tool_choice.only
+        if self.tool_choice.mode == "none":
+            return ()
+        return tuple(tool for tool in self.tools if only is None or tool.name in only)
+
     def wire_name(self, name: str) -> str:
         """The name of Ask field `name` in the client's own protocol."""
         return self.param_names.get(name, name)
@@ -135,9 +184,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prepared prompt: token ids and the first index whose prompt text the client did not write itself."""
+    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with."""
 
     ids: tuple[int, ...]
+    thinking: bool = False
 
 
 class TextCutter(Protocol):
@@ -150,6 +200,26 @@ class TextCutter(Protocol):
 
     def finish(self) -> str:
         """What was still held back and is now certain, because no token follows. Empty after a match."""
+
+
+class TextSplitter(Protocol):
+    """Certain text in, typed pieces out (see parsers.splitter.Splitter)."""
+
+    over: bool  # the answer has ended with the one call that was allowed
+
+    @property
+    def thinking(self) -> bool:
+        """The model is reasoning now."""
+
+    @property
+    def plain(self) -> bool:
+        """What comes from now on is text of the answer, all of it, and nothing is held back."""
+
+    def push(self, text: str) -> list[Piece]:
+        """What `text` makes certain."""
+
+    def finish(self) -> list[Piece]:
+        """What was held back; no text follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +250,9 @@ class Prompter(Protocol):
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter for one generation, with the ask's stop strings."""
+
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
 
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
@@ -428,14 +501,14 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
-        generation = self._generation(stream, ask, prompt.ids)
+        generation = self._generation(stream, ask, prompt)
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
             stream.prompt_logprobs = wish.prompt
         if ask.echo:
             stream.prompt_ids = prompt.ids
         if stream in self._siblings:
-            self._siblings[stream].ids = prompt.ids
+            self._siblings[stream].prompt = prompt
         self._begin(generation)
 
     def _begin(self, generation: Generation) -> None:
@@ -467,25 +540,27 @@ class Runtime:
                 continue
             fork = None
             if generation is not None and generation.req.phase is not Phase.DONE:
-                fork = ForkPoint(generation.req, len(siblings.ids))
+                fork = ForkPoint(generation.req, len(siblings.prompt.ids))
             stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
             try:
-                self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), siblings.ids, fork))
+                self._begin(
+                    self._generation(stream, replace(ask, prompt_logprobs=None), siblings.prompt, fork)
+                )
             except Refusal as refusal:
                 stream.end(FinishReason.ERROR, error=refusal)
                 self._count_end(stream)
 
     def _generation(
-        self, stream: TokenStream, ask: Ask, ids: tuple[int, ...], fork: ForkPoint | None = None
+        self, stream: TokenStream, ask: Ask, prompt: Prompt, fork: ForkPoint | None = None
     ) -> Generation:
         """Raises Refusal for what the ask wants of a prompt of this length."""
-        count = len(ids)
+        ids, count = prompt.ids, len(prompt.ids)
         params, max_len = self._params(ask), self._max_len(ask, count)
         self._next_id += 1
         req = Req(
             self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, self._wish(ask, count)
         )
-        return Generation(req, stream, self.prompter.cutter(ask))
+        return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _wish(self, ask: Ask, prompt_len: int) -> LogprobWish | None:
         """What the ask wants to know of a prompt of this length."""
@@ -558,12 +633,13 @@ class _Siblings:
     """Streams that wait for the first one of their prompt, and the prompt once it is prepared."""
 
     waiting: tuple[tuple[TokenStream, Ask], ...]
-    ids: tuple[int, ...] = ()
+    prompt: Prompt = Prompt(())
 
 
 def _characters(ask: Ask) -> int:
     if ask.messages is not None:
-        return sum(len(message.content) for message in ask.messages)
+        said = sum(len(text) for message in ask.messages for text in message.texts)
+        return said + sum(tool.characters for tool in ask.tools)
     assert ask.prompt is not None
     return len(ask.prompt)
 
