@@ -391,5 +391,7 @@ def _typed(stream: TokenStream, event: Retired, text: str, splitter: TextSplitte
     pieces = splitter.push(text)
     stream.reasoning_tokens += thinking or splitter.thinking
     if len(pieces) == 1 and pieces[0] == TextPiece(text):
-        return Entry(event.token, text, None, event.logprob)  # told as it is: the way that costs readers least
+        return Entry(
+            event.token, text, None, event.logprob
+        )  # told as it is: the way that costs readers least
     return Entry(event.token, text, pieces, event.logprob)

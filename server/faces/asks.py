@@ -127,6 +127,8 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
     f.check_supported(request)
     if request.response_format and request.response_format.type != "text":
         raise WireError("unsupported_parameter", "response_format supports text only, yet", "response_format")
+    if request.top_logprobs and not request.logprobs:
+        raise WireError("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
     messages = chat_messages(request.messages)
     tools = chat_tools(request)
     limit = request.max_completion_tokens
@@ -137,6 +139,7 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         max_tokens=request.max_tokens if limit is None else limit,
         tools=tools.tools,
         tool_choice=tools.choice,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         param_names={
             "max_tokens": limit_name,
             "stop_ids": "stop_token_ids",

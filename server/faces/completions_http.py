@@ -14,8 +14,9 @@ from headrace.server.faces.many import ManyAnswer
 from headrace.server.faces.prompt_asks import completion_asks
 from headrace.server.faces.settings import FaceSettings, new_id
 from headrace.server.faces.token_logprobs import CompletionColumns
+from headrace.server.faces.usage import usage_of_many
 from headrace.server.protocol import completions as wire
-from headrace.server.protocol.chat import ChatUsage, PromptDetails
+from headrace.server.protocol.chat import ChatUsage
 from headrace.server.protocol.codec import TOKEN_IDS, decode, encode
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.logprobs import CompletionLogprobs
@@ -189,13 +190,3 @@ class CompletionAnswer(ManyAnswer):
 
     def _usage(self) -> ChatUsage:
         return usage_of_many(self.streams, self._copies, silent=self._silent)
-
-
-def usage_of_many(streams: Sequence[TokenStream], copies: int, *, silent: bool = False) -> ChatUsage:
-    """The token counts of all streams together; a prompt that several of them answer counts once. silent: what was
-    generated is none of the answer."""
-    firsts = streams[::copies]
-    prompt = sum(stream.prompt_tokens for stream in firsts)
-    cached = sum(stream.cached_tokens for stream in firsts)
-    output = 0 if silent else sum(stream.head for stream in streams)
-    return ChatUsage(prompt, output, prompt + output, PromptDetails(cached))

@@ -51,6 +51,8 @@ class ManyAnswer(ABC):
         """See exchange.Answer."""
         if self._over:
             return []
+        if self._head_sent and len(self.streams) == 1 and self.streams[0].finish is None:
+            return self.parts(0, self.streams[0])  # type: ignore[return-value]  # bytes are parts
         told: list[bytes] = []
         failed: TokenStream | None = None
         for index, stream in enumerate(self.streams):
