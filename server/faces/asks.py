@@ -15,6 +15,7 @@ from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import Item, Part, ResponseRequest
 
+LOGPROBS = "message.output_text.logprobs"
 _MEDIA = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
 _CHAT_MEDIA = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "video"}
 
@@ -97,8 +98,10 @@ def response_ask(
         max_tokens=request.max_output_tokens,
         tools=tools.tools,
         tool_choice=tools.choice,
+        logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
         param_names={
             "max_tokens": "max_output_tokens",
+            "logprobs": "top_logprobs",
             "stop_ids": "stop_token_ids",
             "messages": "input",
             "prompt": "input",
@@ -111,8 +114,8 @@ def response_ask(
 def _check_response_options(request: ResponseRequest) -> None:
     if request.text and request.text.format and request.text.format.type != "text":
         raise WireError("unsupported_parameter", "text.format supports text only, yet", "text.format")
-    if "message.output_text.logprobs" in (request.include or ()):
-        raise WireError("unsupported_parameter", "logprobs are not supported yet", "include")
+    if request.top_logprobs and LOGPROBS not in (request.include or ()):
+        raise WireError("invalid_value", f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
     if request.prompt_cache_options and request.prompt_cache_options.prewarm:
         raise WireError(
             "unsupported_parameter", "prewarm is not supported yet", "prompt_cache_options.prewarm"
