@@ -112,7 +112,7 @@ class ChatSpeaker:
 
     def _first(self, fields: dict[str, Any]) -> chat.Delta:
         """A delta with these fields, and with the role if it is the first one."""
-        role = {} if self.told else {"role": "assistant"}
+        role: dict[str, Any] = {} if self.told else {"role": "assistant"}
         self.told = True
         return chat.Delta(**role, **fields)
 

@@ -61,9 +61,11 @@ class Output:
         for piece in pieces:
             match piece:
                 case TextPiece():
-                    if not isinstance(self.open, OpenMessage):
-                        self._follow(OpenMessage(self), events)
-                    self.open.add(piece.text, events, self.take_logprobs())
+                    message = self.open
+                    if not isinstance(message, OpenMessage):
+                        message = OpenMessage(self)
+                        self._follow(message, events)
+                    message.add(piece.text, events, self.take_logprobs())
                     continue
                 case ReasoningPiece():
                     if not isinstance(self.open, OpenReasoning):
