@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from headrace.runtime.logprobs import MOST_TOP, Logprobs, LogprobWish, TokenLogprob
+from headrace.runtime.logprobs import MOST_TOP, Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
+from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
     CallArguments,
     CallBegin,
@@ -276,7 +276,6 @@ Worked = TypeVar("Worked")
 _INLINE_CHARACTERS = 2048
 # Text waiting for preparation, in characters: beyond it the server takes no more asks for the moment.
 _PREPARING_LIMIT = 256 << 20
-_SEED_MASK = (1 << 64) - 1
 
 
 class Runtime:
@@ -348,7 +347,7 @@ class Runtime:
         waiting = tuple(
             (
                 TokenStream(listener, opened=self.loop.clock()),
-                replace(ask, seed=None if ask.seed is None else (ask.seed + index) & _SEED_MASK),
+                replace(ask, seed=None if ask.seed is None else (ask.seed + index) & SEED_MASK),
             )
             for index in range(1, count)
         )
@@ -555,20 +554,12 @@ class Runtime:
     ) -> Generation:
         """Raises Refusal for what the ask wants of a prompt of this length."""
         ids, count = prompt.ids, len(prompt.ids)
-        params, max_len = self._params(ask), self._max_len(ask, count)
+        params = params_of(ask, self.prompter)
+        max_len = max_len_of(ask, count, self.max_context)
+        wish = wish_of(ask, count, self.prompter.logits_width)
         self._next_id += 1
-        req = Req(
-            self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, self._wish(ask, count)
-        )
+        req = Req(self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, wish)
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
-
-    def _wish(self, ask: Ask, prompt_len: int) -> LogprobWish | None:
-        """What the ask wants to know of a prompt of this length."""
-        if ask.logprobs is None:
-            return None
-        first = None if ask.prompt_logprobs is None else max(1, ask.prompt_logprobs)
-        top = min(ask.logprobs, self.prompter.logits_width)
-        return LogprobWish(top, None if first is None or first >= prompt_len else first)
 
     def _ended(self, stream: TokenStream) -> None:
         self._generations.pop(stream, None)
@@ -578,54 +569,6 @@ class Runtime:
         assert stream.finish is not None
         self.ends[stream.finish] += 1
         self.on_end(stream)
-
-    def _max_len(self, ask: Ask, prompt_len: int) -> int:
-        limit = self.max_context
-        if prompt_len >= limit:
-            raise Refusal(
-                "context_length_exceeded",
-                f"the prompt has {prompt_len} tokens; with room for an answer, {limit - 1} fit",
-                ask.wire_name("messages" if ask.messages is not None else "prompt"),
-            )
-        if ask.max_tokens is None:
-            return limit
-        if prompt_len + ask.max_tokens > limit:
-            raise Refusal(
-                "context_length_exceeded",
-                f"{prompt_len} prompt tokens and {ask.max_tokens} to generate are more than the {limit} that fit",
-                ask.wire_name("max_tokens"),
-            )
-        return prompt_len + ask.max_tokens
-
-    def _params(self, ask: Ask) -> SamplingParams:
-        """What the client said, else what the model folder says, else neutral."""
-        prompter = self.prompter
-
-        def said(name: str, neutral: float) -> Any:
-            value = getattr(ask, name)
-            return prompter.defaults.get(name, neutral) if value is None else value
-
-        for name, ids in (("stop_ids", ask.stop_ids), ("logit_bias", [i for i, _ in ask.logit_bias])):
-            for token in ids:
-                if not 0 <= token < prompter.logits_width:
-                    wire = ask.wire_name(name)
-                    raise Refusal(
-                        "invalid_value", f"{wire}: token ids lie in [0, {prompter.logits_width})", wire
-                    )
-        seed = secrets.randbits(64) if ask.seed is None else ask.seed & _SEED_MASK
-        return SamplingParams(
-            temperature=float(said("temperature", 1.0)),
-            top_k=max(0, int(said("top_k", 0))),
-            top_p=float(said("top_p", 1.0)),
-            min_p=float(said("min_p", 0.0)),
-            repetition_penalty=float(said("repetition_penalty", 1.0)),
-            presence_penalty=ask.presence_penalty,
-            frequency_penalty=ask.frequency_penalty,
-            logit_bias=ask.logit_bias,
-            seed=seed,
-            stop_ids=frozenset(ask.stop_ids) | (frozenset() if ask.ignore_eos else prompter.eos_ids),
-            min_tokens=ask.min_tokens,
-        )
 
 
 @dataclass(slots=True)

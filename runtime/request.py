@@ -128,6 +128,13 @@ class Req:
         """Tokens generated and seen by the host."""
         return len(self.tokens) - self.prompt_len
 
+    @property
+    def reusable_len(self) -> int:
+        """Of its known tokens, how many leading ones need no row if their KV is at hand. The last one is always
+        fed, so that there are logits to sample from."""
+        known = len(self.tokens) - 1
+        return known if self.logprobs is None else self.logprobs.reusable(known)
+
     def check(self) -> None:
         """Raise AssertionError if a length or phase rule of this Req alone is broken."""
         assert 0 <= self.landed_len <= self.computed_len <= self.total_len <= self.max_len, self

@@ -28,12 +28,12 @@ from headrace.runtime.plan import (
     PageCopy,
     PagePatch,
     PlanRow,
-    Probe,
     SlotGrant,
     StepPlan,
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
+from headrace.runtime.probes import probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
@@ -161,7 +161,7 @@ class Scheduler:
         if not decoding and not prefill:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
-        probes = self._probes(decoding, prefill) if self._probing else ()
+        probes = probes_of(decoding, prefill, self.running) if self._probing else ()
         plan = StepPlan(
             self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill), probes
         )
@@ -221,7 +221,7 @@ class Scheduler:
             self._land(self.running[row.req_id], row.start + row.count, sample, events)
         assert sampled == len(tokens), "one token per sampling row"
         if plan.probes:
-            self._tell_logprobs(plan, decoding, result, events)
+            tell_logprobs(plan, result, events, self.running)
         return events
 
     @property
@@ -301,49 +301,6 @@ class Scheduler:
             self.counters.decode_tokens_computed += 1
         return row
 
-    def _probes(self, decoding: list[Req], prefill: list[PlanRow]) -> tuple[Probe, ...]:
-        """What the rows of this step shall tell of their logits."""
-        probes = [
-            Probe(index, req.logprobs.top, 0, ())
-            for index, req in enumerate(decoding)
-            if req.logprobs is not None
-        ]
-        for index, row in enumerate(prefill, len(decoding)):
-            req = self.running[row.req_id]
-            wish = req.logprobs
-            if wish is not None:
-                first, count = wish.take(row.start, row.count, req.prompt_len)
-                if count or row.sample:
-                    ids = tuple(req.tokens[first : first + count])
-                    probes.append(Probe(index, wish.top, first - row.start - 1 if count else 0, ids))
-        return tuple(probes)
-
-    def _tell_logprobs(
-        self, plan: StepPlan, decoding: list[Req], result: StepResult, events: list[Retired]
-    ) -> None:
-        """Hand what the probes of `plan` found to the prompts and to the events of this retirement."""
-        found = result.logprobs
-        assert found is not None, "a step with probes brings logprobs"
-        event_of = {event.req.id: event for event in events}
-        place = 0
-        for probe in plan.probes:
-            chunk = probe.row - len(decoding)
-            row = plan.prefill[chunk] if chunk >= 0 else None
-            event = event_of.get(plan.decode[probe.row].req_id if row is None else row.req_id)
-            if probe.ids:
-                assert row is not None
-                req = self.running.get(row.req_id)
-                # One that ended in this step is gone; the row that ends a prompt can itself be the end.
-                wish = event.req.logprobs if event is not None else req.logprobs if req is not None else None
-                if wish is not None:
-                    wish.prompt.append(found, place, len(probe.ids))
-                place += len(probe.ids)
-            if row is None or row.sample:
-                if event is not None and event.token is not None:
-                    event.logprob = found.at(place, event.token, probe.top)
-                place += 1
-        assert place == len(found), "one place per wanted logprob"
-
     # -- pages -------------------------------------------------------------------------------------------------
 
     def _pages_for(self, tokens: int) -> int:
@@ -412,10 +369,7 @@ class Scheduler:
         # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
         req.fork = None
         req.forked_len = at
-        # The last token is always fed, so that there are logits to sample from.
-        shared = min(at, parent.landed_len, len(req.tokens) - 1, len(parent.pages) * self.page_size)
-        if req.logprobs is not None:
-            shared = req.logprobs.reusable(shared)
+        shared = min(at, parent.landed_len, req.reusable_len, len(parent.pages) * self.page_size)
         if not shared:
             return  # no lease either: at admission the cache may hold what the parent has not landed yet
         full = shared // self.page_size
@@ -503,11 +457,7 @@ class Scheduler:
         if req.pages or req.copy_from is not None or not self.prefix_cache:
             return 0
         if req.lease is None:
-            # The last token is always fed, so that there are logits to sample from.
-            reusable = len(req.tokens) - 1
-            if req.logprobs is not None:
-                reusable = req.logprobs.reusable(reusable)
-            req.lease = self.tree.match(req.salt, req.tokens, reusable // self.page_size)
+            req.lease = self.tree.match(req.salt, req.tokens, req.reusable_len // self.page_size)
         return req.lease.depth
 
     def _fits(self, req: Req, need: int, reserved: int) -> bool:
@@ -526,12 +476,8 @@ class Scheduler:
         """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
         if self.running:
             return None
-        holders = [
-            req
-            for held in (self.paused, self.waiting)
-            for req in held.values()
-            if req is not head and (req.pages or req.copy_from is not None)
-        ]
+        still = (*self.paused.values(), *self.waiting.values())
+        holders = [req for req in still if req is not head and (req.pages or req.copy_from is not None)]
         if not holders and (head.pages or head.copy_from is not None):
             return head
         return max(holders, key=_age, default=None)
@@ -649,7 +595,6 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
         audit(self, self._flight, self._sources)
-        assert self._probing == sum(req.logprobs is not None for req in self.reqs())
 
 
 _age = attrgetter("id")  # ids are given in order of arrival: the largest is the youngest
