@@ -12,11 +12,24 @@ import msgspec.inspect as shapes
 
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.fields import extra_of
+from headrace.server.protocol.messages import CountTokensRequest, MessagesRequest
+from headrace.server.protocol.ollama import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaOptions,
+    OllamaShowRequest,
+)
 from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
 
 ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /v1/chat/completions", ChatRequest),
     ("POST /v1/responses", ResponseRequest),
+    ("POST /v1/messages", MessagesRequest),
+    ("POST /v1/messages/count_tokens", CountTokensRequest),
+    ("POST /api/chat", OllamaChatRequest),
+    ("POST /api/generate", OllamaGenerateRequest),
+    ("`options` of /api/chat and /api/generate", OllamaOptions),
+    ("POST /api/show", OllamaShowRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
 )

@@ -1,0 +1,198 @@
+"""POST /v1/messages and /v1/messages/count_tokens as Anthropic's clients expect them. Knows no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream
+from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
+from headrace.server.faces.answers import StreamAnswer, ignored_header
+from headrace.server.faces.asks import check_model
+from headrace.server.faces.later import LaterAnswer
+from headrace.server.faces.messages_ask import count_ask, messages_ask
+from headrace.server.faces.settings import FaceSettings, new_id
+from headrace.server.protocol import messages as m
+from headrace.server.protocol.codec import decode, encode
+from headrace.server.protocol.error_body import ErrorBody
+from headrace.server.protocol.errors import WireError
+
+Body = TypeVar("Body", bound=m.CountTokensRequest)
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def restated(reply: HttpReply, request_id: str) -> HttpReply:
+    """A refusal of the front in Anthropic's shape."""
+    said = decode(reply.body, ErrorBody).value.error
+    headers = {**reply.headers, "request-id": request_id}
+    return HttpReply(reply.status, _error_body(reply.status, said.message, request_id), headers=headers)
+
+
+def _error_body(status: int, message: str, request_id: str) -> bytes:
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return encode(m.AnthropicError(m.AnthropicErrorSaid(kind, message), request_id))
+
+
+def _said(error: WireError) -> str:
+    """The sentence of an error, which is all that its shape has room for: it names the field."""
+    message = error.fields().message
+    return message if error.param is None or error.param in message else f"{error.param}: {message}"
+
+
+def _refusal(error: WireError | Refusal, headers: Mapping[str, str]) -> HttpReply:
+    wire = WireError.of(error)
+    body = _error_body(wire.status, _said(wire), headers["request-id"])
+    return HttpReply(wire.status, body, headers={**headers, **wire.headers()})
+
+
+class MessagesFace:
+    """Turns one HTTP request into one answer."""
+
+    def __init__(self, runtime: Runtime, settings: FaceSettings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+
+    def create(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """POST /v1/messages."""
+        headers = {"request-id": request.request_id}
+        try:
+            body = self._decoded(request, m.MessagesRequest, headers)
+            answer = MessageAnswer(self._runtime, wire, headers, body)
+            answer.open(messages_ask(body, request.tenant))
+            return answer
+        except (WireError, Refusal) as error:
+            return _refusal(error, headers)
+
+    def count_tokens(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """POST /v1/messages/count_tokens."""
+        headers = {"request-id": request.request_id}
+        try:
+            body = self._decoded(request, m.CountTokensRequest, headers)
+            answer = LaterAnswer(wire)
+
+            def counted(count: int | Refusal) -> None:
+                if isinstance(count, Refusal):
+                    answer.tell(_refusal(count, headers))
+                else:
+                    answer.tell(HttpReply(200, encode(m.InputTokens(count)), headers=headers))
+
+            self._runtime.count(count_ask(body, request.tenant), counted)
+            return answer
+        except (WireError, Refusal) as error:
+            return _refusal(error, headers)
+
+    def _decoded(self, request: HttpRequest, type_: type[Body], headers: dict[str, str]) -> Body:
+        decoded = decode(request.body, type_, strict=self._settings.strict_fields)
+        headers |= ignored_header(decoded.ignored)
+        if decoded.ignored:
+            self._settings.on_ignored_fields("messages", len(decoded.ignored))
+        check_model(decoded.value.model, self._runtime.card, self._settings.model_aliases)
+        return decoded.value
+
+
+def _event(event: m.MessageEvent) -> bytes:
+    tag = event.__struct_config__.tag
+    assert isinstance(tag, str)
+    return b"event: " + tag.encode() + b"\ndata: " + encode(event) + b"\n\n"
+
+
+class MessageAnswer(StreamAnswer):
+    """One message. Its events begin with the first token, so that a request which cannot run is still refused."""
+
+    silence = _event(m.Ping())
+    last_part = b""  # message_stop has said it
+
+    def __init__(
+        self, runtime: Runtime, wire: Wire, headers: Mapping[str, str], request: m.MessagesRequest
+    ) -> None:
+        super().__init__(runtime, wire, headers, streamed=bool(request.stream))
+        self._limit = request.max_tokens
+        self._id = new_id("msg")
+        self._model = runtime.card.id
+        self._texts: list[str] = []
+        self._began = False
+        self._index = -1  # of the open block
+        self._delta_ends: tuple[bytes, bytes] | None = None
+
+    def parts(self, stream: TokenStream) -> list[bytes]:
+        """The events that the stream's news become."""
+        text = stream.take_text()
+        if stream.ended:
+            text += stream.tail
+        if not self._streamed:
+            self._texts.append(text)
+            return []
+        over = stream.ended and stream.finish in (FinishReason.STOP, FinishReason.LENGTH)
+        parts: list[bytes] = []
+        if not self._began and (text or over):
+            self._began = True
+            parts.append(_event(m.MessageStart(self._message(stream, (), None, None))))
+        if text:
+            if self._index < 0:
+                self._index = 0
+                parts.append(_event(m.BlockStart(0, m.TextBlock(""))))
+            parts.append(self._text_delta(text))
+        if over:
+            if self._index >= 0:
+                parts.append(_event(m.BlockStop(self._index)))
+            parts.append(_event(m.MessageDelta(m.StopFacts(*self._stop(stream)), _usage(stream))))
+            parts.append(_event(m.MessageStop()))
+        return parts
+
+    def _text_delta(self, text: str) -> bytes:
+        # Nearly every event is one of these, and all of a block differ in their text alone.
+        if self._delta_ends is None:
+            begin, found, end = _event(m.BlockDelta(self._index, m.TextDelta(""))).partition(b'"text":""')
+            assert found
+            self._delta_ends = (begin + b'"text":', end)
+        begin, end = self._delta_ends
+        return b"%b%b%b" % (begin, encode(text), end)
+
+    def whole(self, stream: TokenStream) -> bytes:
+        """One message with all of its blocks; an answer without text has none."""
+        text = "".join(self._texts)
+        return encode(self._message(stream, (m.TextBlock(text),) if text else (), *self._stop(stream)))
+
+    def refused(self, error: WireError) -> HttpReply:
+        """In Anthropic's shape."""
+        return _refusal(error, self._headers)
+
+    def failure(self, error: WireError) -> list[bytes]:
+        """An `error` event is the last one."""
+        kind = _TYPES.get(error.status, "api_error")
+        return [_event(m.AnthropicError(m.AnthropicErrorSaid(kind, _said(error))))]
+
+    def _message(
+        self,
+        stream: TokenStream,
+        content: tuple[m.AnswerBlock, ...],
+        reason: m.StopReason | None,
+        sequence: str | None,
+    ) -> m.AnthropicMessage:
+        return m.AnthropicMessage(
+            self._id, "assistant", self._model, content, reason, sequence, _usage(stream)
+        )
+
+    def _stop(self, stream: TokenStream) -> tuple[m.StopReason, str | None]:
+        if stream.finish is FinishReason.STOP:
+            if isinstance(stream.matched_stop, str):
+                return "stop_sequence", stream.matched_stop
+            return "end_turn", None
+        if stream.usage.output_tokens < self._limit:
+            return "model_context_window_exceeded", None
+        return "max_tokens", None
+
+
+def _usage(stream: TokenStream) -> m.MessageUsage:
+    usage = stream.usage
+    return m.MessageUsage(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens, usage.cached_tokens)

@@ -1,0 +1,273 @@
+"""/api/chat, /api/generate and the small routes beside them as Ollama's clients expect them. Knows no socket."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from headrace.runtime.interface import Ask, FinishReason, Refusal, Runtime, Tenant, TokenStream
+from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
+from headrace.server.faces.answers import StreamAnswer, ignored_header
+from headrace.server.faces.ollama_ask import chat_ask, check_ollama_model, generate_ask
+from headrace.server.faces.settings import FaceSettings
+from headrace.server.protocol import ollama as o
+from headrace.server.protocol.codec import decode, encode
+from headrace.server.protocol.error_body import ErrorBody
+from headrace.server.protocol.errors import WireError
+
+# Clients read /api/version as the level of the API and leave servers below some level alone: this is the Ollama
+# whose API these routes follow, not a version of ours.
+API_VERSION = "0.13.0"
+NDJSON = "application/x-ndjson"
+_DONE = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_NEVER = "2318-01-01T00:00:00Z"
+
+Body = TypeVar("Body", o.OllamaChatRequest, o.OllamaGenerateRequest, o.OllamaShowRequest)
+
+
+def restated(reply: HttpReply, request_id: str) -> HttpReply:
+    """A refusal of the front in Ollama's shape."""
+    said = decode(reply.body, ErrorBody).value.error
+    return HttpReply(reply.status, encode(o.OllamaError(said.message)), headers=reply.headers)
+
+
+def _said(error: WireError) -> str:
+    """The sentence of an error, which is all that its shape has room for: it names the field."""
+    message = error.fields().message
+    if error.param is None or error.param in message or error.code == "model_not_found":
+        return message
+    return f"{error.param}: {message}"
+
+
+def _refusal(error: WireError | Refusal, headers: Mapping[str, str]) -> HttpReply:
+    wire = WireError.of(error)
+    return HttpReply(wire.status, encode(o.OllamaError(_said(wire))), headers={**headers, **wire.headers()})
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class OllamaFace:
+    """Turns one HTTP request into one answer."""
+
+    def __init__(self, runtime: Runtime, settings: FaceSettings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+
+    def chat(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """POST /api/chat."""
+        return self._answer(request, wire, o.OllamaChatRequest, chat_ask, ChatLines)
+
+    def generate(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """POST /api/generate."""
+        return self._answer(request, wire, o.OllamaGenerateRequest, generate_ask, GenerateLines)
+
+    def _answer(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        type_: type[Body],
+        to_ask: Callable[[Body, Tenant], Ask | None],
+        lines: type[LinesAnswer],
+    ) -> HttpReply | Answer:
+        headers: dict[str, str] = {}
+        try:
+            body = self._decoded(request, type_, headers)
+            assert isinstance(body, o.OllamaRequest)
+            answer = lines(self._runtime, wire, headers, body, self._settings)
+            ask = to_ask(body, request.tenant)
+            if ask is None:
+                return HttpReply(200, answer.loaded(), headers=headers)
+            answer.open(ask)
+            return answer
+        except (WireError, Refusal) as error:
+            return _refusal(error, headers)
+
+    def _decoded(self, request: HttpRequest, type_: type[Body], headers: dict[str, str]) -> Body:
+        decoded = decode(request.body, type_, strict=self._settings.strict_fields)
+        headers |= ignored_header(decoded.ignored)
+        if decoded.ignored:
+            self._settings.on_ignored_fields("ollama", len(decoded.ignored))
+        body = decoded.value
+        name = body.model
+        if isinstance(body, o.OllamaShowRequest) and name is None:
+            name = body.name
+        check_ollama_model(name, self._runtime.card, self._settings.model_aliases)
+        return body
+
+    # -- what there is ---
+
+    def tags(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """GET /api/tags: the one model."""
+        return HttpReply(200, encode(o.OllamaModels((self._model(),))))
+
+    def running(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """GET /api/ps: the same model, loaded for good."""
+        model = self._model()
+        loaded = msgspec.structs.replace(
+            model,
+            expires_at=_NEVER,
+            size_vram=model.size,
+            context_length=self._runtime.max_context,
+        )
+        return HttpReply(200, encode(o.OllamaModels((loaded,))))
+
+    def version(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """GET /api/version."""
+        return HttpReply(200, encode(o.OllamaVersion(API_VERSION)))
+
+    def show(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """POST /api/show."""
+        headers: dict[str, str] = {}
+        try:
+            self._decoded(request, o.OllamaShowRequest, headers)
+        except WireError as error:
+            return _refusal(error, headers)
+        card, model = self._runtime.card, self._model()
+        family = model.details.family
+        defaults = self._runtime.prompter.defaults
+        shown = o.OllamaShown(
+            modelfile=f"FROM {card.id}\n",
+            parameters="\n".join(f"{name:<30} {value:g}" for name, value in sorted(defaults.items())),
+            template="",
+            details=model.details,
+            model_info={
+                "general.architecture": family,
+                "general.parameter_count": card.parameters,
+                f"{family}.context_length": self._runtime.max_context,
+                f"{family}.vocab_size": card.vocab_size,
+            },
+            capabilities=("completion",),
+            modified_at=model.modified_at,
+        )
+        return HttpReply(200, encode(shown), headers=headers)
+
+    def _model(self) -> o.OllamaModel:
+        card = self._runtime.card
+        family = card.architecture.lower()
+        name = f"{card.id}:latest"
+        return o.OllamaModel(
+            name=name,
+            model=name,
+            modified_at=_rfc3339(card.created),
+            size=card.parameters * _BYTES.get(card.dtype, 2),
+            digest=hashlib.sha256(f"{card.id}\n{card.created}\n{card.parameters}".encode()).hexdigest(),
+            details=o.Details(
+                format="safetensors",
+                family=family,
+                families=(family,),
+                parameter_size=_size(card.parameters),
+                quantization_level={"bfloat16": "BF16", "float16": "F16"}.get(card.dtype, "F32"),
+            ),
+        )
+
+
+def _size(parameters: int) -> str:
+    if parameters >= 10**9:
+        return f"{parameters / 1e9:.1f}B"
+    return f"{parameters / 1e6:.2f}M"
+
+
+class LinesAnswer(StreamAnswer):
+    """One answer as lines of JSON; the last one has `done` and the counts."""
+
+    stream_type = NDJSON
+    last_part = b""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        wire: Wire,
+        headers: Mapping[str, str],
+        request: o.OllamaRequest,
+        settings: FaceSettings,
+    ) -> None:
+        super().__init__(runtime, wire, headers, streamed=request.stream is not False)
+        self._model = request.model
+        self._now = settings.now
+        self._texts: list[str] = []
+        # Every line must be an object, so a silence is broken by a piece of nothing.
+        self.silence = self._line("")
+
+    def parts(self, stream: TokenStream) -> list[bytes]:
+        """The lines that the stream's news become."""
+        text = stream.take_text()
+        if stream.ended:
+            text += stream.tail
+        if not self._streamed:
+            self._texts.append(text)
+            return []
+        parts = [self._line(text)] if text else []
+        if stream.ended and stream.finish in _DONE:
+            parts.append(self._last(stream, "") + b"\n")
+        return parts
+
+    def whole(self, stream: TokenStream) -> bytes:
+        """One object: the last line, with all of the text."""
+        return self._last(stream, "".join(self._texts))
+
+    def refused(self, error: WireError) -> HttpReply:
+        """In Ollama's shape."""
+        return _refusal(error, self._headers)
+
+    def failure(self, error: WireError) -> list[bytes]:
+        """A line with the error is the last one."""
+        return [encode(o.OllamaError(_said(error))) + b"\n"]
+
+    def loaded(self) -> bytes:
+        """The whole reply to a request that asks for nothing: the model is there."""
+        return encode(self.piece("", created_at=_rfc3339(self._now()), done=True, done_reason="load"))
+
+    def _line(self, text: str) -> bytes:
+        return encode(self.piece(text, created_at=_rfc3339(self._now()), done=False)) + b"\n"
+
+    def _last(self, stream: TokenStream, text: str) -> bytes:
+        assert stream.finish is not None
+        times, usage = stream.times, stream.usage
+        assert times.ended is not None
+        admitted = times.ended if times.admitted is None else times.admitted
+        first = times.ended if times.first_token is None else times.first_token
+        return encode(
+            self.piece(
+                text,
+                created_at=_rfc3339(self._now()),
+                done=True,
+                done_reason=_DONE[stream.finish],
+                total_duration=_nanoseconds(times.ended - times.opened),
+                load_duration=0,  # the model was there
+                prompt_eval_count=usage.prompt_tokens,
+                prompt_eval_duration=_nanoseconds(first - admitted),
+                eval_count=usage.output_tokens,
+                eval_duration=_nanoseconds(times.ended - first),
+            )
+        )
+
+    @abstractmethod
+    def piece(self, text: str, **facts: object) -> o.OllamaLine:
+        """One line of this endpoint."""
+
+
+class ChatLines(LinesAnswer):
+    """Lines of /api/chat."""
+
+    def piece(self, text: str, **facts: object) -> o.OllamaLine:
+        return o.OllamaChatLine(model=self._model, message=o.Said("assistant", text), **facts)  # type: ignore[arg-type]
+
+
+class GenerateLines(LinesAnswer):
+    """Lines of /api/generate."""
+
+    def piece(self, text: str, **facts: object) -> o.OllamaLine:
+        return o.OllamaGenerateLine(model=self._model, response=text, **facts)  # type: ignore[arg-type]
+
+
+def _nanoseconds(seconds: float) -> int:
+    """Never 0: clients divide by it."""
+    return max(1, int(seconds * 1e9))
