@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream
-from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
+from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.later import LaterAnswer
@@ -98,6 +98,16 @@ class MessagesFace:
             self._settings.on_ignored_fields("messages", len(decoded.ignored))
         check_model(decoded.value.model, self._runtime.card, self._settings.model_aliases)
         return decoded.value
+
+
+def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
+    """The paths of this face."""
+    face = MessagesFace(runtime, settings)
+    post = frozenset({"POST"})
+    return {
+        "/v1/messages": HttpRoute(post, face.create, restate=restated),
+        "/v1/messages/count_tokens": HttpRoute(post, face.count_tokens, restate=restated),
+    }
 
 
 def _event(event: m.MessageEvent) -> bytes:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from headrace.runtime.interface import Ask, FinishReason, Refusal, Runtime, Tenant, TokenStream
-from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
+from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.ollama_ask import chat_ask, check_ollama_model, generate_ask
 from headrace.server.faces.settings import FaceSettings
@@ -167,6 +167,20 @@ class OllamaFace:
                 quantization_level={"bfloat16": "BF16", "float16": "F16"}.get(card.dtype, "F32"),
             ),
         )
+
+
+def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
+    """The paths of this face."""
+    face = OllamaFace(runtime, settings)
+    get, post = frozenset({"GET"}), frozenset({"POST"})
+    return {
+        "/api/chat": HttpRoute(post, face.chat, restate=restated),
+        "/api/generate": HttpRoute(post, face.generate, restate=restated),
+        "/api/show": HttpRoute(post, face.show, restate=restated),
+        "/api/tags": HttpRoute(get, face.tags, restate=restated),
+        "/api/ps": HttpRoute(get, face.running, restate=restated),
+        "/api/version": HttpRoute(get, face.version, restate=restated),
+    }
 
 
 def _size(parameters: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from headrace.server.exchange import Answer, HttpReply, HttpRequest, RouteTable, Wire
+from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, RouteTable, Wire
 from headrace.server.faces.answers import error_reply
 from headrace.server.faces.later import LaterAnswer
 from headrace.server.openapi import openapi
@@ -19,6 +19,10 @@ class OpenApiFace:
         self._version = version
         self._reply: HttpReply | None = None
         self.table: RouteTable | None = None
+
+    def routes(self) -> dict[str, HttpRoute]:
+        """The path of this face."""
+        return {"/openapi.json": HttpRoute(frozenset({"GET"}), self.document)}
 
     def document(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """GET /openapi.json."""

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from headrace.runtime.interface import Runtime
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTable, SocketRoute, Wire
-from headrace.server.faces import abouts, messages_http, ollama_http
+from headrace.server.faces import messages_http, ollama_http
+from headrace.server.faces.abouts import described
 from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
 from headrace.server.faces.facts_http import FactsFace
-from headrace.server.faces.messages_http import MessagesFace
-from headrace.server.faces.ollama_http import OllamaFace
 from headrace.server.faces.openapi_http import OpenApiFace
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
@@ -40,9 +39,6 @@ def build_routes(
     """
     chat = ChatFace(runtime, settings)
     responses = ResponsesFace(runtime, settings, store)
-    messages = MessagesFace(runtime, settings)
-    ollama = OllamaFace(runtime, settings)
-    document = OpenApiFace(settings.version)
     budget = WaitingBudget(settings.waiting_bytes)
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
@@ -57,40 +53,24 @@ def build_routes(
         return None
 
     http = {
-        "/v1/chat/completions": HttpRoute(POST, chat.respond, about=abouts.CHAT),
-        "/v1/responses": HttpRoute(POST, responses.create, about=abouts.RESPONSES),
-        "/v1/responses/{id}": HttpRoute(
-            frozenset({"GET", "DELETE"}), responses.one, about=abouts.ONE_RESPONSE
-        ),
-        "/v1/responses/{id}/input_items": HttpRoute(
-            GET, responses.input_items, about=abouts.get("The items that this response was asked with.")
-        ),
-        "/v1/messages": HttpRoute(
-            POST, messages.create, restate=messages_http.restated, about=abouts.MESSAGES
-        ),
-        "/v1/messages/count_tokens": HttpRoute(
-            POST, messages.count_tokens, restate=messages_http.restated, about=abouts.COUNT_TOKENS
-        ),
-        "/api/chat": HttpRoute(POST, ollama.chat, restate=ollama_http.restated, about=abouts.OLLAMA_CHAT),
-        "/api/generate": HttpRoute(
-            POST, ollama.generate, restate=ollama_http.restated, about=abouts.OLLAMA_GENERATE
-        ),
-        "/api/tags": HttpRoute(GET, ollama.tags, restate=ollama_http.restated, about=abouts.OLLAMA_TAGS),
-        "/api/ps": HttpRoute(GET, ollama.running, restate=ollama_http.restated, about=abouts.OLLAMA_PS),
-        "/api/show": HttpRoute(POST, ollama.show, restate=ollama_http.restated, about=abouts.OLLAMA_SHOW),
-        "/api/version": HttpRoute(
-            GET, ollama.version, restate=ollama_http.restated, about=abouts.OLLAMA_VERSION
-        ),
-        "/v1/models": HttpRoute(GET, facts.models, about=abouts.get("The served model, as a list.")),
-        "/v1/models/{id:path}": HttpRoute(GET, facts.model, about=abouts.get("The served model.")),
-        "/health": HttpRoute(GET, facts.health, public=True, about=abouts.text("Does the step loop run?")),
-        "/healthz": HttpRoute(GET, facts.health, public=True, about=abouts.text("As /health.")),
-        "/ready": HttpRoute(GET, facts.ready, public=True, about=abouts.text("Can a request be admitted?")),
-        "/readyz": HttpRoute(GET, facts.ready, public=True, about=abouts.text("As /ready.")),
-        "/version": HttpRoute(GET, facts.version, about=abouts.get("The server's own version.")),
-        "/metrics": HttpRoute(GET, facts.metrics, about=abouts.text("Numbers for Prometheus.")),
-        "/openapi.json": HttpRoute(GET, document.document, about=abouts.get("This document.")),
+        "/v1/chat/completions": HttpRoute(POST, chat.respond),
+        "/v1/responses": HttpRoute(POST, responses.create),
+        "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
+        "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
+        "/v1/models": HttpRoute(GET, facts.models),
+        "/v1/models/{id:path}": HttpRoute(GET, facts.model),
+        "/health": HttpRoute(GET, facts.health, public=True),
+        "/healthz": HttpRoute(GET, facts.health, public=True),
+        "/ready": HttpRoute(GET, facts.ready, public=True),
+        "/readyz": HttpRoute(GET, facts.ready, public=True),
+        "/version": HttpRoute(GET, facts.version),
+        "/metrics": HttpRoute(GET, facts.metrics),
     }
+    http |= messages_http.routes(runtime, settings)
+    http |= ollama_http.routes(runtime, settings)
+    document = OpenApiFace(settings.version)
+    http |= document.routes()
+    http = described(http)
     for path, (body, content_type) in page_files.items():
         assert path not in http, f"a page file hides the route {path}"
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)

@@ -89,11 +89,11 @@ async def test_no_route_is_left_out(bench: FaceBench, document: dict[str, Any]) 
 
 
 async def test_every_route_says_what_it_is_about(bench: FaceBench) -> None:
-    """A route of the table needs `about`: who reads the document learns its types there and nowhere else."""
+    """A route of the table needs a row: who reads the document learns its types there and nowhere else."""
     for path, route in bench.routes.http.items():
         if path == "/":
             continue
-        assert set(route.about) == route.methods, f"{path}: give the route an About for each method"
+        assert set(route.about) == route.methods, f"{path}: server/faces/abouts.py needs a row for it"
         for method, about in route.about.items():
             assert about.summary.endswith((".", "?")), (path, method)
 
