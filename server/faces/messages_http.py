@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream
@@ -11,12 +12,14 @@ from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.later import LaterAnswer
 from headrace.server.faces.messages_ask import count_ask, messages_ask
-from headrace.server.faces.settings import FaceSettings, new_id
+from headrace.server.faces.settings import FaceSettings, new_id, rfc3339
 from headrace.server.protocol import messages as m
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.error_body import ErrorBody
 from headrace.server.protocol.errors import WireError
 
+VERSION_HEADER = "anthropic-version"
+Respond = Callable[[HttpRequest, Wire], HttpReply | Answer]
 Body = TypeVar("Body", bound=m.CountTokensRequest)
 
 _TYPES = {
@@ -91,6 +94,26 @@ class MessagesFace:
         except (WireError, Refusal) as error:
             return _refusal(error, headers)
 
+    def models(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """GET /v1/models."""
+        model = self._model()
+        return HttpReply(
+            200, encode(m.ModelPage((model,), model.id, model.id)), headers={"request-id": request.request_id}
+        )
+
+    def model(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """GET /v1/models/{id}."""
+        headers = {"request-id": request.request_id}
+        try:
+            check_model(request.parameters["id"], self._runtime.card, self._settings.model_aliases)
+        except WireError as error:
+            return _refusal(error, headers)
+        return HttpReply(200, encode(self._model()), headers=headers)
+
+    def _model(self) -> m.ModelInfo:
+        card, limit = self._runtime.card, self._runtime.max_context
+        return m.ModelInfo(card.id, card.id, rfc3339(card.created), limit, limit)
+
     def _decoded(self, request: HttpRequest, type_: type[Body], headers: dict[str, str]) -> Body:
         decoded = decode(request.body, type_, strict=self._settings.strict_fields)
         headers |= ignored_header(decoded.ignored)
@@ -100,14 +123,22 @@ class MessagesFace:
         return decoded.value
 
 
-def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
-    """The paths of this face."""
+def routes(runtime: Runtime, settings: FaceSettings, others: Mapping[str, HttpRoute]) -> dict[str, HttpRoute]:
+    """The paths of this face. The models share theirs with `others`, which go on to answer everybody else."""
     face = MessagesFace(runtime, settings)
     post = frozenset({"POST"})
+    models, model = others["/v1/models"], others["/v1/models/{id:path}"]
     return {
+        "/v1/models": dataclasses.replace(models, respond=_for_ours(face.models, models.respond)),
+        "/v1/models/{id:path}": dataclasses.replace(model, respond=_for_ours(face.model, model.respond)),
         "/v1/messages": HttpRoute(post, face.create, restate=restated),
         "/v1/messages/count_tokens": HttpRoute(post, face.count_tokens, restate=restated),
     }
+
+
+def _for_ours(ours: Respond, theirs: Respond) -> Respond:
+    """Anthropic's clients say in every request which version of its API they speak."""
+    return lambda request, wire: (ours if VERSION_HEADER in request.headers else theirs)(request, wire)
 
 
 def _event(event: m.MessageEvent) -> bytes:

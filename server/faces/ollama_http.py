@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -14,7 +13,7 @@ from headrace.runtime.interface import Ask, FinishReason, Refusal, Runtime, Tena
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.ollama_ask import chat_ask, check_ollama_model, generate_ask
-from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.settings import FaceSettings, rfc3339
 from headrace.server.protocol import ollama as o
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.error_body import ErrorBody
@@ -48,10 +47,6 @@ def _said(error: WireError) -> str:
 def _refusal(error: WireError | Refusal, headers: Mapping[str, str]) -> HttpReply:
     wire = WireError.of(error)
     return HttpReply(wire.status, encode(o.OllamaError(_said(wire))), headers={**headers, **wire.headers()})
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class OllamaFace:
@@ -156,7 +151,7 @@ class OllamaFace:
         return o.OllamaModel(
             name=name,
             model=name,
-            modified_at=_rfc3339(card.created),
+            modified_at=rfc3339(card.created),
             size=card.parameters * _BYTES.get(card.dtype, 2),
             digest=hashlib.sha256(f"{card.id}\n{card.created}\n{card.parameters}".encode()).hexdigest(),
             details=o.Details(
@@ -237,10 +232,10 @@ class LinesAnswer(StreamAnswer):
 
     def loaded(self) -> bytes:
         """The whole reply to a request that asks for nothing: the model is there."""
-        return encode(self.piece("", created_at=_rfc3339(self._now()), done=True, done_reason="load"))
+        return encode(self.piece("", created_at=rfc3339(self._now()), done=True, done_reason="load"))
 
     def _line(self, text: str) -> bytes:
-        return encode(self.piece(text, created_at=_rfc3339(self._now()), done=False)) + b"\n"
+        return encode(self.piece(text, created_at=rfc3339(self._now()), done=False)) + b"\n"
 
     def _last(self, stream: TokenStream, text: str) -> bytes:
         assert stream.finish is not None
@@ -251,7 +246,7 @@ class LinesAnswer(StreamAnswer):
         return encode(
             self.piece(
                 text,
-                created_at=_rfc3339(self._now()),
+                created_at=rfc3339(self._now()),
                 done=True,
                 done_reason=_DONE[stream.finish],
                 total_duration=_nanoseconds(times.ended - times.opened),

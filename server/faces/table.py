@@ -66,7 +66,7 @@ def build_routes(
         "/version": HttpRoute(GET, facts.version),
         "/metrics": HttpRoute(GET, facts.metrics),
     }
-    http |= messages_http.routes(runtime, settings)
+    http |= messages_http.routes(runtime, settings, http)
     http |= ollama_http.routes(runtime, settings)
     document = OpenApiFace(settings.version)
     http |= document.routes()

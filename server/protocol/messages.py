@@ -130,6 +130,24 @@ class InputTokens(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
+class ModelInfo(msgspec.Struct, frozen=True, tag="model"):
+    """The served model, for clients that send `anthropic-version`."""
+
+    id: str
+    display_name: str
+    created_at: str
+    max_input_tokens: int
+    max_tokens: int
+    lifecycle: Literal["active"] = "active"
+
+
+class ModelPage(msgspec.Struct, frozen=True):
+    data: tuple[ModelInfo, ...]
+    first_id: str
+    last_id: str
+    has_more: bool = False
+
+
 class MessageUsage(msgspec.Struct, frozen=True):
     """The three input counts add up to the prompt; writing to the cache is not counted apart."""
 

@@ -138,3 +138,12 @@ def test_leaving_a_stream_early_cancels_it(client: anthropic.Anthropic, server: 
         server.baseline()
     finally:
         server.open_gate()
+
+
+def test_models(client: anthropic.Anthropic) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "fake" and model.lifecycle == "active" and model.max_input_tokens == 4096
+    assert client.models.retrieve("default").id == "fake"
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.models.retrieve("claude-9")
+    assert caught.value.type == "not_found_error"
