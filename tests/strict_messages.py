@@ -9,7 +9,10 @@ from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
-_USAGE = {"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"}
+_USAGE = {
+    "input_tokens", "output_tokens", "output_tokens_details",
+    "cache_read_input_tokens", "cache_creation_input_tokens",
+}  # fmt: skip
 _DELTAS = {"text": "text_delta", "thinking": "thinking_delta", "tool_use": "input_json_delta"}
 
 

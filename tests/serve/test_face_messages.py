@@ -160,7 +160,6 @@ async def test_sampling_fields_reach_the_ask() -> None:
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"temperature": 3}, "temperature"),
-        ({"tools": [{"type": "mcp_toolset", "name": "x"}]}, "tools"),
         ({"container": "c"}, "container"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config"),
