@@ -132,6 +132,11 @@ class FolderPrompter:
         """Ids to text, special tokens left out."""
         return self._tokenizer.text.decode(ids)
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What its answers can hold besides text: "tools", "thinking"."""
+        return self._form.abilities
+
     def _continues(self, ask: Ask) -> bool:
         if isinstance(ask.prompt, str):
             return ask.prompt != ""

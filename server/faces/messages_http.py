@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from msgspec import UNSET
+
 from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream, joined
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
@@ -42,9 +44,11 @@ def restated(reply: HttpReply, request_id: str) -> HttpReply:
     return HttpReply(reply.status, _error_body(reply.status, said.message, request_id), headers=headers)
 
 
-def _error_body(status: int, message: str, request_id: str) -> bytes:
+def _error_body(status: int, message: str, request_id: str, param: str | None = None) -> bytes:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return encode(m.AnthropicError(m.AnthropicErrorSaid(kind, message), request_id))
+    # The one refusal after which the SDK goes on by itself, with the whole history and without a thread.
+    details = m.ErrorDetails("thread_unsupported_request") if param == "thread" else UNSET
+    return encode(m.AnthropicError(m.AnthropicErrorSaid(kind, message, details), request_id))
 
 
 def _said(error: WireError) -> str:
@@ -55,7 +59,7 @@ def _said(error: WireError) -> str:
 
 def _refusal(error: WireError | Refusal, headers: Mapping[str, str]) -> HttpReply:
     wire = WireError.of(error)
-    body = _error_body(wire.status, _said(wire), headers["request-id"])
+    body = _error_body(wire.status, _said(wire), headers["request-id"], wire.param)
     return HttpReply(wire.status, body, headers={**headers, **wire.headers()})
 
 

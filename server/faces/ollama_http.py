@@ -156,7 +156,7 @@ class OllamaFace:
                 f"{family}.context_length": self._runtime.max_context,
                 f"{family}.vocab_size": card.vocab_size,
             },
-            capabilities=("completion",),
+            capabilities=("completion", *sorted(self._runtime.prompter.abilities)),
             modified_at=model.modified_at,
         )
         return HttpReply(200, encode(shown), headers=headers)

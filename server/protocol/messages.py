@@ -122,6 +122,10 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_config: Annotated[
         OutputConfig | None, honoured("format is refused, not supported yet; effort has no effect")
     ] = None
+    thread: Annotated[
+        Raw, refused(note="nothing is kept here; clients that hear this send whole histories")
+    ] = NULL
+    compaction: Annotated[Raw, refused()] = NULL
     mcp_servers: Annotated[Raw, refused("[]")] = NULL
     chat_template_kwargs: Annotated[f.TemplateOptions | None, honoured("extra; a closed list of flags")] = (
         None
@@ -290,9 +294,14 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     pass
 
 
-class AnthropicErrorSaid(msgspec.Struct, frozen=True):
+class ErrorDetails(msgspec.Struct, frozen=True):
+    error_code: str
+
+
+class AnthropicErrorSaid(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str
     message: str
+    details: ErrorDetails | UnsetType = UNSET
 
 
 class AnthropicError(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):

@@ -59,6 +59,11 @@ async def said(bench: FaceBench, **fields: Any) -> tuple[str, str, list[dict[str
     return found[0]
 
 
+def test_what_the_model_can_is_shown() -> None:
+    for bench, able in ((bench_of("ok"), ["completion", "thinking", "tools"]), (FaceBench(), ["completion"])):
+        assert bench.fetch("/api/show", {"model": "fake"}).json["capabilities"] == able
+
+
 async def test_calls_come_whole() -> None:
     content, thinking, calls = await said(bench_of(f"Wait.{ROME}{NOW}"))
     assert (content, thinking) == ("Wait.", "")
