@@ -99,7 +99,7 @@ def _tools(request: CountTokensRequest) -> tuple[Tool, ...]:
 
 
 def _own(tool: MessagesTool, path: str) -> Tool:
-    name = typed(given(tool.name, f"{path}.name"), ToolName, f"{path}.name")
+    name: str = typed(given(tool.name, f"{path}.name"), ToolName, f"{path}.name")
     schema = f"{path}.input_schema"
     if compact(tool.input_schema) == "null":
         raise WireError("missing_required_parameter", f"missing field: {schema}", schema)
@@ -114,8 +114,8 @@ def _choice(request: CountTokensRequest) -> ToolChoice:
         raise WireError(
             "unsupported_parameter", "tool_choice: a call cannot be forced here yet", "tool_choice"
         )
-    mode = "none" if choice.type == "none" else "auto"
-    return ToolChoice(mode, None, not choice.disable_parallel_tool_use)
+    parallel = not choice.disable_parallel_tool_use
+    return ToolChoice("none" if choice.type == "none" else "auto", None, parallel)
 
 
 def _options(request: CountTokensRequest) -> dict[str, bool | str]:

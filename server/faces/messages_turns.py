@@ -98,7 +98,9 @@ class Turns:
                 f"{path}: unexpected tool_use_id '{call_id[:200]}': no tool_use block before it has this id",
                 path,
             )
-        content = typed(free_form(block.content, f"{path}.content"), ResultContent, f"{path}.content")
+        content: str | list[ResultBlock] | None = typed(
+            free_form(block.content, f"{path}.content"), ResultContent, f"{path}.content"
+        )
         if not isinstance(content, str):
             content = "".join(
                 _result_text(each, f"{path}.content[{i}]") for i, each in enumerate(content or ())

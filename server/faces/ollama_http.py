@@ -240,7 +240,8 @@ class LinesAnswer(StreamAnswer):
 
     def _told(self, piece: Piece) -> bytes | None:
         """The line of one piece of a stream; a whole reply keeps what it says."""
-        text, thinking, calls = "", "", ()
+        text, thinking = "", ""
+        calls: tuple[o.SaidCall, ...] = ()
         match piece:
             case TextPiece():
                 text = piece.text
