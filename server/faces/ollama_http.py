@@ -44,7 +44,7 @@ _NEVER = "2318-01-01T00:00:00Z"
 
 Thinking = str | UnsetType
 Calls = tuple[o.SaidCall, ...] | UnsetType
-Body = TypeVar("Body", o.OllamaChatRequest, o.OllamaGenerateRequest, o.OllamaShowRequest)
+Body = TypeVar("Body", o.OllamaChatRequest, o.OllamaGenerateRequest, o.OllamaShowRequest, o.OllamaPullRequest)
 
 
 def restated(reply: HttpReply, request_id: str) -> HttpReply:
@@ -109,7 +109,7 @@ class OllamaFace:
             self._settings.on_ignored_fields("ollama", len(decoded.ignored))
         body = decoded.value
         name = body.model
-        if isinstance(body, o.OllamaShowRequest) and name is None:
+        if isinstance(body, o.OllamaShowRequest | o.OllamaPullRequest) and name is None:
             name = body.name
         check_ollama_model(name, self._runtime.card, self._settings.model_aliases)
         return body
@@ -134,6 +134,18 @@ class OllamaFace:
     def version(self, request: HttpRequest, wire: Wire) -> HttpReply:
         """GET /api/version."""
         return HttpReply(200, encode(o.OllamaVersion(API_VERSION)))
+
+    def pull(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """POST /api/pull: programs ask for their model before they use it, and the served one is there."""
+        headers: dict[str, str] = {}
+        try:
+            body = self._decoded(request, o.OllamaPullRequest, headers)
+        except WireError as error:
+            return _refusal(error, headers)
+        done = encode(o.OllamaStatus("success"))
+        if body.stream is False:
+            return HttpReply(200, done, headers=headers)
+        return HttpReply(200, done + b"\n", NDJSON, headers)
 
     def show(self, request: HttpRequest, wire: Wire) -> HttpReply:
         """POST /api/show."""
@@ -188,6 +200,7 @@ def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
     return {
         "/api/chat": HttpRoute(post, face.chat, restate=restated),
         "/api/generate": HttpRoute(post, face.generate, restate=restated),
+        "/api/pull": HttpRoute(post, face.pull, restate=restated),
         "/api/show": HttpRoute(post, face.show, restate=restated),
         "/api/tags": HttpRoute(get, face.tags, restate=restated),
         "/api/ps": HttpRoute(get, face.running, restate=restated),

@@ -147,6 +147,15 @@ class OllamaShowRequest(msgspec.Struct, frozen=True, kw_only=True):
     options: Annotated[Raw, ignored()] = NULL
 
 
+class OllamaPullRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /api/pull."""
+
+    model: Annotated[f.Name | None, honoured("required, or name; only the served model is there")] = None
+    name: Annotated[f.Name | None, honoured("an older spelling of model")] = None
+    stream: Annotated[bool | None, honoured("true unless it is false")] = None
+    insecure: Annotated[bool | None, ignored("nothing is fetched")] = None
+
+
 # -- replies ---------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +246,12 @@ class OllamaShown(msgspec.Struct, frozen=True, kw_only=True):
     model_info: dict[str, Any]
     capabilities: tuple[str, ...]
     modified_at: str
+
+
+class OllamaStatus(msgspec.Struct, frozen=True):
+    """The reply of /api/pull, whose only line says that the model is there."""
+
+    status: str
 
 
 class OllamaVersion(msgspec.Struct, frozen=True):
