@@ -256,6 +256,10 @@ class Prompter(Protocol):
     def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
         """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What answers to messages can hold besides text: "tools", "thinking"."""
+
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
 

@@ -133,6 +133,11 @@ class FolderPrompter:
         """Ids to text, special tokens left out."""
         return self._tokenizer.text.decode(ids)
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What its answers can hold besides text: "tools", "thinking"."""
+        return self._form.abilities
+
     def _showing(self, marks: frozenset[str]) -> TokenText:
         text = self._shown.get(marks)
         if text is None:

@@ -9,7 +9,10 @@ from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
-_USAGE = {"input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"}
+_USAGE = {
+    "input_tokens", "output_tokens", "output_tokens_details",
+    "cache_read_input_tokens", "cache_creation_input_tokens",
+}  # fmt: skip
 _DELTAS = {"text": "text_delta", "thinking": "thinking_delta", "tool_use": "input_json_delta"}
 
 
@@ -28,7 +31,7 @@ def check_message(message: dict[str, Any]) -> dict[str, Any]:
 def check_error(body: dict[str, Any], kind: str) -> str:
     """The body of a refused request; returns its message."""
     assert set(body) <= {"type", "error", "request_id"} and body["type"] == "error", body
-    assert set(body["error"]) == {"type", "message"} and body["error"]["type"] == kind, body
+    assert set(body["error"]) - {"details"} == {"type", "message"} and body["error"]["type"] == kind, body
     return body["error"]["message"]
 
 

@@ -96,6 +96,13 @@ ABOUT: dict[str, dict[str, About]] = {
     "/api/show": _ollama(
         "POST", "Facts about the served model.", ollama.OllamaShown, ollama.OllamaShowRequest
     ),
+    "/api/pull": _ollama(
+        "POST",
+        "Is the model there? Nothing is fetched.",
+        ollama.OllamaStatus,
+        ollama.OllamaPullRequest,
+        lines=True,
+    ),
     "/api/tags": _ollama("GET", "The served model, as Ollama lists models.", ollama.OllamaModels),
     "/api/ps": _ollama("GET", "The served model, which is loaded.", ollama.OllamaModels),
     "/api/version": _ollama("GET", "The level of Ollama's API.", ollama.OllamaVersion),

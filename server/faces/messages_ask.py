@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from headrace.runtime.interface import Ask, Message, Tenant
+from typing import Any
+
+from headrace.runtime.interface import Ask, Message, Tenant, Tool, ToolChoice
 from headrace.server.faces.asks import join_leading_system, scoped
+from headrace.server.faces.messages_turns import Turns, given
+from headrace.server.faces.offered import check_offered, offered
 from headrace.server.protocol import fields as f
-from headrace.server.protocol.codec import compact
+from headrace.server.protocol.codec import compact, typed
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.messages import Block, CountTokensRequest, MessagesRequest, Turn
+from headrace.server.protocol.messages import CountTokensRequest, MessagesRequest, MessagesTool
+from headrace.server.protocol.tools import ToolName
 
 _NAMES = {
     "stop": "stop_sequences",
     "prompt": "messages",
     "template_options": "chat_template_kwargs",
 }
-_THOUGHT = frozenset({"thinking", "redacted_thinking"})
-_MEDIA = {"image": "images", "document": "documents", "search_result": "search results"}
+# Tools that Anthropic's own servers would run. Clients that offer them beside their own get along without.
+_HOSTED = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
 
 
 def messages_ask(request: MessagesRequest, tenant: Tenant) -> Ask:
     """The Ask of one answer. Raises WireError or Refusal."""
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
-        messages=prompt_messages(request),
         max_tokens=request.max_tokens,
         fit=True,
         temperature=request.temperature,
@@ -34,39 +38,40 @@ def messages_ask(request: MessagesRequest, tenant: Tenant) -> Ask:
         stop=tuple(request.stop_sequences or ()),
         ignore_eos=bool(request.ignore_eos),
         min_tokens=request.min_tokens or 0,
-        template_options=_options(request),
-        param_names=_NAMES,
+        **_prompt(request),
     )
 
 
 def count_ask(request: CountTokensRequest, tenant: Tenant) -> Ask:
     """An Ask with the same prompt, to be counted only. Raises WireError or Refusal."""
-    return Ask(
-        tenant=tenant,
-        messages=prompt_messages(request),
-        template_options=_options(request),
-        param_names=_NAMES,
-    )
+    return Ask(tenant=tenant, **_prompt(request))
 
 
-def prompt_messages(request: CountTokensRequest) -> tuple[Message, ...]:
-    """System text and turns as messages; neighbours of one role become one turn. Raises WireError."""
+def _prompt(request: CountTokensRequest) -> dict[str, Any]:
+    """The fields of Ask that make the prompt."""
     f.check_supported(request)
     config = request.output_config
     if config is not None and compact(config.format) not in ("null", '{"type":"text"}'):
         raise WireError("unsupported_parameter", "output_config.format is not supported yet", "output_config")
-    messages: list[Message] = []
+    tools = _tools(request)
+    return {
+        "messages": _messages(request),
+        "tools": tools,
+        "tool_choice": _choice(request),
+        "template_options": _options(request),
+        "param_names": _NAMES,
+    }
+
+
+def _messages(request: CountTokensRequest) -> tuple[Message, ...]:
+    turns = Turns()
     if isinstance(request.system, str):
-        system = request.system
+        turns.add_system(request.system)
     else:
-        system = "\n\n".join(block.text for block in request.system or ())
-    if system:
-        messages.append(Message("system", system))
+        turns.add_system("\n\n".join(block.text for block in request.system or ()))
     for index, turn in enumerate(request.messages):
-        text = _turn_text(turn, f"messages[{index}]")
-        if turn.role != "system" and messages and messages[-1].role == turn.role:
-            text = f"{messages.pop().content}\n\n{text}"
-        messages.append(Message(turn.role, text))
+        turns.add(turn, f"messages[{index}]")
+    messages = turns.messages()
     if messages[-1].role == "assistant":
         # The template would close this turn and open another: the answer would not continue it.
         raise WireError(
@@ -74,28 +79,43 @@ def prompt_messages(request: CountTokensRequest) -> tuple[Message, ...]:
             "messages: the last one is the assistant's; continuing it (prefill) is not supported yet",
             "messages",
         )
-    return join_leading_system(tuple(messages))
+    return join_leading_system(messages)
 
 
-def _turn_text(turn: Turn, path: str) -> str:
-    if isinstance(turn.content, str):
-        return turn.content
-    texts = [_block_text(block, f"{path}.content[{i}]") for i, block in enumerate(turn.content)]
-    return "".join(text for text in texts if text is not None)
+def _tools(request: CountTokensRequest) -> tuple[Tool, ...]:
+    tools = []
+    for index, tool in enumerate(request.tools or ()):
+        path = f"tools[{index}]"
+        if tool.type in (None, "custom"):
+            tools.append(_own(tool, path))
+        elif not tool.type.startswith(_HOSTED):
+            raise WireError(
+                "unsupported_parameter",
+                f"{path}.type: tools of type '{tool.type[:200]}' are not supported: their schema is Anthropic's",
+                f"{path}.type",
+            )
+    check_offered(tools)
+    return tuple(tools)
 
 
-def _block_text(block: Block, path: str) -> str | None:
-    if block.type in _THOUGHT:
-        return None  # a replayed thought is not part of the next prompt
-    if block.type == "text":
-        if block.text is None:
-            raise WireError("missing_required_parameter", f"missing field: {path}.text", f"{path}.text")
-        return block.text
-    if block.type in _MEDIA:
-        raise WireError("unsupported_parameter", f"{path}: {_MEDIA[block.type]} are not supported yet", path)
-    raise WireError(
-        "unsupported_parameter", f"{path}: blocks of type '{block.type[:200]}' are not supported", path
-    )
+def _own(tool: MessagesTool, path: str) -> Tool:
+    name: str = typed(given(tool.name, f"{path}.name"), ToolName, f"{path}.name")
+    schema = f"{path}.input_schema"
+    if compact(tool.input_schema) == "null":
+        raise WireError("missing_required_parameter", f"missing field: {schema}", schema)
+    return offered(name, tool.description, tool.input_schema, schema)
+
+
+def _choice(request: CountTokensRequest) -> ToolChoice:
+    choice = request.tool_choice
+    if choice is None:
+        return ToolChoice()
+    if choice.type in ("any", "tool"):
+        raise WireError(
+            "unsupported_parameter", "tool_choice: a call cannot be forced here yet", "tool_choice"
+        )
+    parallel = not choice.disable_parallel_tool_use
+    return ToolChoice("none" if choice.type == "none" else "auto", None, parallel)
 
 
 def _options(request: CountTokensRequest) -> dict[str, bool | str]:

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream
+from msgspec import UNSET
+
+from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream, joined
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.later import LaterAnswer
 from headrace.server.faces.messages_ask import count_ask, messages_ask
+from headrace.server.faces.messages_blocks import AnswerBlocks
 from headrace.server.faces.settings import FaceSettings, new_id, rfc3339
 from headrace.server.protocol import messages as m
 from headrace.server.protocol.codec import decode, encode
@@ -41,9 +44,11 @@ def restated(reply: HttpReply, request_id: str) -> HttpReply:
     return HttpReply(reply.status, _error_body(reply.status, said.message, request_id), headers=headers)
 
 
-def _error_body(status: int, message: str, request_id: str) -> bytes:
+def _error_body(status: int, message: str, request_id: str, param: str | None = None) -> bytes:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return encode(m.AnthropicError(m.AnthropicErrorSaid(kind, message), request_id))
+    # The one refusal after which the SDK goes on by itself, with the whole history and without a thread.
+    details = m.ErrorDetails("thread_unsupported_request") if param == "thread" else UNSET
+    return encode(m.AnthropicError(m.AnthropicErrorSaid(kind, message, details), request_id))
 
 
 def _said(error: WireError) -> str:
@@ -54,7 +59,7 @@ def _said(error: WireError) -> str:
 
 def _refusal(error: WireError | Refusal, headers: Mapping[str, str]) -> HttpReply:
     wire = WireError.of(error)
-    body = _error_body(wire.status, _said(wire), headers["request-id"])
+    body = _error_body(wire.status, _said(wire), headers["request-id"], wire.param)
     return HttpReply(wire.status, body, headers={**headers, **wire.headers()})
 
 
@@ -160,49 +165,46 @@ class MessageAnswer(StreamAnswer):
         self._limit = request.max_tokens
         self._id = new_id("msg")
         self._model = runtime.card.id
-        self._texts: list[str] = []
         self._began = False
-        self._index = -1  # of the open block
-        self._delta_ends: tuple[bytes, bytes] | None = None
+        thinking = request.thinking
+        self._blocks = AnswerBlocks(hidden=thinking is not None and thinking.display == "omitted")
+        self._delta_ends: tuple[int, bytes, bytes] | None = None
 
     def parts(self, stream: TokenStream) -> list[bytes]:
         """The events that the stream's news become."""
-        text = stream.take_text()
+        if self._streamed and stream.finish is None and self._blocks.in_text:
+            # Nearly every event is one of these, and all of a block differ in their text alone.
+            text = stream.take_plain()
+            if text is not None:
+                return [self._text_delta(text)] if text else []
+        pieces = stream.take_pieces()
         if stream.ended:
-            text += stream.tail
-        if not self._streamed:
-            self._texts.append(text)
-            return []
+            pieces = joined([*pieces, *stream.tail_pieces])
+        events = self._blocks.add(pieces)
         over = stream.ended and stream.finish in (FinishReason.STOP, FinishReason.LENGTH)
-        parts: list[bytes] = []
-        if not self._began and (text or over):
-            self._began = True
-            parts.append(_event(m.MessageStart(self._message(stream, (), None, None))))
-        if text:
-            if self._index < 0:
-                self._index = 0
-                parts.append(_event(m.BlockStart(0, m.TextBlock(""))))
-            parts.append(self._text_delta(text))
         if over:
-            if self._index >= 0:
-                parts.append(_event(m.BlockStop(self._index)))
-            parts.append(_event(m.MessageDelta(m.StopFacts(*self._stop(stream)), _usage(stream))))
-            parts.append(_event(m.MessageStop()))
-        return parts
+            events += self._blocks.end()
+            stop = m.StopFacts(*self._stop(stream))
+            events += [m.MessageDelta(stop, _usage(stream)), m.MessageStop()]
+        if not self._streamed or not events:
+            return []
+        if not self._began:
+            self._began = True
+            events.insert(0, m.MessageStart(self._message(stream, (), None, None)))
+        return [_event(event) for event in events]
 
     def _text_delta(self, text: str) -> bytes:
-        # Nearly every event is one of these, and all of a block differ in their text alone.
-        if self._delta_ends is None:
-            begin, found, end = _event(m.BlockDelta(self._index, m.TextDelta(""))).partition(b'"text":""')
+        index = self._blocks.index
+        if self._delta_ends is None or self._delta_ends[0] != index:
+            begin, found, end = _event(m.BlockDelta(index, m.TextDelta(""))).partition(b'"text":""')
             assert found
-            self._delta_ends = (begin + b'"text":', end)
-        begin, end = self._delta_ends
+            self._delta_ends = (index, begin + b'"text":', end)
+        _, begin, end = self._delta_ends
         return b"%b%b%b" % (begin, encode(text), end)
 
     def whole(self, stream: TokenStream) -> bytes:
-        """One message with all of its blocks; an answer without text has none."""
-        text = "".join(self._texts)
-        return encode(self._message(stream, (m.TextBlock(text),) if text else (), *self._stop(stream)))
+        """One message with all of its blocks; an answer that says nothing has none."""
+        return encode(self._message(stream, self._blocks.whole(), *self._stop(stream)))
 
     def refused(self, error: WireError) -> HttpReply:
         """In Anthropic's shape."""
@@ -228,7 +230,7 @@ class MessageAnswer(StreamAnswer):
         if stream.finish is FinishReason.STOP:
             if isinstance(stream.matched_stop, str):
                 return "stop_sequence", stream.matched_stop
-            return "end_turn", None
+            return ("tool_use" if self._blocks.calls else "end_turn"), None
         if stream.usage.output_tokens < self._limit:
             return "model_context_window_exceeded", None
         return "max_tokens", None
@@ -236,4 +238,9 @@ class MessageAnswer(StreamAnswer):
 
 def _usage(stream: TokenStream) -> m.MessageUsage:
     usage = stream.usage
-    return m.MessageUsage(usage.prompt_tokens - usage.cached_tokens, usage.output_tokens, usage.cached_tokens)
+    return m.MessageUsage(
+        usage.prompt_tokens - usage.cached_tokens,
+        usage.output_tokens,
+        m.ThinkingTokens(usage.reasoning_tokens),
+        usage.cached_tokens,
+    )

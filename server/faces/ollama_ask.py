@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from headrace.runtime.interface import Ask, Message, ModelCard, Tenant
+from headrace.runtime.interface import Ask, Message, ModelCard, Tenant, Tool, ToolCall
 from headrace.server.faces.asks import check_model, join_leading_system
+from headrace.server.faces.offered import check_offered, offered
+from headrace.server.faces.settings import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import ollama as o
-from headrace.server.protocol.codec import compact
+from headrace.server.protocol.codec import compact, free_form
 from headrace.server.protocol.errors import WireError
 
 _NAMES = {
@@ -42,7 +45,7 @@ def chat_ask(request: o.OllamaChatRequest, tenant: Tenant) -> Ask | None:
     _check(request)
     if not request.messages:
         return None
-    messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(request.messages))
+    messages = _messages(request.messages)
     if messages[-1].role == "assistant":
         # The template would close this turn and open another: the answer would not continue it.
         raise WireError(
@@ -50,7 +53,7 @@ def chat_ask(request: o.OllamaChatRequest, tenant: Tenant) -> Ask | None:
             "messages: the last one is the assistant's; continuing it is not supported yet",
             "messages",
         )
-    return _ask(request, tenant, "messages", messages=join_leading_system(messages))
+    return _ask(request, tenant, "messages", messages=join_leading_system(messages), tools=_tools(request))
 
 
 def generate_ask(request: o.OllamaGenerateRequest, tenant: Tenant) -> Ask | None:
@@ -76,15 +79,60 @@ def _check(request: o.OllamaRequest) -> None:
             raise WireError(error.code, f"{name} is not supported by this server", name) from None
 
 
-def _message(message: o.OllamaMessage, path: str) -> Message:
-    if message.role == "tool":
-        raise WireError("unsupported_parameter", f"{path}: tools are not supported yet", f"{path}.role")
-    for name, what in (("images", "images"), ("tool_calls", "tools")):
-        if compact(getattr(message, name)) not in ("null", "[]"):
+def _messages(given: Sequence[o.OllamaMessage]) -> tuple[Message, ...]:
+    """Messages of ours. A result that names no call belongs to the oldest one without a result: by the tool's name,
+    where the message says it, else by its place."""
+    messages: list[Message] = []
+    waiting: list[ToolCall] = []
+    for index, message in enumerate(given):
+        path = f"messages[{index}]"
+        if compact(message.images) not in ("null", "[]"):
             raise WireError(
-                "unsupported_parameter", f"{path}.{name}: {what} are not supported yet", f"{path}.{name}"
+                "unsupported_parameter", f"{path}.images: images are not supported yet", f"{path}.images"
             )
-    return Message(message.role, message.content or "")
+        content = message.content or ""
+        if message.role == "tool":
+            call_id = message.tool_call_id or _oldest(waiting, message.tool_name, path)
+            waiting = [call for call in waiting if call.id != call_id]
+            messages.append(Message("tool", content, call_id=call_id, name=message.tool_name))
+            continue
+        calls = tuple(
+            _call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls or ())
+        )
+        waiting += calls
+        messages.append(Message(message.role, content, calls=calls, reasoning=message.thinking or ""))
+    return tuple(messages)
+
+
+def _call(call: o.OllamaCall, path: str) -> ToolCall:
+    at = f"{path}.function.arguments"
+    arguments = free_form(call.function.arguments, at)
+    if arguments is not None and not isinstance(arguments, dict):
+        raise WireError("invalid_value", f"{at} must be an object", at)
+    text = "{}" if arguments is None else bytes(call.function.arguments).decode()
+    return ToolCall(call.id or new_id("call"), call.function.name, text)
+
+
+def _oldest(waiting: Sequence[ToolCall], name: str | None, path: str) -> str:
+    for call in waiting:
+        if name is None or call.name == name:
+            return call.id
+    what = "a result of a tool" if name is None else f"a result of '{name[:200]}'"
+    raise WireError("invalid_value", f"{path}: {what} that no message before it calls", path)
+
+
+def _tools(request: o.OllamaChatRequest) -> tuple[Tool, ...]:
+    tools = [
+        offered(
+            tool.function.name,
+            tool.function.description,
+            tool.function.parameters,
+            f"tools[{index}].function.parameters",
+        )
+        for index, tool in enumerate(request.tools or ())
+    ]
+    check_offered(tools)
+    return tuple(tools)
 
 
 def _ask(request: o.OllamaRequest, tenant: Tenant, text: str, **given: Any) -> Ask:

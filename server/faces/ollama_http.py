@@ -5,15 +5,30 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from headrace.runtime.interface import Ask, FinishReason, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import (
+    Ask,
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    FinishReason,
+    Piece,
+    ReasoningPiece,
+    Refusal,
+    Runtime,
+    Tenant,
+    TextPiece,
+    TokenStream,
+    joined,
+)
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.ollama_ask import chat_ask, check_ollama_model, generate_ask
-from headrace.server.faces.settings import FaceSettings, rfc3339
+from headrace.server.faces.settings import FaceSettings, new_id, rfc3339
 from headrace.server.protocol import ollama as o
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.error_body import ErrorBody
@@ -27,7 +42,9 @@ _DONE = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _NEVER = "2318-01-01T00:00:00Z"
 
-Body = TypeVar("Body", o.OllamaChatRequest, o.OllamaGenerateRequest, o.OllamaShowRequest)
+Thinking = str | UnsetType
+Calls = tuple[o.SaidCall, ...] | UnsetType
+Body = TypeVar("Body", o.OllamaChatRequest, o.OllamaGenerateRequest, o.OllamaShowRequest, o.OllamaPullRequest)
 
 
 def restated(reply: HttpReply, request_id: str) -> HttpReply:
@@ -92,7 +109,7 @@ class OllamaFace:
             self._settings.on_ignored_fields("ollama", len(decoded.ignored))
         body = decoded.value
         name = body.model
-        if isinstance(body, o.OllamaShowRequest) and name is None:
+        if isinstance(body, o.OllamaShowRequest | o.OllamaPullRequest) and name is None:
             name = body.name
         check_ollama_model(name, self._runtime.card, self._settings.model_aliases)
         return body
@@ -118,6 +135,18 @@ class OllamaFace:
         """GET /api/version."""
         return HttpReply(200, encode(o.OllamaVersion(API_VERSION)))
 
+    def pull(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """POST /api/pull: programs ask for their model before they use it, and the served one is there."""
+        headers: dict[str, str] = {}
+        try:
+            body = self._decoded(request, o.OllamaPullRequest, headers)
+        except WireError as error:
+            return _refusal(error, headers)
+        done = encode(o.OllamaStatus("success"))
+        if body.stream is False:
+            return HttpReply(200, done, headers=headers)
+        return HttpReply(200, done + b"\n", NDJSON, headers)
+
     def show(self, request: HttpRequest, wire: Wire) -> HttpReply:
         """POST /api/show."""
         headers: dict[str, str] = {}
@@ -139,7 +168,7 @@ class OllamaFace:
                 f"{family}.context_length": self._runtime.max_context,
                 f"{family}.vocab_size": card.vocab_size,
             },
-            capabilities=("completion",),
+            capabilities=("completion", *sorted(self._runtime.prompter.abilities)),
             modified_at=model.modified_at,
         )
         return HttpReply(200, encode(shown), headers=headers)
@@ -171,6 +200,7 @@ def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
     return {
         "/api/chat": HttpRoute(post, face.chat, restate=restated),
         "/api/generate": HttpRoute(post, face.generate, restate=restated),
+        "/api/pull": HttpRoute(post, face.pull, restate=restated),
         "/api/show": HttpRoute(post, face.show, restate=restated),
         "/api/tags": HttpRoute(get, face.tags, restate=restated),
         "/api/ps": HttpRoute(get, face.running, restate=restated),
@@ -201,26 +231,63 @@ class LinesAnswer(StreamAnswer):
         super().__init__(runtime, wire, headers, streamed=request.stream is not False)
         self._model = request.model
         self._now = settings.now
-        self._texts: list[str] = []
+        self._texts: list[str] = []  # these three are for the whole reply
+        self._thoughts: list[str] = []
+        self._calls: list[o.SaidCall] = []
+        self._call_count = 0
+        self._called, self._arguments = "", ""  # of the call that is being written
         # Every line must be an object, so a silence is broken by a piece of nothing.
         self.silence = self._line("")
 
     def parts(self, stream: TokenStream) -> list[bytes]:
         """The lines that the stream's news become."""
-        text = stream.take_text()
+        pieces = stream.take_pieces()
         if stream.ended:
-            text += stream.tail
+            pieces = joined([*pieces, *stream.tail_pieces])
+        parts = [line for piece in pieces if (line := self._told(piece)) is not None]
         if not self._streamed:
-            self._texts.append(text)
             return []
-        parts = [self._line(text)] if text else []
         if stream.ended and stream.finish in _DONE:
             parts.append(self._last(stream, "") + b"\n")
         return parts
 
+    def _told(self, piece: Piece) -> bytes | None:
+        """The line of one piece of a stream; a whole reply keeps what it says."""
+        text, thinking = "", ""
+        calls: tuple[o.SaidCall, ...] = ()
+        match piece:
+            case TextPiece():
+                text = piece.text
+            case ReasoningPiece():
+                thinking = piece.text
+            case CallBegin():
+                self._called, self._arguments = piece.name, ""
+                return None
+            case CallArguments():
+                self._arguments += piece.text
+                return None
+            case CallEnd() if piece.whole:
+                calls = (self._whole_call(),)
+            case CallEnd():
+                # Arguments are an object here: of a call that went wrong only what was said can be told.
+                text = f"{self._called}({self._arguments}"
+        if self._streamed:
+            return self._line(text, thinking, calls)
+        self._texts.append(text)
+        self._thoughts.append(thinking)
+        self._calls += calls
+        return None
+
+    def _whole_call(self) -> o.SaidCall:
+        # The model's own text is JSON already, and no reader of ours changes a digit of it.
+        given = msgspec.Raw(self._arguments.encode() or b"{}")
+        function = o.SaidFunction(self._called, given, self._call_count)
+        self._call_count += 1
+        return o.SaidCall(new_id("call"), function)
+
     def whole(self, stream: TokenStream) -> bytes:
-        """One object: the last line, with all of the text."""
-        return self._last(stream, "".join(self._texts))
+        """One object: the last line, with everything that was said."""
+        return self._last(stream, "".join(self._texts), "".join(self._thoughts), tuple(self._calls))
 
     def refused(self, error: WireError) -> HttpReply:
         """In Ollama's shape."""
@@ -232,21 +299,24 @@ class LinesAnswer(StreamAnswer):
 
     def loaded(self) -> bytes:
         """The whole reply to a request that asks for nothing: the model is there."""
-        return encode(self.piece("", created_at=rfc3339(self._now()), done=True, done_reason="load"))
+        return encode(self._object("", done=True, done_reason="load"))
 
-    def _line(self, text: str) -> bytes:
-        return encode(self.piece(text, created_at=rfc3339(self._now()), done=False)) + b"\n"
+    def _line(self, text: str, thinking: str = "", calls: tuple[o.SaidCall, ...] = ()) -> bytes:
+        return encode(self._object(text, thinking, calls, done=False)) + b"\n"
 
-    def _last(self, stream: TokenStream, text: str) -> bytes:
+    def _last(
+        self, stream: TokenStream, text: str, thinking: str = "", calls: tuple[o.SaidCall, ...] = ()
+    ) -> bytes:
         assert stream.finish is not None
         times, usage = stream.times, stream.usage
         assert times.ended is not None
         admitted = times.ended if times.admitted is None else times.admitted
         first = times.ended if times.first_token is None else times.first_token
         return encode(
-            self.piece(
+            self._object(
                 text,
-                created_at=rfc3339(self._now()),
+                thinking,
+                calls,
                 done=True,
                 done_reason=_DONE[stream.finish],
                 total_duration=_nanoseconds(times.ended - times.opened),
@@ -258,23 +328,30 @@ class LinesAnswer(StreamAnswer):
             )
         )
 
+    def _object(
+        self, text: str, thinking: str = "", calls: tuple[o.SaidCall, ...] = (), **facts: Any
+    ) -> o.OllamaLine:
+        facts |= {"model": self._model, "created_at": rfc3339(self._now())}
+        return self.piece(text, thinking or UNSET, calls or UNSET, facts)
+
     @abstractmethod
-    def piece(self, text: str, **facts: object) -> o.OllamaLine:
+    def piece(self, text: str, thinking: Thinking, calls: Calls, facts: Mapping[str, Any]) -> o.OllamaLine:
         """One line of this endpoint."""
 
 
 class ChatLines(LinesAnswer):
     """Lines of /api/chat."""
 
-    def piece(self, text: str, **facts: object) -> o.OllamaLine:
-        return o.OllamaChatLine(model=self._model, message=o.Said("assistant", text), **facts)  # type: ignore[arg-type]
+    def piece(self, text: str, thinking: Thinking, calls: Calls, facts: Mapping[str, Any]) -> o.OllamaLine:
+        return o.OllamaChatLine(message=o.Said("assistant", text, thinking, calls), **facts)
 
 
 class GenerateLines(LinesAnswer):
     """Lines of /api/generate."""
 
-    def piece(self, text: str, **facts: object) -> o.OllamaLine:
-        return o.OllamaGenerateLine(model=self._model, response=text, **facts)  # type: ignore[arg-type]
+    def piece(self, text: str, thinking: Thinking, calls: Calls, facts: Mapping[str, Any]) -> o.OllamaLine:
+        assert calls is UNSET, "this endpoint offers no tools"
+        return o.OllamaGenerateLine(response=text, thinking=thinking, **facts)
 
 
 def _nanoseconds(seconds: float) -> int:

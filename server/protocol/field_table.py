@@ -17,6 +17,7 @@ from headrace.server.protocol.ollama import (
     OllamaChatRequest,
     OllamaGenerateRequest,
     OllamaOptions,
+    OllamaPullRequest,
     OllamaShowRequest,
 )
 from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
@@ -30,6 +31,7 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /api/generate", OllamaGenerateRequest),
     ("`options` of /api/chat and /api/generate", OllamaOptions),
     ("POST /api/show", OllamaShowRequest),
+    ("POST /api/pull", OllamaPullRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
 )

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.tools import TOOLS
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -36,6 +37,16 @@ class Block(msgspec.Struct, frozen=True):
 Blocks = Annotated[list[Block], Meta(max_length=1024)]
 
 
+class ResultBlock(msgspec.Struct, frozen=True):
+    """One block inside of a tool's result."""
+
+    type: f.Name
+    text: str | None = None
+
+
+ResultContent = str | Annotated[list[ResultBlock], Meta(max_length=64)] | None
+
+
 class Turn(msgspec.Struct, frozen=True):
     role: Literal["user", "assistant", "system"]
     content: str | Blocks
@@ -54,6 +65,27 @@ class Thinking(msgspec.Struct, frozen=True):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class MessagesTool(msgspec.Struct, frozen=True):
+    """A tool of the client's own; with another `type` than custom, one that Anthropic defines."""
+
+    name: f.ShortText | None = None
+    type: f.Name | None = None
+    description: str | None = None
+    input_schema: Raw = NULL
+    strict: bool | None = None
+    cache_control: Raw = NULL
+    input_examples: Raw = NULL
+    eager_input_streaming: bool | None = None
+    defer_loading: bool | None = None
+    allowed_callers: Raw = NULL
+
+
+class MessagesChoice(msgspec.Struct, frozen=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: f.ShortText | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
 class OutputConfig(msgspec.Struct, frozen=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: Raw = NULL
@@ -66,7 +98,10 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[f.Name, honoured("required")]
     messages: Annotated[
         Annotated[list[Turn], Meta(min_length=1, max_length=1024)],
-        honoured("required; text blocks; neighbours of one role are joined; the last one is the user's"),
+        honoured(
+            "required; blocks text, thinking, tool_use, tool_result; neighbours of one role are joined; "
+            "the last one is the user's"
+        ),
     ]
     system: Annotated[
         str | Annotated[list[SystemBlock], Meta(max_length=64)] | None, honoured("a string or text blocks")
@@ -77,11 +112,20 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
             "enabled and adaptive turn the template's thinking on, disabled off; budget_tokens is no limit"
         ),
     ] = None
-    tools: Annotated[Raw, refused("[]")] = NULL
-    tool_choice: Annotated[Raw, refused('{"type":"none"}', '{"type":"auto"}')] = NULL
+    tools: Annotated[
+        Annotated[list[MessagesTool], Meta(max_length=TOOLS)] | None,
+        honoured("the client's own; those that run on Anthropic's servers are left out, others refused"),
+    ] = None
+    tool_choice: Annotated[
+        MessagesChoice | None, honoured("auto and none; any and tool are refused, not supported yet")
+    ] = None
     output_config: Annotated[
         OutputConfig | None, honoured("format is refused, not supported yet; effort has no effect")
     ] = None
+    thread: Annotated[
+        Raw, refused(note="nothing is kept here; clients that hear this send whole histories")
+    ] = NULL
+    compaction: Annotated[Raw, refused()] = NULL
     mcp_servers: Annotated[Raw, refused("[]")] = NULL
     chat_template_kwargs: Annotated[f.TemplateOptions | None, honoured("extra; a closed list of flags")] = (
         None
@@ -148,11 +192,16 @@ class ModelPage(msgspec.Struct, frozen=True):
     has_more: bool = False
 
 
+class ThinkingTokens(msgspec.Struct, frozen=True):
+    thinking_tokens: int
+
+
 class MessageUsage(msgspec.Struct, frozen=True):
     """The three input counts add up to the prompt; writing to the cache is not counted apart."""
 
     input_tokens: int
     output_tokens: int
+    output_tokens_details: ThinkingTokens
     cache_read_input_tokens: int
     cache_creation_input_tokens: int = 0
 
@@ -245,9 +294,14 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
     pass
 
 
-class AnthropicErrorSaid(msgspec.Struct, frozen=True):
+class ErrorDetails(msgspec.Struct, frozen=True):
+    error_code: str
+
+
+class AnthropicErrorSaid(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str
     message: str
+    details: ErrorDetails | UnsetType = UNSET
 
 
 class AnthropicError(msgspec.Struct, frozen=True, tag="error", omit_defaults=True):

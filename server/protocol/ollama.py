@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.tools import TOOLS, ToolName
 
 Limit = Annotated[int, Meta(ge=-2, le=(1 << 31) - 1)]
 _LOADED = "set when the server starts"
@@ -53,13 +54,39 @@ class OllamaOptions(msgspec.Struct, frozen=True, kw_only=True):
     embedding_only: Annotated[Raw, ignored(_LOADED)] = NULL
 
 
+class OllamaFunction(msgspec.Struct, frozen=True):
+    name: ToolName
+    description: str | None = None
+    parameters: Raw = NULL
+
+
+class OllamaTool(msgspec.Struct, frozen=True):
+    function: OllamaFunction
+    type: Literal["function"] = "function"
+
+
+class OllamaCalled(msgspec.Struct, frozen=True):
+    """A call: the arguments are an object here, not text."""
+
+    name: ToolName
+    arguments: Raw = NULL
+    index: Raw = NULL
+
+
+class OllamaCall(msgspec.Struct, frozen=True):
+    function: OllamaCalled
+    id: f.ShortText | None = None
+    type: f.ShortText | None = None
+
+
 class OllamaMessage(msgspec.Struct, frozen=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
     images: Raw = NULL
-    tool_calls: Raw = NULL
+    tool_calls: Annotated[list[OllamaCall], Meta(max_length=TOOLS)] | None = None
     tool_name: f.ShortText | None = None
+    tool_call_id: f.ShortText | None = None
 
 
 class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +111,12 @@ class OllamaChatRequest(OllamaRequest, frozen=True, kw_only=True):
 
     messages: Annotated[
         Annotated[list[OllamaMessage], Meta(max_length=1024)] | None,
-        honoured(
-            "text of system, user and assistant messages; without any, the answer says the model is loaded"
-        ),
+        honoured("text, calls and results; without any, the answer says that the model is loaded"),
     ] = None
-    tools: Annotated[Raw, refused("[]")] = NULL
+    tools: Annotated[
+        Annotated[list[OllamaTool], Meta(max_length=TOOLS)] | None,
+        honoured("functions; refused where the model's chat template has no place for them"),
+    ] = None
 
 
 class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
@@ -119,6 +147,15 @@ class OllamaShowRequest(msgspec.Struct, frozen=True, kw_only=True):
     options: Annotated[Raw, ignored()] = NULL
 
 
+class OllamaPullRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /api/pull."""
+
+    model: Annotated[f.Name | None, honoured("required, or name; only the served model is there")] = None
+    name: Annotated[f.Name | None, honoured("an older spelling of model")] = None
+    stream: Annotated[bool | None, honoured("true unless it is false")] = None
+    insecure: Annotated[bool | None, ignored("nothing is fetched")] = None
+
+
 # -- replies ---------------------------------------------------------------------------------------------------
 
 
@@ -128,22 +165,24 @@ class OllamaError(msgspec.Struct, frozen=True):
     error: str
 
 
+class SaidFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: Any
+    index: int
+
+
+class SaidCall(msgspec.Struct, frozen=True):
+    id: str
+    function: SaidFunction
+
+
 class Said(msgspec.Struct, frozen=True):
-    """A piece of an answer."""
+    """A piece of an answer. A call is told at once, when it is whole."""
 
     role: str
     content: str
-
-
-class Counts(msgspec.Struct, frozen=True):
-    """What a last line says besides; durations are nanoseconds."""
-
-    total_duration: int
-    load_duration: int
-    prompt_eval_count: int
-    prompt_eval_duration: int
-    eval_count: int
-    eval_duration: int
+    thinking: str | UnsetType = UNSET
+    tool_calls: tuple[SaidCall, ...] | UnsetType = UNSET
 
 
 class OllamaLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +206,7 @@ class OllamaChatLine(OllamaLine, frozen=True, kw_only=True):
 
 class OllamaGenerateLine(OllamaLine, frozen=True, kw_only=True):
     response: str
+    thinking: str | UnsetType = UNSET
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +246,12 @@ class OllamaShown(msgspec.Struct, frozen=True, kw_only=True):
     model_info: dict[str, Any]
     capabilities: tuple[str, ...]
     modified_at: str
+
+
+class OllamaStatus(msgspec.Struct, frozen=True):
+    """The reply of /api/pull, whose only line says that the model is there."""
+
+    status: str
 
 
 class OllamaVersion(msgspec.Struct, frozen=True):

@@ -11,19 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_prompter import letters
 from live_server import LiveServer
+from short_answers import END, EOS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "clients.md").read_text()
 EXAMPLES = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
 PYTHON = [text for language, text in EXAMPLES if language == "python"]
+AGENTS = str(Path(sys.prefix) / "agents" / "bin" / "python")  # made by .ci/agents
 SHELL = [text for language, text in EXAMPLES if language == "sh"]
+
+
+def a_hundred(tokens: list[int], seed: int, width: int) -> int:
+    """A hundred letters and blanks, then the end: agents want an answer that ends by itself."""
+    start = bytes(tokens).rindex(b": ") + 2
+    return END if len(tokens) - start >= 100 else letters(tokens, seed, width)
 
 
 @pytest.fixture(scope="module")
 def live() -> Iterator[LiveServer]:
-    server = LiveServer()
+    server = LiveServer(choose=a_hundred, eos=EOS)
     yield server
     server.baseline()
     server.stop()
@@ -37,7 +46,7 @@ def test_a_python_example_answers(live: LiveServer, example: str, monkeypatch: p
         "LITELLM_LOCAL_MODEL_COST_MAP", "True"
     )  # its price list comes over the network otherwise
     ran = subprocess.run(
-        [sys.executable, "-P", "-c", example.replace(ADDRESS, live.url)],
+        [AGENTS if "agents" in example else sys.executable, "-P", "-c", example.replace(ADDRESS, live.url)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -66,7 +75,7 @@ def test_a_shell_example_answers(live: LiveServer, example: str) -> None:
 
 
 def test_the_page_has_an_example_for_every_client() -> None:
-    for client in ("OpenAI", "ChatOpenAI", "Anthropic", "ollama", "litellm"):
+    for client in ("OpenAI", "ChatOpenAI", "Anthropic", "Agent", "ollama", "litellm"):
         assert any(client in example for example in PYTHON), client
     assert len(SHELL) == 3
     for target in re.findall(r"\]\(([^)#]+)\)", PAGE):

@@ -77,6 +77,10 @@ def test_what_there_is(client: ollama.Client) -> None:
     assert model.model == "fake:latest" and model.details is not None
     shown = client.show("fake")
     assert shown.modelinfo is not None and "completion" in (shown.capabilities or [])
+    assert client.pull("fake").status == "success"
+    assert [part.status for part in client.pull("fake:latest", stream=True)] == ["success"]
+    with pytest.raises(ollama.ResponseError, match="not found"):
+        client.pull("llama9")
     (running,) = client.ps().models
     assert running.model == model.model and running.context_length == 4096
 

@@ -23,6 +23,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/chat": {"model": "fake", "messages": USER, "options": {"num_predict": 5}},
     "/api/generate": {"model": "fake", "prompt": "hello", "options": {"num_predict": 5}},
     "/api/show": {"model": "fake"},
+    "/api/pull": {"model": "fake"},
 }
 STREAMS = {
     "/v1/chat/completions": b": ping\n\n",
@@ -117,7 +118,7 @@ def test_rule_1_later_is_better_says_how_much_later(server: LiveServer, http: ht
     server.ask(lambda app: setattr(app.runtime, "draining", True))
     try:
         for path, body in BODIES.items():
-            if path == "/api/show":
+            if path in ("/api/show", "/api/pull"):
                 continue  # says what is known, whether or not anything may be asked
             reply = http.post(path, json=body)
             assert reply.status_code == 503, path
