@@ -113,6 +113,7 @@ class Ask:
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     max_tokens: int | None = None
+    fit: bool = False  # max_tokens beyond what the context has room for is cut to it, not refused
     min_tokens: int = 0
     temperature: float | None = None
     top_k: int | None = None
@@ -266,6 +267,10 @@ class Prompter(Protocol):
     def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
         """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What answers to messages can hold besides text: "tools", "thinking"."""
+
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
 
@@ -372,6 +377,30 @@ class Runtime:
         waiting += sum([len(siblings.waiting) for siblings in self._siblings.values()])
         if waiting + count > scheduler.waiting_limit:
             raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+
+    def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
+        """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
+        has, or with what is wrong with it. Raises Refusal when no text is taken now."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        size = _characters(ask)
+        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
+            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
+        self._preparing_characters += size
+        loop = asyncio.get_running_loop()
+
+        def counted(future: Future[Prompt]) -> None:
+            self._preparing_characters -= size
+            try:
+                told(len(future.result().ids))
+            except Refusal as refusal:
+                told(refusal)
+            except Exception as error:
+                _log_fault(error)
+                told(Refusal("server_error", "the prompt could not be prepared"))
+
+        future = self._threads.submit(self.prompter.prepare, ask)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(counted, done))
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from headrace.runtime.interface import Runtime
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTable, SocketRoute, Wire
+from headrace.server.faces import messages_http, ollama_http
+from headrace.server.faces.abouts import described
 from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
@@ -14,6 +16,7 @@ from headrace.server.faces.completions_http import CompletionsFace
 from headrace.server.faces.engine_http import NOT_GENERATIVE, EngineFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.generate_http import GenerateFace
+from headrace.server.faces.openapi_http import OpenApiFace
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
 from headrace.server.faces.settings import FaceSettings
@@ -86,6 +89,11 @@ def build_routes(
         "/version": HttpRoute(GET, facts.version),
         "/metrics": HttpRoute(GET, facts.metrics),
     }
+    http |= messages_http.routes(runtime, settings, http)
+    http |= ollama_http.routes(runtime, settings)
+    document = OpenApiFace(settings.version)
+    http |= document.routes()
+    http = described(http)
     for path, (body, content_type) in page_files.items():
         assert path not in http, f"a page file hides the route {path}"
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
@@ -96,7 +104,8 @@ def build_routes(
             protocols=("openai-beta.responses.v1",),
         )
     }
-    return RouteTable(http, sockets)
+    document.table = RouteTable(http, sockets)
+    return document.table
 
 
 def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:
