@@ -326,12 +326,12 @@ class Runtime:
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         count = len(prompt.ids)
+        stream.prompt_tokens = count  # also if they are too many: who shortens the prompt wants to know
         params = self._params(ask)
         max_len = self._max_len(ask, count)
         self._next_id += 1
         req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
         stream.params = params
-        stream.prompt_tokens = count
         generation = Generation(req, stream, self.prompter.cutter(ask))
         self._generations[stream] = generation
         try:

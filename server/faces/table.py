@@ -11,6 +11,8 @@ from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
 from headrace.server.faces.facts_http import FactsFace
+from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
+from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
 from headrace.server.faces.settings import FaceSettings
@@ -37,6 +39,9 @@ def build_routes(
     chat = ChatFace(runtime, settings)
     responses = ResponsesFace(runtime, settings, store)
     budget = WaitingBudget(settings.waiting_bytes)
+    conversations = WaitingBudget(
+        settings.waiting_bytes
+    )  # of the Realtime sockets: they last as long as those
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
     def refuse_socket(request: HttpRequest) -> HttpReply | None:
@@ -71,7 +76,12 @@ def build_routes(
             open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
             refuse=refuse_socket,
             protocols=("openai-beta.responses.v1",),
-        )
+        ),
+        "/v1/realtime": SocketRoute(
+            open=lambda request, wire: RealtimeSocket(request, wire, runtime, settings, conversations),
+            refuse=lambda request: refuse_realtime(request, runtime, settings),
+            protocols=REALTIME_PROTOCOLS,
+        ),
     }
     return RouteTable(http, sockets)
 
