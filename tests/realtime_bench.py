@@ -57,6 +57,7 @@ class Talk(Socket):
 
     def items(self) -> list[str]:
         """The ids of the conversation's items as the server has them, which the events must have told alike."""
+        self.pump()
         conversation = self.face._conversation
         conversation.check()
         assert [item["id"] for item in self.reader.items] == conversation._order

@@ -177,6 +177,9 @@ class RealtimeSocket:
 
     def _decode(self, message: str | bytes, type_: type[E], fields: dict[str, Raw]) -> E:
         decoded = decode(message, type_, strict=self._settings.strict_fields, fields=fields)
+        for path in decoded.ignored:
+            if path.rpartition(".")[2].startswith("x_"):
+                raise WireError("unknown_parameter", f"unknown field: {path}", path)
         if decoded.ignored:
             self._settings.on_ignored_fields("realtime", len(decoded.ignored))
         return decoded.value
@@ -205,7 +208,8 @@ class RealtimeSocket:
             raise WireError("server_is_overloaded", "All conversations together are too large; try again.")
         while not conversation.fits(size):
             oldest = conversation.oldest()
-            if self._session.retention() is None or oldest is None or oldest == spare:
+            never = size > conversation.bytes_limit or self._session.retention() is None
+            if never or oldest is None or oldest == spare:
                 raise WireError(
                     "conversation_full",
                     f"A conversation has at most {conversation.item_limit} items and "
