@@ -15,19 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from realtime_bench import Talk
 
-OPERATIONS = st.one_of(
-    st.tuples(st.just("user"), st.integers(0, 4)),
-    st.tuples(st.just("ask"), st.integers(1, 12)),
-    st.tuples(st.just("aside"), st.integers(1, 12)),
-    st.tuples(st.just("cancel"), st.integers(0, 3)),
-    st.tuples(st.just("cancel_bare"), st.just(0)),
-    st.tuples(st.just("delete"), st.integers(0, 5)),
-    st.tuples(st.just("retrieve"), st.integers(0, 5)),
-    st.tuples(st.just("land"), st.integers(1, 6)),
-    st.tuples(st.just("flush"), st.just(0)),
-    st.tuples(st.just("read"), st.booleans()),
-    st.tuples(st.just("reconnect"), st.just(0)),
-)
+VERBS = {
+    "user": st.integers(0, 4),
+    "ask": st.integers(1, 12),
+    "aside": st.integers(1, 12),
+    "cancel": st.integers(0, 3),
+    "cancel_bare": st.just(0),
+    "delete": st.integers(0, 5),
+    "retrieve": st.integers(0, 5),
+    "land": st.integers(1, 6),
+    "flush": st.just(0),
+    "read": st.integers(0, 1),
+    "reconnect": st.just(0),
+}
+# A verb that is named twice is drawn twice as often.
+LIKELY = (*VERBS, "user", "user", "ask", "aside", "land", "land", "land", "read")
+OPERATIONS = st.sampled_from(LIKELY).flatmap(lambda verb: st.tuples(st.just(verb), VERBS[verb]))
 
 
 class Script:
@@ -62,7 +65,7 @@ class Script:
             case "user":
                 content = [{"type": "input_text", "text": f"u{self.numbers}"}]
                 item = {"type": "message", "role": "user", "content": content}
-                where = {"previous_item_id": self.known(value)} if value else {}
+                where = {"previous_item_id": self.known(value - 1)} if value else {}
                 self.send("user", {"type": "conversation.item.create", "item": item, **where})
             case "ask" | "aside":
                 self.ask(verb, value)
@@ -72,7 +75,10 @@ class Script:
                 self.send("cancel", {"type": "response.cancel", "response_id": target})
             case "cancel_bare":
                 self.send("clear", {"type": "input_audio_buffer.clear"})
-                self.send("cancel", {"type": "response.cancel"})
+                talk.pump()
+                active = self.active
+                name = self.send("cancel", {"type": "response.cancel"})
+                self.expect(name, refused=not active)
             case "delete" | "retrieve":
                 self.send(verb, {"type": f"conversation.item.{verb}", "item_id": self.known(value)})
             case "land":
@@ -90,15 +96,28 @@ class Script:
                 self.bench.readers.remove(talk)
                 self.connect()
 
+    @property
+    def active(self) -> bool:
+        """An answer is under way in the conversation, by what the events have told."""
+        return any(answer.in_band and answer.final is None for answer in self.talk.reader.answers.values())
+
+    def expect(self, name: str, *, refused: bool) -> None:
+        """The event of that name was refused, or was not: to be seen at once, if the client reads."""
+        if self.talk.wire.reading:
+            self.talk.pump()
+            assert (name in {error["event_id"] for error in self.talk.reader.errors}) is refused
+
     def ask(self, verb: str, limit: int) -> None:
         talk = self.talk
         current = talk.wire.reading
         talk.pump()
+        busy = self.active and verb == "ask"
         before = len(self.bench.asks)
         fields = {"max_output_tokens": limit, "seed": self.numbers, "instructions": "i"}
         if verb == "aside":
             fields["conversation"] = "none"
-        self.send(verb, {"type": "response.create", "response": fields})
+        name = self.send(verb, {"type": "response.create", "response": fields})
+        self.expect(name, refused=busy)
         if len(self.bench.asks) > before and current:
             # What the model is asked is what the events have told of the conversation, unfinished items left out.
             shown = [
@@ -148,7 +167,7 @@ class Script:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(OPERATIONS, min_size=1, max_size=40))
+@given(st.lists(OPERATIONS, min_size=8, max_size=50))
 def test_any_interleaving_keeps_order_items_and_counts(operations: list[tuple[str, int]]) -> None:
     async def run() -> None:
         script = Script()
