@@ -12,6 +12,7 @@ import msgspec.inspect as shapes
 
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.fields import extra_of
+from headrace.server.protocol.realtime import ResponseFields, SessionFields
 from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
 
 ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
@@ -19,6 +20,8 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /v1/responses", ResponseRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
+    ("session.update on the /v1/realtime socket: `session`", SessionFields),
+    ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )
 
 HEAD = """# Request fields
