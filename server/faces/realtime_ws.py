@@ -195,7 +195,7 @@ class RealtimeSocket:
             what = f"The conversation has an item '{item.id}' already."
             raise WireError("invalid_value", what, "item.id")
         if after is not None and after != ROOT and after not in conversation:
-            raise _no_item(after, "previous_item_id")
+            raise WireError("invalid_value", _missing(after), "previous_item_id")
         self._make_room(size_of(item), spare=after)
         previous = conversation.add(item, after)
         self._send(ev.ConversationItemAdded(self._ids(), previous, item))
@@ -220,13 +220,13 @@ class RealtimeSocket:
 
     def _delete_item(self, item_id: str) -> None:
         if not self._conversation.remove(item_id):
-            raise _no_item(item_id, "item_id")
+            raise _no_item(item_id)
         self._send(ev.ConversationItemDeleted(self._ids(), item_id))
 
     def _retrieve_item(self, item_id: str) -> None:
         item = self._conversation.find(item_id)
         if item is None:
-            raise _no_item(item_id, "item_id")
+            raise _no_item(item_id)
         self._send(ev.ConversationItemRetrieved(self._ids(), item))
 
     def _create(self, given: rt.ResponseFields | None) -> None:
@@ -289,7 +289,7 @@ class RealtimeSocket:
                 raise WireError("missing_required_parameter", f"missing field: {path}.id", f"{path}.id")
             found = self._conversation.find(item.id)
             if found is None:
-                raise _no_item(item.id, f"{path}.id")
+                raise WireError("invalid_value", _missing(item.id), f"{path}.id")
             items.append(found)
         return items
 
@@ -444,7 +444,10 @@ def _kind(fields: Mapping[str, Raw]) -> str:
     return kind
 
 
-def _no_item(item_id: str, param: str) -> WireError:
-    return WireError(
-        "item_retrieve_invalid_item_id", f"The conversation has no item '{shorten(item_id)}'.", param
-    )
+def _missing(item_id: str) -> str:
+    return f"The conversation has no item '{shorten(item_id)}'."
+
+
+def _no_item(item_id: str) -> WireError:
+    # Of this code alone clients expect that it answers their question for an item, and nothing else.
+    return WireError("item_retrieve_invalid_item_id", _missing(item_id), "item_id")

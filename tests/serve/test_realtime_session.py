@@ -161,7 +161,7 @@ async def test_items_go_where_they_are_put() -> None:
     assert [e["previous_item_id"] for e in events[::2]] == [None, "b", "b", None, "d"]
     assert talk.items() == ["a", "b", "c", "d", "e"]
     talk.user("x", previous_item_id="nobody")
-    assert code_of(talk) == ("item_retrieve_invalid_item_id", "previous_item_id")
+    assert code_of(talk) == ("invalid_value", "previous_item_id")
     talk.send({"type": "conversation.item.retrieve", "item_id": "c"})
     (event,) = talk.said_now()
     assert event["type"] == "conversation.item.retrieved" and event["item"]["content"][0]["text"] == "c"
@@ -344,7 +344,7 @@ async def test_input_replaces_the_context_for_one_answer() -> None:
     assert prompt_of(bench) == "system: Greet.\nassistant: "
     talk.said_now()
     talk.ask(input=[{"type": "item_reference", "id": "gone"}])
-    assert code_of(talk) == ("item_retrieve_invalid_item_id", "response.input[0].id")
+    assert code_of(talk) == ("invalid_value", "response.input[0].id")
     talk.ask(conversation="other")
     assert code_of(talk) == ("invalid_value", "response.conversation")
     talk.ask(output_modalities=["audio"])
