@@ -7,7 +7,22 @@ A response exists from its creation: unlike on the Responses socket, whatever go
 
 from __future__ import annotations
 
-from headrace.runtime.interface import FinishReason, Refusal, TokenStream
+from collections.abc import Sequence
+
+import msgspec
+
+from headrace.runtime.interface import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    FinishReason,
+    Piece,
+    ReasoningPiece,
+    Refusal,
+    TextPiece,
+    TokenStream,
+    joined,
+)
 from headrace.server.faces.realtime_conversation import RealtimeConversation
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import realtime_events as ev
@@ -59,14 +74,14 @@ class RealtimeRun:
         self._max_output_tokens = max_output_tokens
         self._metadata = metadata
         self._output: list[ev.Item] = []  # items that are finished
-        self._message: str | None = None  # id of the message that is being written
-        self._texts: list[str] = []  # of that message
-        self._delta_ends: tuple[str, str, str] | None = None
+        self._open: ev.MessageItem | ev.CallItem | None = None  # the one that is being written
+        self._said: list[str] = []  # of its text, or of its arguments
+        self._delta_ends: tuple[str, str, str] | None = None  # of the open item, if it is a message
 
     @property
     def began(self) -> bool:
         """Something of the answer was told: it can no longer be started anew."""
-        return self._message is not None or bool(self._output)
+        return self._open is not None or bool(self._output)
 
     def created(self) -> ev.ResponseCreated:
         """The first event."""
@@ -78,11 +93,10 @@ class RealtimeRun:
         if self.done:
             return events
         stream = self.stream
-        text = stream.take_text()
+        pieces = stream.take_pieces()
         if stream.ended:
-            text += stream.tail
-        if text:
-            self._write(text, events)
+            pieces = joined([*pieces, *stream.tail_pieces])
+        self._say(pieces, events)
         if stream.ended:
             self._end(events)
         return events
@@ -91,16 +105,16 @@ class RealtimeRun:
         """What `events()` would return, where that is one delta in the middle of a message, as JSON; else None.
 
         Nearly every event is one of these, and all of a message differ in event id and text alone."""
-        stream = self.stream
-        if self._message is None or stream.finish is not None or stream.head == stream.sent:
+        stream, message = self.stream, self._open
+        if type(message) is not ev.MessageItem or stream.finish is not None or stream.head == stream.sent:
             return None
-        text = stream.take_text()
+        text = stream.take_plain()
         if not text:
             return None
         if self._delta_ends is None:
-            self._delta_ends = self._cut_delta(self._message)
+            self._delta_ends = self._cut_delta(message.id)
         begin, middle, end = self._delta_ends
-        self._texts.append(text)
+        self._said.append(text)
         return f"{begin}{self._ids.number()}{middle}{encode(text).decode()}{end}"
 
     def _cut_delta(self, message: str) -> tuple[str, str, str]:
@@ -114,53 +128,80 @@ class RealtimeRun:
 
     # -- pieces of the golden sequences ------------------------------------------------------------------------
 
-    def _write(self, text: str, events: list[ev.Event]) -> None:
-        if self._message is None:
-            self._open_message(events)
-        assert self._message is not None
-        self._texts.append(text)
-        events.append(ev.TextDelta(self._ids(), self.id, self._message, len(self._output), 0, text))
+    def _say(self, pieces: Sequence[Piece], events: list[ev.Event]) -> None:
+        for piece in pieces:
+            match piece:
+                case TextPiece():
+                    if not isinstance(self._open, ev.MessageItem):
+                        self._begin_message(events)
+                    self._add(piece.text, events)
+                case CallBegin():
+                    self._begin_call(piece.name, events)
+                case CallArguments():
+                    self._add(piece.text, events)
+                case CallEnd():
+                    self._close("completed" if piece.whole else "incomplete", events)
+                case ReasoningPiece():
+                    pass  # the protocol has no event for what a model thinks; its tokens are counted
 
-    def _open_message(self, events: list[ev.Event]) -> None:
-        self._message = new_id("item")
-        self._texts = []
-        self._delta_ends = None
-        item = ev.MessageItem(self._message, status="in_progress", role="assistant")
-        self._open(item, events)
+    def _add(self, text: str, events: list[ev.Event]) -> None:
+        item, index = self._open, len(self._output)
+        self._said.append(text)
+        if isinstance(item, ev.MessageItem):
+            events.append(ev.TextDelta(self._ids(), self.id, item.id, index, 0, text))
+        else:
+            assert item is not None, "arguments come between the begin and the end of a call"
+            events.append(ev.ArgumentsDelta(self._ids(), self.id, item.id, index, item.call_id, text))
+
+    def _begin_message(self, events: list[ev.Event]) -> None:
+        item = ev.MessageItem(new_id("item"), status="in_progress", role="assistant")
+        self._begin(item, events)
         index = len(self._output)
         events.append(ev.PartAdded(self._ids(), self.id, item.id, index, 0, ev.TextPart("")))
 
-    def _close_message(self, status: str, events: list[ev.Event]) -> None:
-        assert self._message is not None
-        text = "".join(self._texts)
-        index, id = len(self._output), self._message
-        events.append(ev.TextDone(self._ids(), self.id, id, index, 0, text))
-        events.append(ev.PartDone(self._ids(), self.id, id, index, 0, ev.TextPart(text)))
-        self._close(
-            ev.MessageItem(id, status=status, role="assistant", content=(ev.OutputText(text),)), events
+    def _begin_call(self, name: str, events: list[ev.Event]) -> None:
+        self._begin(
+            ev.CallItem(new_id("item"), status="in_progress", call_id=new_id("call"), name=name), events
         )
-        self._message = None
 
-    def _open(self, item: ev.Item, events: list[ev.Event]) -> None:
+    def _begin(self, item: ev.MessageItem | ev.CallItem, events: list[ev.Event]) -> None:
+        self._close("completed", events)
+        self._open, self._said, self._delta_ends = item, [], None
         events.append(ev.OutputItemAdded(self._ids(), self.id, len(self._output), item))
         if self._conversation is not None:
             previous = self._conversation.add(item)
             events.append(ev.ConversationItemAdded(self._ids(), previous, item))
 
-    def _close(self, item: ev.Item, events: list[ev.Event]) -> None:
+    def _close(self, status: str, events: list[ev.Event]) -> None:
+        """End the open item, if there is one."""
+        item, index = self._open, len(self._output)
+        if item is None:
+            return
+        said = "".join(self._said)
+        done: ev.Item
+        if isinstance(item, ev.MessageItem):
+            events.append(ev.TextDone(self._ids(), self.id, item.id, index, 0, said))
+            events.append(ev.PartDone(self._ids(), self.id, item.id, index, 0, ev.TextPart(said)))
+            done = msgspec.structs.replace(item, status=status, content=(ev.OutputText(said),))
+        else:
+            if status == "completed":  # clients call the tool on this event: never for half a call
+                events.append(
+                    ev.ArgumentsDone(self._ids(), self.id, item.id, index, item.call_id, item.name, said)
+                )
+            done = msgspec.structs.replace(item, status=status, arguments=said)
         # A client may have deleted the item while it was written: then only the response still tells of it.
-        if self._conversation is not None and self._conversation.settle(item):
-            previous = self._conversation.before(item.id)
-            events.append(ev.ConversationItemDone(self._ids(), previous, item))
-        events.append(ev.OutputItemDone(self._ids(), self.id, len(self._output), item))
-        self._output.append(item)
+        if self._conversation is not None and self._conversation.settle(done):
+            previous = self._conversation.before(done.id)
+            events.append(ev.ConversationItemDone(self._ids(), previous, done))
+        events.append(ev.OutputItemDone(self._ids(), self.id, index, done))
+        self._output.append(done)
+        self._open = None
 
     def _end(self, events: list[ev.Event]) -> None:
         finish, error = self.stream.finish, self.stream.error
         if not self.began and finish in (FinishReason.STOP, FinishReason.LENGTH):
-            self._open_message(events)  # an answer without text is still an answer
-        if self._message is not None:
-            self._close_message("completed" if finish is FinishReason.STOP else "incomplete", events)
+            self._begin_message(events)  # an answer without text is still an answer
+        self._close("completed" if finish is FinishReason.STOP else "incomplete", events)
         details: ev.StatusDetails | None = None
         if finish is FinishReason.STOP:
             status = "completed"

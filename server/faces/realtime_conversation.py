@@ -53,6 +53,11 @@ class RealtimeConversation:
         kept = self._items.get(item_id)
         return None if kept is None else kept.item
 
+    def calls(self, call_id: str) -> bool:
+        """Whether a call of this id is in the conversation."""
+        kept = (kept.item for kept in self._items.values())
+        return any(isinstance(item, ev.CallItem) and item.call_id == call_id for item in kept)
+
     def add(self, item: ev.Item, after: str | None = None) -> str | None:
         """Put `item` behind `after` (the end without it); returns the id of the item before it.
 

@@ -5,10 +5,12 @@ Knows the kinds of items and what each must hold; knows neither their order nor 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from headrace.runtime.interface import Message
+from headrace.runtime.interface import Message, ToolCall
+from headrace.runtime.refusal import shorten
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import realtime as rt
 from headrace.server.protocol import realtime_events as ev
@@ -88,15 +90,31 @@ def _needed(value: T | None, path: str, name: str) -> T:
     return value
 
 
-def messages_of(items: Iterable[ev.Item]) -> tuple[Message, ...]:
-    """What the model reads of `items`."""
-    messages = []
+def messages_of(items: Sequence[ev.Item]) -> tuple[Message, ...]:
+    """What the model reads of `items`. A template knows turns: what an assistant said and called is one turn.
+
+    A call that was cut off is left out, unless a client answered it all the same."""
+    answered = {item.call_id for item in items if isinstance(item, ev.CallOutputItem)}
+    messages: list[Message] = []
     for item in items:
-        if isinstance(item, ev.MessageItem):
-            messages.append(Message(item.role, item.text))
-        else:
-            raise WireError("unsupported_parameter", "tools are not supported yet", "item.type")
+        match item:
+            case ev.MessageItem():
+                messages.append(Message(item.role, item.text))
+            case ev.CallOutputItem():
+                messages.append(Message("tool", item.output, call_id=item.call_id))
+            case ev.CallItem() if item.status != "incomplete" or item.call_id in answered:
+                call = ToolCall(item.call_id, item.name, item.arguments)
+                if messages and messages[-1].role == "assistant":
+                    messages[-1] = replace(messages[-1], calls=(*messages[-1].calls, call))
+                else:
+                    messages.append(Message("assistant", "", calls=(call,)))
     return tuple(messages)
+
+
+def no_call(call_id: str, param: str) -> WireError:
+    """The answer to the output of a call that is not there. Clients know this sentence."""
+    what = f"No tool call found for function call output with call_id {shorten(call_id)}."
+    return WireError("invalid_value", what, param)
 
 
 def characters(item: ev.Item) -> int:

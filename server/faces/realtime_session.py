@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw
 
-from headrace.runtime.interface import Ask, Message, Tenant
+from headrace.runtime.interface import Ask, Message, Tenant, Tool, ToolChoice
 from headrace.server.faces.asks import join_leading_system, sampling
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import fields as f
@@ -29,6 +29,7 @@ _PARAM_NAMES = {
     "stop_ids": "response.stop_token_ids",
     "messages": "response.input",
     "template_options": "response.chat_template_kwargs",
+    "tools": "response.tools",
 }
 # Of Options, what Settings keeps in a form of its own.
 _SEPARATE = frozenset({"tools", "tool_choice", "output_modalities", "prompt"})
@@ -44,7 +45,7 @@ class Settings:
 
     options: rt.Options = NOTHING_SET
     tools: tuple[ev.FunctionTool, ...] = ()
-    tool_choice: Any = "auto"  # "auto", "none", "required", or {"type": "function", "name": …}
+    tool_choice: str = "auto"  # or "none"
 
     def over(self, given: rt.Options, path: str) -> Settings:
         """These settings with what `given` sets in their place. Raises WireError, naming fields below `path`."""
@@ -74,8 +75,6 @@ class Settings:
 
     def ask(self, messages: tuple[Message, ...], tenant: Tenant) -> Ask:
         """The Ask of an answer to `messages`. Raises WireError or Refusal."""
-        if self.tools:
-            raise WireError("unsupported_parameter", "tools are not supported yet", "tools")
         options = self.options
         leading = (Message("system", options.instructions),) if options.instructions else ()
         if not leading and not messages:
@@ -88,6 +87,11 @@ class Settings:
             tenant=tenant,
             messages=join_leading_system(leading + messages),
             max_tokens=self.max_tokens,
+            tools=tuple(map(_tool, self.tools)),
+            tool_choice=ToolChoice(
+                "none" if self.tool_choice == "none" else "auto",
+                parallel=options.parallel_tool_calls is not False,
+            ),
             param_names=_PARAM_NAMES,
             **sampling(options, options.reasoning.effort if options.reasoning else None),
         )
@@ -158,6 +162,12 @@ class RealtimeSession:
         return 1.0, None
 
 
+def _tool(tool: ev.FunctionTool) -> Tool:
+    description = None if tool.description is UNSET else tool.description
+    parameters = None if tool.parameters is UNSET else tool.parameters
+    return Tool(tool.name, description, parameters, tool.strict is True)
+
+
 def _tools(given: list[rt.Tool], path: str) -> tuple[ev.FunctionTool, ...]:
     tools: list[ev.FunctionTool] = []
     for index, tool in enumerate(given):
@@ -175,15 +185,15 @@ def _tools(given: list[rt.Tool], path: str) -> tuple[ev.FunctionTool, ...]:
             if not isinstance(parameters, dict):
                 raise WireError("invalid_value", f"{at}.parameters: expected an object", f"{at}.parameters")
         description = UNSET if tool.description is None else tool.description
-        tools.append(ev.FunctionTool(tool.name, description, parameters))
+        strict = UNSET if tool.strict is None else tool.strict
+        tools.append(ev.FunctionTool(tool.name, description, parameters, strict))
     return tuple(tools)
 
 
-def _tool_choice(raw: Raw, path: str) -> Any:
+def _tool_choice(raw: Raw, path: str) -> str:
     choice = free_form(raw, path)
-    if choice in ("auto", "none", "required"):
-        return choice
-    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
-        return {"type": "function", "name": choice["name"]}
-    what = 'expected "auto", "none", "required" or {"type": "function", "name": …}'
-    raise WireError("invalid_value", f"{path}: {what}", path)
+    if choice in ("auto", "none"):
+        return str(choice)
+    if choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function"):
+        raise WireError("unsupported_parameter", f"{path}: a call cannot be forced here yet", path)
+    raise WireError("invalid_value", f'{path}: expected "auto" or "none"', path)

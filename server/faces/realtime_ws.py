@@ -21,7 +21,7 @@ from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.realtime import EventIds, RealtimeRun
 from headrace.server.faces.realtime_conversation import ROOT, RealtimeConversation, size_of
-from headrace.server.faces.realtime_items import characters, item_of, messages_of, newest
+from headrace.server.faces.realtime_items import characters, item_of, messages_of, newest, no_call
 from headrace.server.faces.realtime_session import RealtimeSession, Settings
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.protocol import realtime as rt
@@ -196,6 +196,8 @@ class RealtimeSocket:
             raise WireError("invalid_value", what, "item.id")
         if after is not None and after != ROOT and after not in conversation:
             raise WireError("invalid_value", _missing(after), "previous_item_id")
+        if isinstance(item, ev.CallOutputItem) and not conversation.calls(item.call_id):
+            raise no_call(item.call_id, "item.call_id")
         self._make_room(size_of(item), spare=after)
         previous = conversation.add(item, after)
         self._send(ev.ConversationItemAdded(self._ids(), previous, item))
@@ -283,7 +285,10 @@ class RealtimeSocket:
         for index, item in enumerate(given):
             path = f"response.input[{index}]"
             if item.type != "item_reference":
-                items.append(item_of(item, path))
+                made = item_of(item, path)
+                if isinstance(made, ev.CallOutputItem) and not _calls(items, made.call_id):
+                    raise no_call(made.call_id, f"{path}.call_id")
+                items.append(made)
                 continue
             if item.id is None:
                 raise WireError("missing_required_parameter", f"missing field: {path}.id", f"{path}.id")
@@ -442,6 +447,10 @@ def _kind(fields: Mapping[str, Raw]) -> str:
     if kind is None:
         raise WireError("invalid_value", "type: expected a string", "type")
     return kind
+
+
+def _calls(items: list[ev.Item], call_id: str) -> bool:
+    return any(isinstance(item, ev.CallItem) and item.call_id == call_id for item in items)
 
 
 def _missing(item_id: str) -> str:

@@ -14,6 +14,7 @@ from msgspec import Meta, Raw
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.tools import ToolName
 
 EventId = f.ShortText
 ItemName = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -49,7 +50,7 @@ class Tool(msgspec.Struct, frozen=True):
     """A function the model may call. Other types (mcp) would have the server call out, and are refused."""
 
     type: f.Name | None = None
-    name: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,128}\Z")] | None = None
+    name: ToolName | None = None
     description: str | None = None
     parameters: Raw = NULL
     strict: bool | None = None
@@ -84,7 +85,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         Modalities | None, honoured('["text"]; audio is refused with not_supported')
     ] = None
     tools: Annotated[Tools | None, honoured("functions; other types are refused")] = None
-    tool_choice: Annotated[Raw, honoured("auto, none, required, or one function")] = NULL
+    tool_choice: Annotated[Raw, honoured("auto or none; a call cannot be forced yet")] = NULL
     parallel_tool_calls: Annotated[bool | None, honoured()] = None
     max_output_tokens: Annotated[MaxTokens | None, honoured("a number or inf")] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off")] = None

@@ -64,6 +64,7 @@ class FunctionTool(msgspec.Struct, frozen=True, tag_field="type", tag="function"
     name: str
     description: str | UnsetType = UNSET
     parameters: dict[str, Any] | UnsetType = UNSET
+    strict: bool | UnsetType = UNSET
 
 
 class ReasoningEcho(msgspec.Struct, frozen=True):
@@ -80,7 +81,7 @@ class SessionObject(msgspec.Struct, frozen=True, kw_only=True):
     output_modalities: tuple[str, ...] = ("text",)
     instructions: str = ""
     tools: tuple[FunctionTool, ...] = ()
-    tool_choice: Any = "auto"
+    tool_choice: str = "auto"
     max_output_tokens: int | str = "inf"
     truncation: Any = "auto"
     tracing: None = None
