@@ -9,7 +9,8 @@ const STATES = { stopped: "stopped", length: "cut at the token limit", failed: "
 
 /** What tells this version from the others in a few words. */
 function about(node, writing) {
-  const tokens = node.measured?.tokens ? `${node.measured.tokens.toLocaleString("en")} tokens` : "";
+  const count = node.measured?.tokens;
+  const tokens = count ? `${count.toLocaleString("en")} ${count === 1 ? "token" : "tokens"}` : "";
   const at = new Date(node.at).toLocaleTimeString("en", { hour: "2-digit", minute: "2-digit" });
   return [writing ? "being written" : STATES[node.status], tokens, node.model, at].filter(Boolean).join(" · ");
 }
