@@ -22,11 +22,13 @@ from headrace.runtime.parsers.pieces import (
 )
 from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Req, SamplingParams
+from headrace.runtime.request import FinishReason, Req, SamplingParams, TokenGrammar
+from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 
 __all__ = [
+    "AnswerShape",
     "Ask",
     "CallArguments",
     "CallBegin",
@@ -120,6 +122,7 @@ class Ask:
     ignore_eos: bool = False
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = AUTO
+    shape: AnswerShape | None = None
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
     param_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -150,6 +153,11 @@ class Ask:
             raise self._refuse("logit_bias", "values lie between -100 and 100")
 
     @property
+    def guided(self) -> bool:
+        """The answer has to follow a grammar."""
+        return self.shape is not None or self.tool_choice.mode == "required"
+
+    @property
     def callable_tools(self) -> tuple[Tool, ...]:
         """The tools whose calls count, by the tool choice."""
         only = self.tool_choice.only
@@ -173,10 +181,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with."""
+    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
+
+    grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
+    """
 
     ids: tuple[int, ...]
     thinking: bool = False
+    grammar: TokenGrammar | None = None
 
 
 class TextCutter(Protocol):
@@ -298,7 +310,7 @@ class Runtime:
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS:
+        if size < _INLINE_CHARACTERS and not ask.guided:
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(self.prompter.prepare, ask)
@@ -398,12 +410,19 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
         count = len(prompt.ids)
         stream.prompt_tokens = count  # also if they are too many: who shortens the prompt wants to know
         params = self._params(ask)
         max_len = self._max_len(ask, count)
         self._next_id += 1
-        req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
+        req = Req(
+            self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params, grammar=prompt.grammar
+        )
         stream.params = params
         generation = Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
         self._generations[stream] = generation
@@ -412,7 +431,13 @@ class Runtime:
         except Refusal:
             del self._generations[stream]
             raise
-        stream.listener(stream)  # `times.joined` is set: a face may tell that the response has begun
+        # `times.joined` is set: a face may tell that the response has begun. It does so behind the turn that `join`
+        # asked for, so that the device is at work on the prompt while those words are made.
+        asyncio.get_running_loop().call_soon(self._tell_joined, stream)
+
+    def _tell_joined(self, stream: TokenStream) -> None:
+        if stream.finish is None:
+            stream.listener(stream)
 
     def _ended(self, stream: TokenStream) -> None:
         self._generations.pop(stream, None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from headrace.runtime.request import SamplingParams
+from headrace.runtime.request import SamplingParams, TokenGrammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,17 @@ class DecodeRows(Sequence[PlanRow]):
 
 
 @dataclass(frozen=True, slots=True)
+class SlotMask:
+    """The token sampled for `slot` in this step is one that `grammar` allows.
+
+    The Engine asks for its mask while the step is in flight: nobody moves the grammar before it has landed.
+    """
+
+    slot: int
+    grammar: TokenGrammar
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, in order: grants, patches, copies, then all rows at once (decode first, then prefill).
 
@@ -109,6 +120,7 @@ class StepPlan:
     copies: tuple[PageCopy, ...]
     decode: Sequence[PlanRow]
     prefill: tuple[PlanRow, ...]
+    masks: tuple[SlotMask, ...] = ()
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:

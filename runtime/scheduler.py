@@ -29,6 +29,7 @@ from headrace.runtime.plan import (
     PagePatch,
     PlanRow,
     SlotGrant,
+    SlotMask,
     StepPlan,
     StepResult,
 )
@@ -75,6 +76,7 @@ class Scheduler:
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
+        self._grammars = 0  # live requests that follow a grammar
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
     # -- verbs -------------------------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ class Scheduler:
             )
         if req.fork is not None:
             self._share_parent(req)
+        self._grammars += req.grammar is not None
         self.waiting[req.id] = req
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -158,8 +161,9 @@ class Scheduler:
         if not decoding and not prefill:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
+        masks = self._masks(decoding, prefill) if self._grammars else ()
         plan = StepPlan(
-            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill)
+            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill), masks
         )
         self.counters.steps += 1
         self._flight.append(plan)
@@ -194,6 +198,7 @@ class Scheduler:
             landed = req.landed_len + 1
             if (
                 finite
+                and req.grammar is None
                 and landed % size
                 and req.finish is None
                 and not (req.pausing or req.retracting)
@@ -251,6 +256,9 @@ class Scheduler:
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
         """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
         size, decoding = self.page_size, Phase.DECODE
+        if self._grammars:
+            # Which tokens may come next is known once the last one has landed: such a row skips the step between.
+            able = [req for req in able if req.grammar is None or not req.inflight]
         chosen: list[Req] = []
         starts: list[int] = []
         for req in able:
@@ -275,6 +283,14 @@ class Scheduler:
             assert len(slots) == len(chosen), "who runs has a slot"
             self._columns = [req.id for req in chosen], array("i", slots)
         return chosen, DecodeRows(*self._columns, array("i", starts))
+
+    def _masks(self, decoding: list[Req], prefill: list[PlanRow]) -> tuple[SlotMask, ...]:
+        sampling = [*decoding, *(self.running[row.req_id] for row in prefill if row.sample)]
+        return tuple(
+            SlotMask(req.slot, req.grammar)
+            for req in sampling
+            if req.grammar is not None and req.slot is not None
+        )
 
     def _prefill_row(self, req: Req, room: int) -> PlanRow:
         """The next chunk, at most `room` tokens. A Req that comes back with one token to feed decodes at once."""
@@ -513,6 +529,8 @@ class Scheduler:
         req.tokens.append(token)
         if ended:
             return None
+        if req.grammar is not None:
+            req.grammar.accept(token)
         if token in req.params.stop_ids and req.output_len > req.params.min_tokens:
             req.finish = FinishReason.STOP
         elif len(req.tokens) == req.max_len:
@@ -554,6 +572,7 @@ class Scheduler:
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
         self._give_back(req)
         self._leave_batch(req)
+        self._grammars -= req.grammar is not None
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
         req.phase = Phase.DONE

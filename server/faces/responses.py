@@ -11,6 +11,7 @@ from msgspec import UNSET
 from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream, joined
 from headrace.server.faces.response_items import OpenMessage, Output
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tool_asks import response_tools
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import encode
@@ -43,6 +44,7 @@ class ResponseRun:
         self.id = new_id("resp")
         self.request = request
         self.tools = response_tools(request)
+        _, self.format_echo = response_shape(request)
         seal = "reasoning.encrypted_content" in (request.include or ())
         self.output = Output(self.next_number, lane, self.tools.custom, seal)
         self.stream = stream
@@ -184,6 +186,7 @@ class ResponseRun:
                 # "none" is asked for by some clients, but strict models do not know it.
                 reasoning.summary if reasoning and reasoning.summary != "none" else None,
             ),
+            text=ev.TextEcho(self.format_echo),
             store=request.store is not False,
             usage=None if status == "in_progress" else usage_of(self.stream),
             service_tier=UNSET if request.service_tier is None else "default",
