@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from headrace.runtime.interface import Ask, Message, Tenant, Tool, ToolChoice
+from headrace.runtime.refusal import shorten
 from headrace.server.faces.asks import join_leading_system, sampling
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import fields as f
@@ -45,7 +46,7 @@ class Settings:
 
     options: rt.Options = NOTHING_SET
     tools: tuple[ev.FunctionTool, ...] = ()
-    tool_choice: str = "auto"  # or "none"
+    tool_choice: str | dict[str, str] = "auto"  # "none", "required", or {"type": "function", "name": …}
 
     def over(self, given: rt.Options, path: str) -> Settings:
         """These settings with what `given` sets in their place. Raises WireError, naming fields below `path`."""
@@ -60,6 +61,9 @@ class Settings:
         choice = self.tool_choice
         if compact(given.tool_choice) != "null":
             choice = _tool_choice(given.tool_choice, f"{path}.tool_choice")
+        if isinstance(choice, dict) and all(tool.name != choice["name"] for tool in tools):
+            at = f"{path}.tool_choice"
+            raise WireError("invalid_value", f"{at}: there is no tool named '{shorten(choice['name'])}'", at)
         said = {name: value for name in _PLAIN if (value := getattr(given, name)) is not None}
         return Settings(msgspec.structs.replace(self.options, **said), tools, choice)
 
@@ -88,13 +92,19 @@ class Settings:
             messages=join_leading_system(leading + messages),
             max_tokens=self.max_tokens,
             tools=tuple(map(_tool, self.tools)),
-            tool_choice=ToolChoice(
-                "none" if self.tool_choice == "none" else "auto",
-                parallel=options.parallel_tool_calls is not False,
-            ),
+            tool_choice=self._choice(),
             param_names=_PARAM_NAMES,
             **sampling(options, options.reasoning.effort if options.reasoning else None),
         )
+
+    def _choice(self) -> ToolChoice:
+        parallel = self.options.parallel_tool_calls is not False
+        if isinstance(self.tool_choice, dict):
+            return ToolChoice("required", frozenset({self.tool_choice["name"]}), parallel)
+        if self.tool_choice == "required" and not self.tools:
+            at = "response.tool_choice"
+            raise WireError("invalid_value", f"{at}: there is no tool that could be called", at)
+        return ToolChoice(self.tool_choice, None, parallel)  # type: ignore[arg-type]  # one of the three words
 
 
 class RealtimeSession:
@@ -190,10 +200,11 @@ def _tools(given: list[rt.Tool], path: str) -> tuple[ev.FunctionTool, ...]:
     return tuple(tools)
 
 
-def _tool_choice(raw: Raw, path: str) -> str:
+def _tool_choice(raw: Raw, path: str) -> str | dict[str, str]:
     choice = free_form(raw, path)
-    if choice in ("auto", "none"):
+    if choice in ("auto", "none", "required"):
         return str(choice)
-    if choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function"):
-        raise WireError("unsupported_parameter", f"{path}: a call cannot be forced here yet", path)
-    raise WireError("invalid_value", f'{path}: expected "auto" or "none"', path)
+    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
+        return {"type": "function", "name": choice["name"]}
+    what = 'expected "auto", "none", "required" or {"type": "function", "name": …}'
+    raise WireError("invalid_value", f"{path}: {what}", path)

@@ -85,7 +85,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         Modalities | None, honoured('["text"]; audio is refused with not_supported')
     ] = None
     tools: Annotated[Tools | None, honoured("functions; other types are refused")] = None
-    tool_choice: Annotated[Raw, honoured("auto or none; a call cannot be forced yet")] = NULL
+    tool_choice: Annotated[Raw, honoured("auto, none, required, or one function")] = NULL
     parallel_tool_calls: Annotated[bool | None, honoured()] = None
     max_output_tokens: Annotated[MaxTokens | None, honoured("a number or inf")] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off")] = None

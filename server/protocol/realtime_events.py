@@ -81,7 +81,7 @@ class SessionObject(msgspec.Struct, frozen=True, kw_only=True):
     output_modalities: tuple[str, ...] = ("text",)
     instructions: str = ""
     tools: tuple[FunctionTool, ...] = ()
-    tool_choice: str = "auto"
+    tool_choice: str | dict[str, str] = "auto"
     max_output_tokens: int | str = "inf"
     truncation: Any = "auto"
     tracing: None = None

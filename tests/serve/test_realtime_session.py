@@ -54,6 +54,7 @@ async def test_an_update_changes_what_it_names_and_nothing_else() -> None:
         ({"reasoning": {"effort": "low"}}, {"reasoning": {"effort": "low"}}),
         ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
         ({"output_modalities": ["text"], "tools": [], "tool_choice": "none"}, {"tool_choice": "none"}),
+        ({"tool_choice": "required"}, {"tool_choice": "required"}),
         ({"instructions": None, "max_output_tokens": None, "truncation": None}, {}),
         ({"instructions": ""}, {"instructions": ""}),
         ({"max_output_tokens": "inf"}, {"max_output_tokens": "inf"}),

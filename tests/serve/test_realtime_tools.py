@@ -13,13 +13,14 @@ import openai
 import pytest
 from face_bench import FaceBench
 from face_said import prompt_of
+from fake_engine import next_token
 from live_server import WAIT, LiveServer
 from realtime_bench import Talk
 from scripted_model import END, Script, always, call
 from strict_realtime import Reader
 
 FORM = {"tools": "hermes", "reasoning": "think"}
-SCHEMA = {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}
+SCHEMA = {"type": "object", "properties": {"at": {"type": "string", "maxLength": 80}}, "required": ["at"]}
 WEATHER = {"type": "function", "name": "weather", "description": "what it is like", "parameters": SCHEMA}
 CLOCK = {"type": "function", "name": "clock"}
 ROME = call("weather", '{"at": "Rome"}')
@@ -127,11 +128,40 @@ async def test_tools_are_set_for_the_session_or_for_one_answer() -> None:
     assert bench.asks[0].tools[0].parameters == SCHEMA
     assert bench.asks[0].tools[0].description == "what it is like"
     talk.said_now()
-    for choice in ("required", {"type": "function", "name": "weather"}):
-        talk.ask(tool_choice=choice)
+    for fields in (
+        {"tool_choice": "required", "tools": []},
+        {"tool_choice": {"type": "function", "name": "clock"}},
+        {"tool_choice": {"type": "function"}},
+        {"tool_choice": "sometimes"},
+    ):
+        talk.ask(**fields)
         (said,) = talk.said_now()
-        assert said["error"]["code"] == "unsupported_parameter"
-        assert said["error"]["param"] == "response.tool_choice"
+        assert (said["error"]["code"], said["error"]["param"]) == ("invalid_value", "response.tool_choice")
+    await over(bench, talk)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("required", {"weather", "clock"}), ({"type": "function", "name": "clock"}, {"clock"})],
+)
+async def test_a_call_can_be_forced(choice: Any, names: set[str]) -> None:
+    def unwilling(tokens: list[int], seed: int, width: int) -> int:
+        return b'"}'[next_token(tokens, seed, 2)]
+
+    bench = FaceBench(choose=unwilling, eos=frozenset({END}), form={"tools": "hermes"})
+    talk = Talk(bench)
+    talk.update(tools=[WEATHER, CLOCK], tool_choice=choice, parallel_tool_calls=False)
+    (_, event) = talk.said_now()
+    assert event["session"]["tool_choice"] == choice
+    talk.user("weather?")
+    talk.ask(max_output_tokens=900)
+    (final,) = await talk.until_done()
+    assert final["status"] == "completed"
+    (item,) = final["output"]
+    assert item["type"] == "function_call" and item["name"] in names, (
+        "the model would rather say quotation marks"
+    )
+    assert isinstance(json.loads(item["arguments"]), dict)
     await over(bench, talk)
 
 
