@@ -541,6 +541,7 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
+        stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
         generation = self._generation(stream, ask, prompt)
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:

@@ -17,6 +17,8 @@ from headrace.server.faces.engine_http import NOT_GENERATIVE, EngineFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.generate_http import GenerateFace
 from headrace.server.faces.openapi_http import OpenApiFace
+from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
+from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
 from headrace.server.faces.settings import FaceSettings
@@ -49,6 +51,9 @@ def build_routes(
     engine = EngineFace(runtime, settings)
     responses = ResponsesFace(runtime, settings, store)
     budget = WaitingBudget(settings.waiting_bytes)
+    conversations = WaitingBudget(
+        settings.waiting_bytes
+    )  # of the Realtime sockets: they last as long as those
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
     def refuse_socket(request: HttpRequest) -> HttpReply | None:
@@ -102,7 +107,12 @@ def build_routes(
             open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
             refuse=refuse_socket,
             protocols=("openai-beta.responses.v1",),
-        )
+        ),
+        "/v1/realtime": SocketRoute(
+            open=lambda request, wire: RealtimeSocket(request, wire, runtime, settings, conversations),
+            refuse=lambda request: refuse_realtime(request, runtime, settings),
+            protocols=REALTIME_PROTOCOLS,
+        ),
     }
     document.table = RouteTable(http, sockets)
     return document.table

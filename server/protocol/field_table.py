@@ -22,6 +22,7 @@ from headrace.server.protocol.ollama import (
     OllamaPullRequest,
     OllamaShowRequest,
 )
+from headrace.server.protocol.realtime import ResponseFields, SessionFields
 from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
 from headrace.server.protocol.tokenizing import DetokenizeRequest, TokenizeRequest
 
@@ -43,6 +44,8 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /api/pull", OllamaPullRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
+    ("session.update on the /v1/realtime socket: `session`", SessionFields),
+    ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )
 
 HEAD = """# Request fields
