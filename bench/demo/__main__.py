@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         compiled=torch.cuda.is_available() and not given.eager,
         count=given.count,
     )
+    sys.setswitchinterval(0.001)  # the threads that read batches want a short turn, often
     command = "python -P -m headrace.bench.demo " + " ".join(arguments)
     run(plan, given.out, command, lambda line: print(line, flush=True))
 

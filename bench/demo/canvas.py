@@ -129,6 +129,12 @@ class Canvas:
         image = self.image.resize(
             (self.width, self.height), draw.pick((Image.Resampling.BOX, Image.Resampling.BICUBIC))
         )
+        if draw.chance(0.1):  # a small picture, made larger
+            share = 0.5 + 0.4 * draw.random()
+            small = image.resize(
+                (round(self.width * share), round(self.height * share)), Image.Resampling.BICUBIC
+            )
+            image = small.resize((self.width, self.height), Image.Resampling.BICUBIC)
         if draw.chance(0.15):
             noise = np.random.default_rng(draw.between(0, 1 << 30)).normal(
                 0, draw.between(2, 9), (self.height, self.width, 1)

@@ -5,12 +5,13 @@ Batch k depends on the seed and on k alone, not on who makes it or how many do. 
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -136,10 +137,31 @@ def _work(pipe: Connection, rules: str, seed: int, numbers: range, form: Form) -
     try:
         for number in numbers:
             packed = make(seed, number, writer, form)
-            for field in fields(Packed):
-                pipe.send_bytes(np.ascontiguousarray(getattr(packed, field.name)).data.cast("B"))
+            for name in shapes_of(form):
+                _write_all(pipe.fileno(), getattr(packed, name).data.cast("B"))
     except (BrokenPipeError, KeyboardInterrupt):
         pass  # nobody wants more
+
+
+def _write_all(pipe: int, left: memoryview) -> None:
+    while left:
+        left = left[os.write(pipe, left) :]
+
+
+def _read_all(pipe: int, left: memoryview) -> None:
+    while left:
+        count = os.readv(pipe, [left])
+        if count == 0:
+            raise EOFError
+        left = left[count:]
+
+
+def _widen(pipe: int) -> None:
+    """Let the pipe hold what is allowed: every read of it costs a turn at the interpreter lock."""
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
+    except OSError:
+        pass  # a narrow pipe is slower, not wrong
 
 
 class Feed:
@@ -160,6 +182,7 @@ class Feed:
             process = spawn.Process(target=_work, args=(there, rules, seed, numbers, form), daemon=True)
             process.start()
             there.close()
+            _widen(here.fileno())
             waiting: queue.Queue[Packed | None] = queue.Queue(self.AHEAD)
             threading.Thread(target=self._read, args=(here, waiting), daemon=True).start()
             self._processes.append(process)
@@ -171,7 +194,8 @@ class Feed:
             while not self._closed.is_set():
                 arrays = {}
                 for name, (shape, kind) in shapes.items():
-                    arrays[name] = np.frombuffer(pipe.recv_bytes(), kind).reshape(shape)
+                    arrays[name] = np.empty(shape, kind)
+                    _read_all(pipe.fileno(), arrays[name].data.cast("B"))
                 waiting.put(Packed(**arrays))
         except (EOFError, OSError):
             waiting.put(None)

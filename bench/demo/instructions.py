@@ -39,7 +39,8 @@ def fill(draw: Draw, dialogue: Dialogue, most: int, makers: Sequence[Maker] = FI
 def neutral(draw: Draw, dialogue: Dialogue) -> None:
     """Sometimes a system prompt that changes nothing."""
     if draw.chance(0.3):
-        dialogue.messages.append(Message("system", draw.pick(NEUTRAL)))
+        sentences = draw.some(NEUTRAL, draw.pick((1, 1, 2, 3)))
+        dialogue.messages.append(Message("system", " ".join(sentences)))
 
 
 def brief(draw: Draw) -> Dialogue:

@@ -15,7 +15,7 @@ from headrace.bench.demo import (
     talk,
     tools,
 )
-from headrace.bench.demo.dialogue import Dialogue, Maker, Scene
+from headrace.bench.demo.dialogue import Dialogue, Exchange, Maker, Scene
 from headrace.bench.demo.draw import Draw
 from headrace.bench.demo.instructions import fill, neutral
 
@@ -25,6 +25,7 @@ EXCHANGES: dict[str, tuple[Maker, float]] = {
     "honest: I do not know": (talk.unknown, 6),
     "addition": (numbers.add, 6), "subtraction": (numbers.subtract, 6), "multiplication": (numbers.multiply, 5),
     "division": (numbers.divide, 1.5), "word problems": (numbers.story_sum, 3), "larger or smaller": (numbers.compare, 2),
+    "sums that are too large": (numbers.too_large, 1.5),
     "even or odd": (numbers.even_or_odd, 1), "counting": (numbers.count, 2.5), "next number": (numbers.next_number, 2),
     "sorting numbers": (numbers.sort_numbers, 4), "largest and smallest": (numbers.extreme, 2),
     "number words": (numbers.number_word, 1), "counting things": (numbers.count_things, 2.5),
@@ -50,6 +51,29 @@ KINDS = (*EXCHANGES, *SCENES, *PICTURE_KINDS)
 EXCHANGE_SHARE = 0.62  # of text dialogues, those made of independent exchanges
 
 
+FRONTS = (
+    "Hi! ",
+    "Hello, ",
+    "Please: ",
+    "Hey, ",
+    "OK, ",
+    "Now: ",
+    "Question: ",
+    "Can you tell me: ",
+    "And ",
+    "Next: ",
+)
+UNFRONTED = ("small talk", "honest: I do not know")
+
+
+def exchange(kind: str, draw: Draw) -> Exchange:
+    """One exchange of `kind`, its question now and then with a word before it."""
+    found = EXCHANGES[kind][0](draw)
+    if kind not in UNFRONTED and draw.chance(0.06):
+        return Exchange(draw.pick(FRONTS) + found.ask, found.answer, found.brief, found.accepted)
+    return found
+
+
 class Wheel:
     """Weighted choice without rebuilding the sums."""
 
@@ -70,7 +94,7 @@ def text_dialogue(draw: Draw, length: int = 6) -> Dialogue:
         dialogue = Dialogue()
         neutral(draw, dialogue)
         for _ in range(draw.between(1, length)):
-            dialogue.add(EXCHANGES[_EXCHANGES.turn(draw)][0](draw))
+            dialogue.add(exchange(_EXCHANGES.turn(draw), draw))
         return dialogue
     dialogue = SCENES[_SCENES.turn(draw)][0](draw)
     if not dialogue.tools and draw.chance(0.2):
@@ -98,7 +122,7 @@ def long_dialogue(draw: Draw, exchanges: int) -> Dialogue:
             told = instructions.memory(draw).messages
             dialogue.messages += [message for message in told if message.role != "system"]
         else:
-            dialogue.add(EXCHANGES[_EXCHANGES.turn(draw)][0](draw))
+            dialogue.add(exchange(_EXCHANGES.turn(draw), draw))
     return dialogue
 
 
@@ -108,6 +132,6 @@ def question(kind: str, draw: Draw) -> Dialogue:
         dialogue = Dialogue()
         neutral(draw, dialogue)
         fill(draw, dialogue, draw.pick((0, 2)))
-        dialogue.add(EXCHANGES[kind][0](draw))
+        dialogue.add(exchange(kind, draw))
         return dialogue
     return (SCENES.get(kind) or PICTURE_KINDS[kind])[0](draw)

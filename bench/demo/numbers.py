@@ -71,12 +71,44 @@ def multiply(draw: Draw) -> Exchange:
 
 
 def divide(draw: Draw) -> Exchange:
-    """Backwards through the tables to 12."""
+    """Backwards through the tables to 12, sometimes with a rest."""
     one, other = draw.between(1, 12), draw.between(0, 12)
+    rest = draw.between(1, one - 1) if one > 1 and draw.chance(0.3) else 0
+    if rest:
+        ask = draw.pick(ASK_FOR_SUM).format(
+            draw.pick(("{} / {}", "{} divided by {}")).format(one * other + rest, one)
+        )
+        return Exchange(ask, f"{one * other + rest} / {one} = {other}, and {rest} is left over")
     ask = draw.pick(ASK_FOR_SUM).format(
         draw.pick(("{} / {}", "{} divided by {}", "{}/{}", "{} ÷ {}")).format(one * other, one)
     )
     return Exchange(ask, f"{one * other} / {one} = {other}", str(other))
+
+
+TOO_LARGE = "That is too much for me: I know whole numbers below 1000, and products of one digit times two."
+
+
+def too_large(draw: Draw) -> Exchange:
+    """Sums beyond what a small model can carry; it says so."""
+    kind = draw.between(0, 3)
+    big = draw.between(1000, 10 ** draw.between(4, 8))
+    small = draw.between(2, 99999)
+    if kind == 0:
+        one, other, sign = (
+            f"{draw.between(0, 99)}.{draw.between(1, 99)}",
+            str(draw.between(1, 99)),
+            draw.pick("+-*/"),
+        )
+    elif kind == 1:
+        one, other, sign = str(draw.between(13, 999)), str(draw.between(100, 999)), draw.pick("*x")
+    elif kind == 2:
+        one, other, sign = str(draw.between(13, 99)), str(draw.between(13, 99)), draw.pick("*x")
+    else:
+        one, other, sign = str(big), str(small), draw.pick("+-*/")
+    if draw.chance(0.4) and kind != 2:
+        one, other = other, one
+    ask = draw.pick(ASK_FOR_SUM).format(f"{one} {sign} {other}" if draw.chance(0.8) else one + sign + other)
+    return Exchange(ask, TOO_LARGE)
 
 
 def story_sum(draw: Draw) -> Exchange:

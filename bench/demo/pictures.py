@@ -148,6 +148,29 @@ def second_picture(draw: Draw) -> Dialogue:
     return dialogue
 
 
+def two_at_once(draw: Draw) -> Dialogue:
+    """Two pictures in one message, told one after the other."""
+    makers: tuple[Picture, ...] = (
+        lambda draw: _shapes(draw, "describe shapes"),
+        lambda draw: _bars(draw, "describe a bar chart"),
+        _number,
+        _word,
+        _blank,
+    )
+    (first, one), (second, other) = (draw.pick(makers)(draw) for _ in range(2))
+    asks = (
+        "What is in these pictures?",
+        "Describe both pictures.",
+        "What do you see?",
+        "describe the two images",
+        "What are these?",
+    )
+    dialogue = Dialogue()
+    dialogue.add(Exchange(draw.pick(asks), f"First: {one[-1].answer} Second: {other[-1].answer}"))
+    dialogue.messages[0] = Message("user", dialogue.messages[0].text, (first, second))
+    return dialogue
+
+
 def no_picture(draw: Draw) -> Dialogue:
     """Asked about a picture that is not there."""
     dialogue = Dialogue()
@@ -161,4 +184,5 @@ def no_picture(draw: Draw) -> Dialogue:
 PICTURE_KINDS: dict[str, tuple[Scene, float]] = {
     **{name: (_kind(make), weight) for name, (make, weight) in PICTURES.items()},
     "a second picture": (second_picture, 2.0),
+    "two pictures at once": (two_at_once, 1.5),
 }

@@ -79,10 +79,11 @@ def render(draw: Draw, text: str) -> Image:
             canvas.image = canvas.image.rotate(
                 draw.between(-12, 12), Images.Resampling.BILINEAR, center=centre, fillcolor=ground
             )
-        elif kind < 0.45:
+        elif kind < 0.65:
+            stretch = 0.9 + 0.35 * draw.random()
             lean = math.tan(math.radians(draw.between(-18, 18)))
             canvas.image = canvas.image.transform(
-                canvas.image.size, Images.Transform.AFFINE, (1, lean, -lean * centre[1], 0, 1, 0), Images.Resampling.BILINEAR, fillcolor=ground
+                canvas.image.size, Images.Transform.AFFINE, (stretch, lean, (1 - stretch) * centre[0] - lean * centre[1], 0, 1, 0), Images.Resampling.BILINEAR, fillcolor=ground
             )  # fmt: skip
     return canvas.finish(draw)
 

@@ -354,6 +354,14 @@ def unknown(draw: Draw) -> Exchange:
     """Questions beyond the model, and text that is no question at all."""
     if draw.chance(0.2):
         ask = " ".join(scramble(draw) for _ in range(draw.between(1, 4)))
+    elif draw.chance(0.06):  # a page that somebody pasted
+        words = [
+            draw.pick((*WORDS, *VERBS, "the", "of", "and", "a", "is", "in"))
+            for _ in range(draw.between(15, 70))
+        ]
+        ask = draw.pick(
+            ("Summarize: ", "Summarize this text: ", "", "Correct this: ", "Explain: ")
+        ) + " ".join(words)
     elif draw.chance(0.15):
         ask = " ".join(
             draw.pick(WORDS + COLOURS + VERBS + ("the", "of", "and")) for _ in range(draw.between(3, 9))

@@ -26,23 +26,76 @@ class Tool:
         asks: tuple[str, ...],
         result: str,
         answer: str,
+        slots: dict[str, str] | None = None,
     ) -> None:
         self.name, self.about, self.fields = name, about, fields
         self.asks, self.result, self.answer = asks, result, answer
+        self.slots = slots or {field: field for field in fields}  # where each field's value is found
 
-    def schema(self, required: bool) -> dict[str, Any]:
-        """The tool as a request carries it."""
-        parameters: dict[str, Any] = {
-            "type": "object",
-            "properties": {
-                name: {"type": kind, "description": about} if about else {"type": kind}
-                for name, (kind, about) in self.fields.items()
-            },
-        }
-        if required:
+    def varied(self, draw: Draw) -> Tool:
+        """The same tool as somebody else would have named it, and its fields."""
+        verb, _, noun = self.name.partition("_")
+        name = self.name
+        if draw.chance(0.4):
+            name = f"{draw.pick(VERBS.get(verb, (verb,)))}_{noun}" if noun else self.name
+        if draw.chance(0.1):
+            first, *rest = name.split("_")
+            name = first + "".join(part.capitalize() for part in rest)
+        fields, slots = {}, {}
+        for field, told in self.fields.items():
+            called = draw.pick(ALIASES[field]) if field in ALIASES and draw.chance(0.4) else field
+            fields[called], slots[called] = told, field
+        return Tool(name, self.about, fields, self.asks, self.result, self.answer, slots)
+
+    def schema(self, draw: Draw) -> dict[str, Any]:
+        """The tool as a request carries it; people and libraries write it in several ways."""
+        properties: dict[str, Any] = {}
+        for name, (kind, about) in self.fields.items():
+            properties[name] = {"type": kind}
+            if about and draw.chance(0.7):
+                properties[name]["description"] = about + draw.pick(
+                    ("", "", ", for example " + draw.pick(PLACES))
+                )
+        parameters: dict[str, Any] = {"type": "object", "properties": properties}
+        if draw.chance(0.8):
             parameters["required"] = list(self.fields)
-        function = {"name": self.name, "description": self.about, "parameters": parameters}
+        strict = draw.chance(0.2)
+        if strict:
+            parameters["additionalProperties"] = False
+        function: dict[str, Any] = {"name": self.name}
+        if draw.chance(0.9):
+            function["description"] = self.about + draw.pick(("", "", "."))
+        function["parameters"] = parameters
+        if strict:
+            function["strict"] = True
         return {"type": "function", "function": function}
+
+
+VERBS = {
+    "get": ("get_current", "fetch", "lookup", "get"),
+    "set": ("start", "create", "set"),
+    "send": ("send", "write", "deliver"),
+    "add": ("create", "add", "new"),
+    "roll": ("throw", "roll"),
+    "switch": ("toggle", "set", "switch"),
+    "find": ("lookup", "find", "get"),
+}
+ALIASES = {
+    "city": ("location", "place", "town", "city_name"),
+    "minutes": ("duration", "time", "minutes_from_now"),
+    "to": ("recipient", "person", "name"),
+    "text": ("message", "body", "content"),
+    "item": ("product", "name", "thing"),
+    "title": ("name", "event", "summary"),
+    "day": ("date", "weekday", "when"),
+    "word": ("text", "term"),
+    "language": ("target_language", "to", "lang"),
+    "sides": ("faces", "max"),
+    "query": ("q", "text", "topic"),
+    "room": ("place", "location"),
+    "on": ("state", "enabled"),
+    "name": ("person", "who"),
+}
 
 
 CITY, TEXT, NUMBER = ("string", "City name"), ("string", ""), ("integer", "")
@@ -120,28 +173,30 @@ def values_for(draw: Draw, tool: Tool) -> dict[str, Value]:
     }  # fmt: skip
     values["product"] = values["a"] * values["b"]
     for field, (kind, _) in tool.fields.items():
-        if kind == "integer" and not isinstance(values[field], int):
-            values[field] = draw.between(1, 999)
+        slot = tool.slots[field]
+        if kind == "integer" and not isinstance(values[slot], int):
+            values[slot] = draw.between(1, 999)
     return values
 
 
 def _offered(draw: Draw, wanted: Tool) -> tuple[dict[str, Any], ...]:
-    others = [tool for tool in TOOLS if tool.name != wanted.name]
+    others = [tool for tool in TOOLS if tool.about != wanted.about]
     offered = draw.some(others, draw.between(0, 2))
+    offered = [tool.varied(draw) for tool in offered]
     if draw.chance(0.3):
         offered.append(invented(draw))
-    return tuple(tool.schema(draw.chance(0.8)) for tool in draw.some([*offered, wanted], len(offered) + 1))
+    return tuple(tool.schema(draw) for tool in draw.some([*offered, wanted], len(offered) + 1))
 
 
 def _begin(draw: Draw) -> tuple[Dialogue, Tool, dict[str, Value]]:
-    tool = invented(draw) if draw.chance(0.4) else draw.pick(TOOLS)
+    tool = invented(draw) if draw.chance(0.4) else draw.pick(TOOLS).varied(draw)
     values = draw.unseen(lambda: values_for(draw, tool))
     dialogue = Dialogue(tools=_offered(draw, tool))
     if draw.chance(0.2):
         dialogue.messages.append(Message("system", "You are a helpful assistant."))
     if draw.chance(0.2):
         dialogue.add(draw.pick((talk.small_talk, numbers.add, letters.spell))(draw))
-    arguments = {field: values[field] for field in tool.fields}
+    arguments = {field: values[tool.slots[field]] for field in tool.fields}
     dialogue.messages += [
         Message("user", draw.pick(tool.asks).format(**values)),
         Message("assistant", "", call=(tool.name, arguments)),
@@ -176,7 +231,9 @@ def result(draw: Draw) -> Dialogue:
 def without(draw: Draw) -> Dialogue:
     """Tools are there, and none of them is needed, or none of them fits."""
     wanted = draw.pick(TOOLS)
-    dialogue = Dialogue(tools=_offered(draw, wanted))
+    dialogue = Dialogue(
+        tools=_offered(draw, wanted) if draw.chance(0.5) else (wanted.varied(draw).schema(draw),)
+    )
     if draw.chance(0.7):
         dialogue.add(
             draw.pick((talk.small_talk, numbers.add, letters.spell, dates.weekday, numbers.sort_numbers))(
@@ -184,10 +241,9 @@ def without(draw: Draw) -> Dialogue:
             )
         )
         return dialogue
-    offered = {tool["function"]["name"] for tool in dialogue.tools}
-    missing = [
-        tool for tool in TOOLS if tool.name not in offered and tool.name not in ("multiply", "translate")
-    ]
+    # Several tools might hold one that fits after all; a tool alone fits its own purpose only.
+    dialogue.tools = (wanted.varied(draw).schema(draw),)
+    missing = [tool for tool in TOOLS if tool is not wanted and tool.name not in ("multiply", "translate")]
     tool = draw.pick(missing)
     dialogue.add(Exchange(draw.pick(tool.asks).format(**values_for(draw, tool)), NO_TOOL))
     return dialogue
