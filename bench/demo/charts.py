@@ -161,7 +161,7 @@ def render_pie(draw: Draw, pie: Pie) -> Image:
     edge = draw.pick((None, (255, 255, 255), INK))
     for share, colour in zip(pie.shares, pie.colours, strict=True):
         end = start + share * 360 / 16
-        canvas.pen.pieslice(box, start, end, shade(draw, colour), edge, SCALE)  # type: ignore[arg-type]
+        canvas.pen.pieslice(box, start, end, shade(draw, colour), edge, SCALE)
         start = end
     return canvas.finish(draw)
 

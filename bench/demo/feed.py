@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def shapes_of(form: Form) -> dict[str, tuple[tuple[int, ...], type]]:
 
 def pack(written: list[Written], form: Form) -> Packed:
     """The longest first, each into the fullest row that has room. What finds no room is left out."""
-    arrays = {name: np.zeros(shape, kind) for name, (shape, kind) in shapes_of(form).items()}
+    arrays: dict[str, Any] = {name: np.zeros(shape, kind) for name, (shape, kind) in shapes_of(form).items()}
     arrays["targets"].fill(IGNORED)
     arrays["places"].fill(form.rows * form.length)
     packed = Packed(**arrays)
@@ -192,7 +193,7 @@ class Feed:
         shapes = shapes_of(self.form)
         try:
             while not self._closed.is_set():
-                arrays = {}
+                arrays: dict[str, Any] = {}
                 for name, (shape, kind) in shapes.items():
                     arrays[name] = np.empty(shape, kind)
                     _read_all(pipe.fileno(), arrays[name].data.cast("B"))

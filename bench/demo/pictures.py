@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image as Images
@@ -41,7 +42,7 @@ def show(dialogue: Dialogue, image: Image, exchanges: list[Exchange]) -> None:
     dialogue.messages[at] = Message("user", dialogue.messages[at].text, (image,))
 
 
-def _shapes(draw: Draw, name: str) -> tuple[Image, list[Exchange]]:
+def _shapes(name: str, draw: Draw) -> tuple[Image, list[Exchange]]:
     last = None
     while last is None:
         scene = draw.unseen(lambda: shapes.compose(draw))
@@ -50,7 +51,7 @@ def _shapes(draw: Draw, name: str) -> tuple[Image, list[Exchange]]:
     return shapes.render(draw, scene), [*(each for each in before if each is not None), last]
 
 
-def _bars(draw: Draw, name: str) -> tuple[Image, list[Exchange]]:
+def _bars(name: str, draw: Draw) -> tuple[Image, list[Exchange]]:
     bars = charts.compose_bars(draw)
     before = [draw.pick(tuple(charts.BAR_QUESTIONS.values()))(draw, bars) for _ in range(draw.between(0, 3))]
     return charts.render_bars(draw, bars), [*before, charts.BAR_QUESTIONS[name](draw, bars)]
@@ -113,13 +114,13 @@ def _anything(draw: Draw) -> tuple[Image, list[Exchange]]:
 
 Picture = Callable[[Draw], tuple[Image, list[Exchange]]]
 PICTURES: dict[str, tuple[Picture, float]] = {
-    **{name: (lambda draw, name=name: _shapes(draw, name), weight) for name, weight in (
+    **{name: (partial(_shapes, name), weight) for name, weight in (
         ("describe shapes", 5.0), ("count shapes", 2.5), ("colour of a shape", 1.5), ("shape of a colour", 1.5),
         ("where is a shape", 2.0), ("what is at a place", 1.5), ("is it there", 1.5))},
     "read a number": (_number, 4.0),
     "read a word": (_word, 3.0),
     "solve a written sum": (_sum, 2.0),
-    **{name: (lambda draw, name=name: _bars(draw, name), weight) for name, weight in (
+    **{name: (partial(_bars, name), weight) for name, weight in (
         ("describe a bar chart", 3.0), ("value of a bar", 1.0), ("highest bar", 1.0), ("count bars", 0.4), ("colour of a bar", 0.6))},
     "pie chart": (_pie, 1.5),
     "line chart": (_trend, 1.0),
@@ -151,8 +152,8 @@ def second_picture(draw: Draw) -> Dialogue:
 def two_at_once(draw: Draw) -> Dialogue:
     """Two pictures in one message, told one after the other."""
     makers: tuple[Picture, ...] = (
-        lambda draw: _shapes(draw, "describe shapes"),
-        lambda draw: _bars(draw, "describe a bar chart"),
+        partial(_shapes, "describe shapes"),
+        partial(_bars, "describe a bar chart"),
         _number,
         _word,
         _blank,

@@ -13,7 +13,18 @@ from headrace.bench.demo.dialogue import Exchange
 from headrace.bench.demo.draw import Draw
 from headrace.bench.demo.words import COLOURS, NUMBER_WORDS
 
-SHAPES = ("circle", "square", "triangle", "star", "rectangle", "ring", "diamond", "hexagon", "cross", "heart")
+SHAPES: tuple[str, ...] = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "rectangle",
+    "ring",
+    "diamond",
+    "hexagon",
+    "cross",
+    "heart",
+)
 PLACES = (
     "at the top left", "at the top", "at the top right",
     "on the left", "in the middle", "on the right",

@@ -135,7 +135,8 @@ class Staged:
 
 def split(weights: Weights) -> tuple[list[Tensor], list[Tensor]]:
     """Matrices for Muon, and the rest: embeddings, norms, biases."""
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, each in weights.items():
         hidden = each.dim() >= 2 and "embed_tokens" not in name and "pos_embed" not in name
         (matrices if hidden else rest).append(each)
