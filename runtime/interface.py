@@ -515,7 +515,7 @@ class Runtime:
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len
         if generation.req.logprobs is not None:
-            stream.logprobs = []
+            stream.logprobs, stream.spell = [], self.prompter.spell
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
