@@ -41,6 +41,7 @@ class CpuEngine:
     `embedding_rows`, sampled ones below `logits_width`.
     """
 
+    masks = True  # it asks the grammars of a plan for their masks
     depth = 1  # the cores are busy with one step; a second in line would only make joiners wait
     poll = None
     pace = None
@@ -139,13 +140,14 @@ class CpuEngine:
         inputs = self.buffers.fill(
             [_layout(row) for row in plan.decode], [_layout(row) for row in plan.prefill]
         )
+        masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
         hidden = self.model.hidden(inputs, self.kv)
         sampled = [row for row in plan.rows if row.sample]
         if not sampled:
             return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
         logits = self.model.logits(hidden.index_select(0, inputs.sample_tokens))
         slots = [row.slot for row in sampled]
-        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled])
+        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled], masks)
         # A failed row may be in the next step already; token 0 keeps that step's embedding in bounds, and its
         # result is thrown away with the request.
         kept = torch.tensor([0 if token == NON_FINITE else token for token in tokens])

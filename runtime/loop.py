@@ -41,7 +41,11 @@ class Engine(Protocol):
 
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
-    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone."""
+    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    masks: it keeps to the grammars of a plan; else no request may have one."""
+
+    @property
+    def masks(self) -> bool: ...
 
     @property
     def depth(self) -> int: ...
@@ -280,8 +284,7 @@ class StepLoop:
                 continue  # cancelled from inside this turn, by the reader of an earlier event
             token, stream, cutter = event.token, generation.stream, generation.cutter
             if token is None:
-                error = Refusal("server_error", "the model produced no finite number for this request")
-                self._end(generation, FinishReason.ERROR, error)
+                self._end(generation, FinishReason.ERROR, _no_token(event.req))
                 continue
             times = stream.times
             last, times.last_token = times.last_token, now
@@ -382,6 +385,13 @@ class StepLoop:
         self.on_flush()
         if self.on_fault is not None:
             self.on_fault(error)
+
+
+def _no_token(req: Req) -> Refusal:
+    """Why no token could be chosen for `req`."""
+    if req.grammar is not None and (trouble := req.grammar.trouble):
+        return Refusal("server_error", f"the answer's grammar cannot go on: {trouble}")
+    return Refusal("server_error", "the model produced no finite number for this request")
 
 
 def _typed(stream: TokenStream, event: Retired, text: str, splitter: TextSplitter) -> Entry:

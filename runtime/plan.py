@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from headrace.runtime.logprobs import Logprobs
-from headrace.runtime.request import SamplingParams
+from headrace.runtime.request import SamplingParams, TokenGrammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,17 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotMask:
+    """The token sampled for `slot` in this step is one that `grammar` allows.
+
+    The Engine asks for its mask while the step is in flight: nobody moves the grammar before it has landed.
+    """
+
+    slot: int
+    grammar: TokenGrammar
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, in order: grants, patches, copies, then all rows at once (decode first, then prefill).
 
@@ -123,6 +134,7 @@ class StepPlan:
     copies: tuple[PageCopy, ...]
     decode: Sequence[PlanRow]
     prefill: tuple[PlanRow, ...]
+    masks: tuple[SlotMask, ...] = ()
     probes: tuple[Probe, ...] = ()
 
     @property

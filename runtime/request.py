@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.logprobs import LogprobWish
 
@@ -72,6 +72,23 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
+class TokenGrammar(Protocol):
+    """Which tokens may come next. `mask` is asked while the one step is in flight, `accept` after it has landed."""
+
+    def mask(self) -> bytes:
+        """One bit per token id, low bit first; ids beyond its end may not come."""
+
+    def accept(self, token: int) -> None:
+        """`token` was generated."""
+
+    def copy(self) -> TokenGrammar:
+        """Another one that stands where this one does."""
+
+    @property
+    def trouble(self) -> str:
+        """Why no token may come any more, though the answer is not whole; else nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ForkPoint:
     """The new Req shares the KV of `parent` for its first `at` tokens (what has landed of them)."""
@@ -98,6 +115,7 @@ class Req:
     params: SamplingParams
     fork: ForkPoint | None = None
     logprobs: LogprobWish | None = None
+    grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
 
     phase: Phase = field(default=Phase.WAITING, init=False)
     finish: FinishReason | None = field(default=None, init=False)

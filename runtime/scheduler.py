@@ -18,7 +18,6 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from operator import attrgetter
 
 from headrace.runtime.audit import audit
 from headrace.runtime.pages import PagePool, SlotPool
@@ -33,10 +32,11 @@ from headrace.runtime.plan import (
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
-from headrace.runtime.probes import probes_of, tell_logprobs
+from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
+from headrace.runtime.victims import stuck_holder, victim_of
 
 
 class Scheduler:
@@ -77,6 +77,7 @@ class Scheduler:
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
+        self._grammars = 0  # live requests that follow a grammar
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
     # -- verbs -------------------------------------------------------------------------------------------------
@@ -102,6 +103,7 @@ class Scheduler:
             )
         if req.fork is not None:
             self._share_parent(req)
+        self._grammars += req.grammar is not None
         self.waiting[req.id] = req
         self._probing += req.logprobs is not None
 
@@ -161,10 +163,10 @@ class Scheduler:
         if not decoding and not prefill:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
+        masks = masks_of(decoding, prefill, self.running) if self._grammars else ()
         probes = probes_of(decoding, prefill, self.running) if self._probing else ()
-        plan = StepPlan(
-            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill), probes
-        )
+        lists = (tuple(grants), tuple(patches), tuple(copies))
+        plan = StepPlan(self.counters.steps, *lists, decode, tuple(prefill), masks, probes)
         self.counters.steps += 1
         self._flight.append(plan)
         self._decoding.append(decoding)
@@ -198,6 +200,7 @@ class Scheduler:
             landed = req.landed_len + 1
             if (
                 finite
+                and req.grammar is None
                 and landed % size
                 and req.finish is None
                 and not (req.pausing or req.retracting)
@@ -257,6 +260,9 @@ class Scheduler:
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
         """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
         size, decoding = self.page_size, Phase.DECODE
+        if self._grammars:
+            # Which tokens may come next is known once the last one has landed: such a row skips the step between.
+            able = [req for req in able if req.grammar is None or not req.inflight]
         chosen: list[Req] = []
         starts: list[int] = []
         for req in able:
@@ -311,7 +317,7 @@ class Scheduler:
         itself)."""
         while not self._make_room(1):
             # One look for a victim in vain is enough: it reads every waiting and paused request.
-            victim = None if self._dry else self._victim()
+            victim = None if self._dry else victim_of(self.running, self.paused, self.waiting)
             if victim is None:
                 self._dry = True
                 return False  # marked ones are still in flight; their pages come when they land
@@ -337,20 +343,6 @@ class Scheduler:
                 return False
             self.counters.evicted_pages += 1
         return True
-
-    def _victim(self) -> Req | None:
-        """Who gives pages back: first those that do not move anyway, and the youngest of a kind.
-
-        The oldest running request is never chosen while anybody else holds a page, and alone it always fits
-        (`add` saw to that), so the oldest always advances and nothing can wait for ever. While a marked one is
-        still in flight nobody else is marked: its pages may be enough."""
-        for held in (self.paused, self.waiting):
-            holders = [req for req in held.values() if req.pages or req.copy_from is not None]
-            if holders:
-                return max(holders, key=_age)
-        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
-            return None
-        return max(self.running.values(), key=_age, default=None)
 
     def _retract(self, req: Req) -> None:
         """Take the pages of `req`: now, or when its last step retires. It starts over from its tokens later."""
@@ -418,7 +410,7 @@ class Scheduler:
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
-            victim = self._stuck_holder(req)
+            victim = stuck_holder(req, self.running, self.paused, self.waiting)
             if victim is None:
                 return False
             self._retract(victim)
@@ -472,16 +464,6 @@ class Scheduler:
         reach = min(req.max_len - 1, req.total_len + self.ahead_tokens)
         return max(0, self._pages_for(reach) - (len(req.pages) if pages is None else pages))
 
-    def _stuck_holder(self, head: Req) -> Req | None:
-        """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
-        if self.running:
-            return None
-        still = (*self.paused.values(), *self.waiting.values())
-        holders = [req for req in still if req is not head and (req.pages or req.copy_from is not None)]
-        if not holders and (head.pages or head.copy_from is not None):
-            return head
-        return max(holders, key=_age, default=None)
-
     # -- ends --------------------------------------------------------------------------------------------------
 
     def _land(self, req: Req, landed: int, token: int | None, events: list[Retired]) -> None:
@@ -512,6 +494,8 @@ class Scheduler:
         req.tokens.append(token)
         if ended:
             return None
+        if req.grammar is not None:
+            req.grammar.accept(token)
         if token in req.params.stop_ids and req.output_len > req.params.min_tokens:
             req.finish = FinishReason.STOP
         elif len(req.tokens) == req.max_len:
@@ -555,6 +539,7 @@ class Scheduler:
         self._leave_batch(req)
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._grammars -= req.grammar is not None
         self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 
@@ -595,6 +580,3 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
         audit(self, self._flight, self._sources)
-
-
-_age = attrgetter("id")  # ids are given in order of arrival: the largest is the youngest

@@ -83,6 +83,7 @@ REASONS = {"max_output_tokens", "max_messages", "content_filter", "steered"}
 ERROR_CODES = {"server_error", "rate_limit_exceeded", "invalid_prompt"}
 TIERS = {"auto", "default", "flex", "scale", "priority", "fast", "ultrafast"}
 EFFORTS = {None, "none", "minimal", "low", "medium", "high", "xhigh", "max"}
+FORMATS = {"text", "json_object", "json_schema"}
 CHOICES = {"function", "custom", "allowed_tools"}
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 
@@ -168,7 +169,10 @@ def check_response(response: dict[str, Any]) -> None:
     need(response.get("service_tier", "default") in TIERS, response)
     need(set(response["reasoning"]) == {"effort", "summary"}, response["reasoning"])
     need(response["reasoning"]["effort"] in EFFORTS, response["reasoning"])
-    need(response["text"] == {"format": {"type": "text"}}, response["text"])
+    need(
+        set(response["text"]) == {"format"} and response["text"]["format"]["type"] in FORMATS,
+        response["text"],
+    )
     need(all(tool["type"] in ("function", "custom") for tool in response["tools"]), response["tools"])
     choice = response["tool_choice"]
     need(choice in ("auto", "none", "required") or choice["type"] in CHOICES, choice)

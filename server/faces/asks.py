@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.runtime.interface import Ask, Message, ModelCard, Tenant
+from headrace.server.faces.shapes import chat_shape, response_shape
 from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
 from headrace.server.faces.tool_items import Turns, check_outputs
 from headrace.server.protocol import fields as f
@@ -89,6 +90,7 @@ def response_ask(
         raise WireError("missing_required_parameter", "input must not be empty", "input")
     check_outputs(request.input, history + added)
     tools = response_tools(request)
+    shape, _ = response_shape(request)
     leading = (Message("system", request.instructions),) if request.instructions else ()
     messages = join_leading_system(leading + history + added)
     effort = request.reasoning.effort if request.reasoning else None
@@ -99,7 +101,9 @@ def response_ask(
         tools=tools.tools,
         tool_choice=tools.choice,
         logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
+        shape=shape,
         param_names={
+            "shape": "text.format",
             "max_tokens": "max_output_tokens",
             "logprobs": "top_logprobs",
             "stop_ids": "stop_token_ids",
@@ -112,8 +116,6 @@ def response_ask(
 
 
 def _check_response_options(request: ResponseRequest) -> None:
-    if request.text and request.text.format and request.text.format.type != "text":
-        raise WireError("unsupported_parameter", "text.format supports text only, yet", "text.format")
     if request.top_logprobs and LOGPROBS not in (request.include or ()):
         raise WireError("invalid_value", f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
     if request.prompt_cache_options and request.prompt_cache_options.prewarm:
@@ -128,8 +130,6 @@ def _check_response_options(request: ResponseRequest) -> None:
 def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
     """The Ask of a chat completion. Raises WireError or Refusal."""
     f.check_supported(request)
-    if request.response_format and request.response_format.type != "text":
-        raise WireError("unsupported_parameter", "response_format supports text only, yet", "response_format")
     if request.top_logprobs and not request.logprobs:
         raise WireError("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
     messages = chat_messages(request.messages)
@@ -143,7 +143,9 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         tools=tools.tools,
         tool_choice=tools.choice,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        shape=chat_shape(request),
         param_names={
+            "shape": "response_format",
             "max_tokens": limit_name,
             "stop_ids": "stop_token_ids",
             "prompt": "messages",

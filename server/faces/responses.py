@@ -18,6 +18,7 @@ from headrace.runtime.interface import (
 )
 from headrace.server.faces.response_items import OpenMessage, Output
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.token_logprobs import response_logprobs
 from headrace.server.faces.tool_asks import response_tools
 from headrace.server.protocol import response_events as ev
@@ -51,6 +52,7 @@ class ResponseRun:
         self.id = new_id("resp")
         self.request = request
         self.tools = response_tools(request)
+        _, self.format_echo = response_shape(request)
         seal = "reasoning.encrypted_content" in (request.include or ())
         self.output = Output(self.next_number, lane, self.tools.custom, seal)
         self.stream = stream
@@ -212,6 +214,7 @@ class ResponseRun:
                 # "none" is asked for by some clients, but strict models do not know it.
                 reasoning.summary if reasoning and reasoning.summary != "none" else None,
             ),
+            text=ev.TextEcho(self.format_echo),
             store=request.store is not False,
             usage=None if status == "in_progress" else usage_of(self.stream),
             service_tier=UNSET if request.service_tier is None else "default",

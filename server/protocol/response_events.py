@@ -98,12 +98,8 @@ class ReasoningEcho(msgspec.Struct, frozen=True):
     summary: str | None = None
 
 
-class TextFormatEcho(msgspec.Struct, frozen=True):
-    type: str = "text"
-
-
 class TextEcho(msgspec.Struct, frozen=True):
-    format: TextFormatEcho = TextFormatEcho()
+    format: dict[str, Any]
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +124,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: str | None = None
     max_output_tokens: int | None = None
     reasoning: ReasoningEcho
-    text: TextEcho = TextEcho()
+    text: TextEcho
     truncation: str = "disabled"
     store: bool
     usage: Usage | None = None
