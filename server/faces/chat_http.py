@@ -132,9 +132,9 @@ class ChatAnswer(StreamAnswer):
 
     def _first(self, fields: dict[str, Any]) -> chat.Delta:
         """A delta with these fields, and with the role if it is the first one."""
-        role = {} if self._spoke else {"role": "assistant"}
+        role: Any = UNSET if self._spoke else "assistant"
         self._spoke = True
-        return chat.Delta(**role, **fields)
+        return chat.Delta(role, **fields)
 
     def _finish(self, stream: TokenStream) -> str | None:
         """The finish reason, once everything was read and if the stream ended well."""
