@@ -164,10 +164,17 @@ class VocabularyPrompter:
         return Cutter(self.vocabulary.text, ask.stop, quiet=ask.min_tokens)
 
     def splitter(self, ask: Ask, prompt: Prompt) -> None:
-        return None  # all of it is the answer
+        return None
 
     def tokenize(self, text: str) -> list[int]:
         return list(range(len(text)))
 
-    def detokenize(self, ids: list[int]) -> str:
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
         return self.vocabulary.text.decode(ids)
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        raw = self.vocabulary.text.raw[token]
+        return raw.decode(errors="replace"), raw
+
+    def about(self) -> Mapping[str, Any]:
+        return {}

@@ -13,6 +13,7 @@ STATUS = {
     "invalid_value": 400,
     "missing_required_parameter": 400,
     "unsupported_parameter": 400,
+    "unsupported_endpoint": 400,
     "unknown_parameter": 400,
     "unknown_event": 400,
     "invalid_stream_id": 400,
