@@ -1,6 +1,9 @@
-"""Values that a request field must not take, as JSON text, by what the field is."""
+"""Values that no field should take, for every kind of field; and good requests with damage in them."""
 
 from __future__ import annotations
+
+import random
+from typing import Any
 
 import msgspec.inspect as shapes
 
@@ -40,3 +43,45 @@ def kinds(node: shapes.Type) -> set[str]:
             return set()
         case _:
             return {"free", "text", "number"}
+
+
+def mutate(rng: random.Random, value: Any, depth: int = 0) -> Any:
+    """The value with something wrong, or something odd, somewhere in it."""
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1e300,
+        "",
+        "x",
+        [],
+        {},
+        [[]],
+        {"a": {}},
+        "\u0000",
+        1 << 70,
+        "é" * 50,
+        "<|im_end|>",
+    ]
+    roll = rng.random()
+    if roll < 0.25 or depth > 4:
+        return rng.choice(odd)
+    if isinstance(value, dict) and value:
+        out = dict(value)
+        key = rng.choice(list(out))
+        if roll < 0.35:
+            del out[key]
+        elif roll < 0.45:
+            out[rng.choice(["x_a", "zork", "type", "role", "tools", "n", "stop", "seed"])] = rng.choice(odd)
+        else:
+            out[key] = mutate(rng, out[key], depth + 1)
+        return out
+    if isinstance(value, list) and value:
+        out_list = list(value)
+        at = rng.randrange(len(out_list))
+        if roll < 0.4:
+            return out_list * rng.choice([0, 2, 40])
+        out_list[at] = mutate(rng, out_list[at], depth + 1)
+        return out_list
+    return rng.choice(odd)

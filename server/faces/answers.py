@@ -42,6 +42,14 @@ def sse(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def stream_error(stream: TokenStream) -> WireError:
+    """Why a stream ended in ERROR or was cancelled."""
+    if stream.error is not None:
+        return WireError.of(stream.error)
+    # Nobody else may cancel a plain HTTP request: the server itself ended it, to stop.
+    return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
+
+
 class StreamAnswer(ABC):
     """An Answer (exchange.py) about one token stream.
 
@@ -90,21 +98,21 @@ class StreamAnswer(ABC):
             return []
         self._over = True
         if stream.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
-            return [self.refused(self._reason(stream))]
+            return [self.refused(stream_error(stream))]
         return [HttpReply(200, self.whole(stream), headers=self._headers)]
 
     def _render_stream(self, stream: TokenStream, told: list[bytes], failed: bool) -> list[Part]:
         parts: list[Part] = []
         if stream.ended and not self._head_sent and not told:
             self._over = True
-            return [self.refused(self._reason(stream))]
+            return [self.refused(stream_error(stream))]
         if told:
             parts += self._head()
         parts += told
         if stream.ended:
             self._over = True
             if failed or stream.finish is FinishReason.CANCELLED:
-                parts += self.failure(self._reason(stream))
+                parts += self.failure(stream_error(stream))
             parts += [self.last_part, STREAM_END] if self.last_part else [STREAM_END]
         return parts
 
@@ -124,13 +132,6 @@ class StreamAnswer(ABC):
             return []
         self._head_sent = True
         return [StreamHead(200, self.stream_type, {"cache-control": "no-cache", **self._headers})]
-
-    @staticmethod
-    def _reason(stream: TokenStream) -> WireError:
-        if stream.error is not None:
-            return WireError.of(stream.error)
-        # Nobody else may cancel a plain HTTP request: the server itself ended it, to stop.
-        return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
 
     # -- what an endpoint says ---------------------------------------------------------------------------------
 
