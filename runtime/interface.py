@@ -254,26 +254,7 @@ class Runtime:
     def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
         """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
         has, or with what is wrong with it. Raises Refusal when no text is taken now."""
-        if not self.ready or self.draining:
-            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        size = _characters(ask)
-        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
-            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
-        self._preparing_characters += size
-        loop = asyncio.get_running_loop()
-
-        def counted(future: Future[Prompt]) -> None:
-            self._preparing_characters -= size
-            try:
-                told(len(future.result().ids))
-            except Refusal as refusal:
-                told(refusal)
-            except Exception as error:
-                _log_fault(error)
-                told(Refusal("server_error", "the prompt could not be prepared"))
-
-        future = self._threads.submit(self.prompter.prepare, ask)
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(counted, done))
+        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
