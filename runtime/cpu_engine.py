@@ -7,19 +7,32 @@ The static inputs, the tables and the slab therefore have a single writer and ne
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future
 
+import numpy as np
 import torch
 
-from headrace.graphs.inputs import RowLayout, StepBuffers
+from headrace.graphs.inputs import RowLayout, StepBuffers, StepInputs
 from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
-from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.image_slab import (
+    BLOCK_ROWS,
+    ImageSlab,
+    block_count,
+    normal_pixels,
+    normal_table,
+    read_cells,
+)
+from headrace.runtime.models.qwen3_vl import Qwen3VL
+from headrace.runtime.plan import NON_FINITE, ImageEncode, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
+from headrace.runtime.slot_spans import SlotSpans
+from headrace.runtime.step_images import StepImages
 from headrace.runtime.weights import MappedWeights
 
 log = logging.getLogger("headrace.engine")
@@ -31,8 +44,9 @@ class CpuEngine:
     """`launch` plans, get results. Raises CheckpointError or SettingError when it cannot be built.
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
-    page_size, max_running, max_context, chunk_tokens: what a Scheduler for this engine needs. Prompt ids lie below
-    `embedding_rows`, sampled ones below `logits_width`.
+    page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows: what a Scheduler for this
+    engine needs. Prompt ids lie below `embedding_rows`, sampled ones below `logits_width`. images: how the model
+    wants pictures, None if it takes none.
     """
 
     depth = 1  # the cores are busy with one step; a second in line would only make joiners wait
@@ -67,6 +81,10 @@ class CpuEngine:
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
         pages_per_slot = -(-self.max_context // self.page_size)
         step_tokens = self.chunk_tokens + self.max_running
+        self.images = blueprint.images(self.config.image_tokens)
+        row_bytes = self.model_config.image_row_size * self.dtype.itemsize
+        self.image_blocks = block_count(self.images, self.config.image_memory_mb, row_bytes)
+        self.image_block_rows = BLOCK_ROWS
         self.sizes = measure(
             self.model_config,
             self.dtype,
@@ -76,9 +94,10 @@ class CpuEngine:
             self.max_running,
             pages_per_slot,
             self.chunk_tokens,
+            self.image_blocks * BLOCK_ROWS,
         )
         log.info("memory: %s", self.sizes)
-        self.card = blueprint.card(self.config.dtype, self.max_context)
+        self.card = blueprint.card(self.config.dtype, self.max_context, sees=self.images is not None)
         self.backend: Backend = CpuBackend(
             self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
         )
@@ -99,6 +118,7 @@ class CpuEngine:
             )
             self.sampling = SamplingTable(self.max_running, self.logits_width)
             self.buffers = StepBuffers(step_tokens, self.max_running)
+            self.eyes = None if self.images is None else CpuEyes(self)
 
         try:
             self.backend.submit(load).result()
@@ -122,18 +142,21 @@ class CpuEngine:
         for grant in plan.grants:
             self.kv.grant(grant.slot, grant.pages)
             self.sampling.grant(grant)
+            if self.eyes is not None:
+                self.eyes.spans.grant(grant)
         for patch in plan.patches:
             self.kv.patch(patch.slot, patch.index, patch.page)
         if plan.copies:
             sources = torch.tensor([copy.source for copy in plan.copies])
             targets = torch.tensor([copy.target for copy in plan.copies])
             self.backend.ops.copy_pages(self.kv.data, sources, targets)
+        if self.eyes is not None:
+            self.eyes.encode(plan.encodes)
         if not plan.rows:
             return StepResult(())
-        inputs = self.buffers.fill(
-            [_layout(row) for row in plan.decode], [_layout(row) for row in plan.prefill]
-        )
-        logits = self.model.forward(inputs, self.kv)
+        inputs = self.layout(plan.decode, plan.prefill)
+        seen = None if self.eyes is None else self.eyes.see(plan.decode, plan.prefill)
+        logits = self.model.forward(inputs, self.kv, seen)
         sampled = [row for row in plan.rows if row.sample]
         if not sampled:
             return StepResult(())
@@ -144,6 +167,10 @@ class CpuEngine:
         kept = torch.tensor([0 if token == NON_FINITE else token for token in tokens])
         self.kv.last_tokens[torch.tensor(slots)] = kept
         return StepResult(tuple(tokens))
+
+    def layout(self, decode: Sequence[PlanRow], prefill: Sequence[PlanRow]) -> StepInputs:
+        """The static inputs of a step with these rows; valid until the next call."""
+        return self.buffers.fill([_layout(row) for row in decode], [_layout(row) for row in prefill])
 
     def warm(self) -> None:
         """Every kind of step has run once: chunks, decode rows of all common counts, page copies, sampling.
@@ -175,6 +202,44 @@ class CpuEngine:
         while count <= rows:
             step(decode=tuple(PlanRow(slot, slot, 0, 1, None, True) for slot in range(count)))
             count *= 2
+
+
+class CpuEyes:
+    """What the engine of a model that sees has beside the others: a tower, encoded rows, places on three axes."""
+
+    def __init__(self, engine: CpuEngine) -> None:
+        config = engine.model_config
+        assert engine.images is not None and config.vision is not None and isinstance(engine.model, Qwen3VL)
+        self.tower = engine.model.tower
+        self.slab = ImageSlab(engine.image_blocks, config.vision.deep, config.hidden_size, engine.dtype)
+        self.table = normal_table(engine.images)
+        self.spans = SlotSpans(engine.max_running)
+        self.by_axes = bool(config.rope.sections)
+
+    def encode(self, encodes: Sequence[ImageEncode]) -> None:
+        for each in encodes:
+            self.slab.store(each.blocks, self.tower.rows(normal_pixels(each.image, self.table)))
+
+    def see(self, decode: Sequence[PlanRow], prefill: Sequence[PlanRow]) -> StepImages | None:
+        """What of this step comes from pictures; None where nothing does."""
+        angles = self.spans.angles(decode, prefill) if self.by_axes else None
+        tokens: list[np.ndarray] = []
+        cells: list[np.ndarray] = []
+        at = len(decode)
+        for row in prefill:
+            for part in row.images:
+                tokens.append(np.arange(at + part.at, at + part.at + part.count))
+            if row.images:
+                cells.append(read_cells(row.images))
+            at += row.count
+        if angles is None and not tokens:
+            return None
+        empty = np.zeros(0, dtype=np.int64)
+        return StepImages(
+            None if angles is None else torch.from_numpy(angles),
+            torch.from_numpy(np.concatenate([empty, *tokens])),
+            self.slab.read(torch.from_numpy(np.concatenate([empty, *cells]))),
+        )
 
 
 def _layout(row: PlanRow) -> RowLayout:

@@ -112,6 +112,8 @@ class DeviceEngine:
         self.pace = Pace(sizes_of_chunks, operations / ASSUMED_RATE, config.step_ms / 1e3)
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
         self.card = blueprint.card(config.dtype, config.max_context)
+        self.images = None  # text alone, also where the model could see
+        self.image_blocks, self.image_block_rows = 0, 1
         largest = self.keys.largest
         device = queue.device
         log.info("memory: %s", sizes)

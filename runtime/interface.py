@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from headrace.runtime.image import ImageSpan
 from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req, SamplingParams
@@ -21,6 +22,7 @@ __all__ = [
     "FinishReason",
     "Message",
     "ModelCard",
+    "Picture",
     "Prompt",
     "Prompter",
     "Refusal",
@@ -46,11 +48,26 @@ PUBLIC_TENANT = Tenant("public", "public")
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of a message, in front of character `at` of its text.
+
+    source: a data URL or the bytes of an image file, as the client sent it; nothing in it is trusted yet. small:
+    the client is content with little of it (`detail: low`). name: where it stands on the wire, for a Refusal."""
+
+    at: int
+    source: str | bytes = field(repr=False)
+    small: bool = False
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face)."""
+    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face).
+    pictures: in the order of their places in `content`."""
 
     role: str
     content: str
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +141,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prepared prompt: token ids and the first index whose prompt text the client did not write itself."""
+    """A prepared prompt: token ids, and the spans of them that stand for pictures."""
 
     ids: tuple[int, ...]
+    spans: tuple[ImageSpan, ...] = ()
 
 
 class TextCutter(Protocol):
@@ -154,6 +172,7 @@ class ModelCard:
     created: int  # Unix seconds
     embedded: bool = False
     notice: str = ""  # one plain sentence that the chat page shows about this model
+    sees: bool = False  # it takes pictures
 
 
 class Prompter(Protocol):
@@ -183,6 +202,8 @@ _log = logging.getLogger("headrace.runtime")
 _INLINE_CHARACTERS = 2048
 # Text waiting for preparation, in characters: beyond it the server takes no more asks for the moment.
 _PREPARING_LIMIT = 256 << 20
+# Pixels of the pictures of all live requests, in bytes.
+_PIXELS_LIMIT = 512 << 20
 _SEED_MASK = (1 << 64) - 1
 
 
@@ -204,6 +225,7 @@ class Runtime:
         self._next_id = 0
         self._preparing: dict[TokenStream, int] = {}  # → characters of its ask
         self._preparing_characters = 0
+        self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
@@ -225,7 +247,7 @@ class Runtime:
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS:
+        if size < _INLINE_CHARACTERS and not _shows(ask):
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(self.prompter.prepare, ask)
@@ -284,6 +306,8 @@ class Runtime:
             "retractions": counters.retractions,
             "evicted_pages": counters.evicted_pages,
             "copied_pages": counters.copied_pages,
+            "images_encoded": scheduler.gallery.encoded,
+            "images_reused": scheduler.gallery.reused,
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
@@ -328,8 +352,13 @@ class Runtime:
         count = len(prompt.ids)
         params = self._params(ask)
         max_len = self._max_len(ask, count)
+        pixels = sum(len(span.image.pixels) for span in prompt.spans)
+        if self._pixels and self._pixels + pixels > _PIXELS_LIMIT:
+            raise Refusal("server_is_overloaded", "too many pictures are waiting already", retry_after=1.0)
         self._next_id += 1
-        req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
+        req = Req(
+            self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params, spans=prompt.spans
+        )
         stream.params = params
         stream.prompt_tokens = count
         generation = Generation(req, stream, self.prompter.cutter(ask))
@@ -339,10 +368,13 @@ class Runtime:
         except Refusal:
             del self._generations[stream]
             raise
+        self._pixels += pixels
         stream.listener(stream)  # `times.joined` is set: a face may tell that the response has begun
 
     def _ended(self, stream: TokenStream) -> None:
-        self._generations.pop(stream, None)
+        generation = self._generations.pop(stream, None)
+        if generation is not None:
+            self._pixels -= sum(len(span.image.pixels) for span in generation.req.spans)
         self._count_end(stream)
 
     def _count_end(self, stream: TokenStream) -> None:
@@ -401,9 +433,17 @@ class Runtime:
 
 def _characters(ask: Ask) -> int:
     if ask.messages is not None:
-        return sum(len(message.content) for message in ask.messages)
+        return sum(
+            len(message.content) + sum(len(picture.source) for picture in message.pictures)
+            for message in ask.messages
+        )
     assert ask.prompt is not None
     return len(ask.prompt)
+
+
+def _shows(ask: Ask) -> bool:
+    """A picture of a few bytes may take long to decode."""
+    return any(message.pictures for message in ask.messages or ())
 
 
 def _log_fault(error: BaseException) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
-from headrace.runtime.interface import Ask, Prompt, TextCutter
+from headrace.runtime.image import Image, ImageSpan
+from headrace.runtime.image_settings import ImageSettings
+from headrace.runtime.images import COUNT_LIMIT, BadPicture, picture_bytes, read_picture
+from headrace.runtime.interface import Ask, Message, Picture, Prompt, TextCutter
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefused
 from headrace.runtime.text import Cutter
@@ -53,10 +56,17 @@ class FolderPrompter:
     """
 
     def __init__(
-        self, folder: Path, embedding_rows: int, logits_width: int, max_context: int | None = None
+        self,
+        folder: Path,
+        embedding_rows: int,
+        logits_width: int,
+        max_context: int | None = None,
+        images: ImageSettings | None = None,
     ) -> None:
         """embedding_rows, logits_width: of the model itself; max_context: tokens that fit, if it is known: text
-        that cannot be that short is refused before any work is spent on it. Raises CheckpointError."""
+        that cannot be that short is refused before any work is spent on it. images: how the model wants pictures,
+        None if it takes none. Raises CheckpointError."""
+        self.images = images
         self.embedding_rows = embedding_rows
         self.logits_width = logits_width
         self._tokenizer = FolderTokenizer(folder)
@@ -73,6 +83,7 @@ class FolderPrompter:
         """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
         self._check_ids_of(ask)
         _check_unicode(ask)
+        pictures = self._pictures(ask)
         if ask.messages is not None:
             name, ids = "messages", self._chat(ask)
         elif isinstance(ask.prompt, str):
@@ -89,7 +100,9 @@ class FolderPrompter:
                 raise Refusal(
                     "invalid_value", f"{wire}: {what} in [0, {self.embedding_rows}), not {token}", wire
                 )
-        return Prompt(tuple(ids))
+        if self.images is None:
+            return Prompt(tuple(ids))
+        return self._with_pictures(ask, wire, ids, pictures)
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text."""
@@ -109,6 +122,56 @@ class FolderPrompter:
             return ask.prompt != ""
         pieces = self._tokenizer.text.raw
         return ask.prompt is not None and any(token < len(pieces) and pieces[token] for token in ask.prompt)
+
+    def _pictures(self, ask: Ask) -> list[Picture]:
+        """All pictures of the ask, in order; nothing of them was looked at but their number."""
+        pictures = [picture for message in ask.messages or () for picture in message.pictures]
+        wire = ask.wire_name("messages")
+        if pictures and self.images is None:
+            raise Refusal(
+                "invalid_value", "this model takes no pictures: it reads text alone", pictures[0].name or wire
+            )
+        if len(pictures) > COUNT_LIMIT:
+            raise Refusal(
+                "invalid_value",
+                f"{wire} holds {len(pictures)} pictures; at most {COUNT_LIMIT} are taken",
+                wire,
+            )
+        return pictures
+
+    def _with_pictures(self, ask: Ask, wire: str, ids: list[int], pictures: list[Picture]) -> Prompt:
+        """Each placeholder token in `ids` becomes as many as its picture has rows."""
+        assert self.images is not None
+        token = self.images.token_id
+        shown = ids.count(token)
+        if shown != len(pictures):
+            if ask.messages is None:
+                what = f"the token {token} stands for a picture, and a prompt has none; send messages"
+            else:
+                what = f"the chat template shows {shown} pictures where {len(pictures)} were sent"
+            raise Refusal("invalid_value", f"{wire}: {what}", wire)
+        if not pictures:
+            return Prompt(tuple(ids))
+        images = iter([self._read(ask, picture) for picture in pictures])
+        laid: list[int] = []
+        spans: list[ImageSpan] = []
+        for each in ids:
+            if each != token:
+                laid.append(each)
+                continue
+            image = next(images)
+            spans.append(ImageSpan(len(laid), image))
+            laid += [token] * image.rows
+        return Prompt(tuple(laid), tuple(spans))
+
+    def _read(self, ask: Ask, picture: Picture) -> Image:
+        assert self.images is not None
+        try:
+            data = picture_bytes(picture.source)
+            return read_picture(data, self.images, ask.tenant.salt, picture.small)
+        except BadPicture as bad:
+            name = picture.name or ask.wire_name("messages")
+            raise Refusal("invalid_value", f"{name}: the picture {bad}", name) from bad
 
     def _chat(self, ask: Ask) -> list[int]:
         wire = ask.wire_name("messages")
@@ -133,7 +196,7 @@ class FolderPrompter:
         for message in ask.messages:
             if message.role not in _ROLES:
                 raise Refusal("invalid_value", f"{wire}: the role {message.role[:100]!r} is not known", wire)
-        messages = [{"role": message.role, "content": message.content} for message in ask.messages]
+        messages = [{"role": message.role, "content": _template_content(message)} for message in ask.messages]
         written = [message.content for message in ask.messages]
         written += [value for value in ask.template_options.values() if isinstance(value, str)]
         # Only where a client spelled a special token must the render remember who wrote what; everywhere else
@@ -186,11 +249,29 @@ class FolderPrompter:
 
     def _eos_ids(self, generation: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
         """generation_config, else config, and the tokenizer's own; ids the model cannot say are left out."""
-        found = set(_ids(generation.get("eos_token_id", config.get("eos_token_id"))))
+        inner = config.get("text_config")  # of a model that does more than read
+        fallback = config.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+        found = set(_ids(generation.get("eos_token_id", fallback)))
         own = self._tokenizer.names.get("eos_token")
         if own is not None and (token := self._tokenizer.id_of(own)) is not None:
             found.add(token)
         return frozenset(token for token in found if 0 <= token < self.logits_width)
+
+
+def _template_content(message: Message) -> str | list[dict[str, str]]:
+    """The content as templates know it: a text, or parts where pictures stand in it."""
+    if not message.pictures:
+        return message.content
+    parts: list[dict[str, str]] = []
+    done = 0
+    for picture in message.pictures:
+        if picture.at > done:
+            parts.append({"type": "text", "text": message.content[done : picture.at]})
+        parts.append({"type": "image"})
+        done = picture.at
+    if done < len(message.content):
+        parts.append({"type": "text", "text": message.content[done:]})
+    return parts
 
 
 def _check_unicode(ask: Ask) -> None:

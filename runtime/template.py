@@ -58,7 +58,7 @@ class ChatTemplate:
                 raise CheckpointError(f"{refused}") from refused
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], options: Mapping[str, bool | str], *, weaving: bool
+        self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, bool | str], *, weaving: bool
     ) -> str:
         """The prompt text, ready for an answer. weaving: a Woven, which knows what the template wrote.
 

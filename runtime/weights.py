@@ -212,4 +212,6 @@ class MappedWeights(MappedParts):
         self.backend = backend
 
     def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
-        return self.backend.linear(self.tensor(weight), None if bias is None else self.tensor(bias))
+        # A convolution whose steps do not overlap is a matrix over flat patches.
+        matrix = self.tensor(weight).flatten(1)
+        return self.backend.linear(matrix, None if bias is None else self.tensor(bias))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.runtime.checkpoint import CheckpointError
-from headrace.runtime.models import llama, mistral, qwen2, qwen3
+from headrace.runtime.models import llama, mistral, qwen2, qwen3, qwen3_vl
 from headrace.runtime.models.config import Fields, ModelConfig, read_config
 
 
@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "MistralForCausalLM": Architecture(mistral.read, llama.Llama),
     "Qwen2ForCausalLM": Architecture(qwen2.read, llama.Llama),
     "Qwen3ForCausalLM": Architecture(qwen3.read, llama.Llama),
+    qwen3_vl.NAME: Architecture(qwen3_vl.read, qwen3_vl.Qwen3VL),
 }
 
 
