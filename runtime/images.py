@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Callable
 
 # By name: Pillow's own registry would import forty more formats in the middle of a request.
@@ -19,6 +20,9 @@ from PIL.Image import Transpose
 from headrace.runtime import image
 from headrace.runtime.image_settings import ImageSettings, TooNarrow
 from headrace.runtime.refusal import shorten
+
+# Pillow warns of what a file says about itself wrongly; who reads the log is not who sent it.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 PIXEL_LIMIT = 16_000_000
 SIDE_LIMIT = 8192

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.runtime.interface import Ask, ModelCard, Prompt
+from headrace.runtime.interface import Ask, Message, ModelCard, Prompt
 from headrace.runtime.refusal import Refusal
 
 CARD = ModelCard(
@@ -58,14 +58,22 @@ class BytePrompter:
     logits_width = 256
 
     def __init__(
-        self, eos_ids: frozenset[int] = frozenset(), defaults: Mapping[str, Any] | None = None
+        self,
+        eos_ids: frozenset[int] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+        sees: bool = False,
     ) -> None:
         self.eos_ids = eos_ids
         self.defaults = defaults or {}
+        self.sees = sees
 
     def prepare(self, ask: Ask) -> Prompt:
         if ask.messages is not None:
-            lines = [f"{message.role}: {message.content}\n" for message in ask.messages]
+            for message in ask.messages:
+                if message.pictures and not self.sees:
+                    name = message.pictures[0].name
+                    raise Refusal("invalid_value", "this model takes no pictures: it reads text alone", name)
+            lines = [f"{message.role}: {spelled(message)}\n" for message in ask.messages]
             return Prompt(tuple("".join([*lines, "assistant: "]).encode()))
         if isinstance(ask.prompt, str):
             if not ask.prompt:
@@ -85,6 +93,15 @@ class BytePrompter:
 
     def detokenize(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", "replace")
+
+
+def spelled(message: Message) -> str:
+    """The content with every picture as a word of its own, so that a lost or moved one changes the answer."""
+    text = message.content
+    for picture in reversed(message.pictures):
+        size = "small" if picture.small else "whole"
+        text = f"{text[: picture.at]}[{size} picture of {len(picture.source)}]{text[picture.at :]}"
+    return text
 
 
 def letters(tokens: list[int], seed: int, width: int) -> int:

@@ -15,13 +15,29 @@ import PIL.Image
 import pytest
 import torch
 from engine_rig import scramble
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from headrace.runtime.decoding import byte_characters
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.images import read_picture
 
-VOCAB = 211
-PAD, START, END, VIDEO = 200, 201, 202, 203  # image placeholder, vision start and end
+SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
+    "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+VOCAB = 256 + len(SPECIALS)
+START, END, PAD, VIDEO = range(259, 263)
+TEMPLATE = """{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.content is string %}{{- message.content }}{% else %}
+{%- for part in message.content %}
+{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- else %}{{- part.text }}{% endif %}
+{%- endfor %}{% endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
 TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -130,7 +146,20 @@ def build_qwen3_vl(folder: Path, **text: Any) -> SeeingModel:
     scramble(model, seed=5)
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(QWEN_IMAGES))
+    write_text_files(folder)
     return SeeingModel("qwen3-vl", folder, model)
+
+
+def write_text_files(folder: Path) -> None:
+    """A tokenizer of single bytes, its special tokens, and a chat template that shows pictures."""
+    tokenizer = Tokenizer(models.BPE(vocab=byte_characters(), merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(each, special=True, normalized=False) for each in SPECIALS])
+    assert tokenizer.token_to_id("<|image_pad|>") == PAD
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 BUILDERS: dict[str, Callable[[Path], SeeingModel]] = {"qwen3-vl": build_qwen3_vl}

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from headrace.runtime.interface import Ask, Message, ModelCard, Tenant
+from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
+from headrace.server.faces.pictures import picture
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.chat import ChatMessage, ChatRequest
 from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import HOSTED_TOOLS, Item, Part, ResponseRequest
 
-_MEDIA = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
-_CHAT_MEDIA = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "video"}
+_MEDIA = {"input_file": "files", "input_audio": "audio"}
+_CHAT_MEDIA = {"input_audio": "audio", "file": "files", "video_url": "video"}
 
 
 def check_model(name: str | None, card: ModelCard, aliases: Iterable[str]) -> None:
@@ -60,8 +61,19 @@ def _item_message(item: Item, path: str) -> Message | None:
     role = "system" if item.role == "developer" else item.role
     if isinstance(item.content, str):
         return Message(role, item.content)
-    texts = [_part_text(part, f"{path}.content[{i}]") for i, part in enumerate(item.content)]
-    return Message(role, "".join(texts))
+    text = ""
+    pictures: list[Picture] = []
+    for i, part in enumerate(item.content):
+        at = f"{path}.content[{i}]"
+        if part.type == "input_image":
+            if compact(part.file_id) != "null":
+                raise WireError(
+                    "unsupported_parameter", f"{at}.file_id: no files are kept here", f"{at}.file_id"
+                )
+            pictures.append(picture(part.image_url, part.detail, len(text), at))
+        else:
+            text += _part_text(part, at)
+    return Message(role, text, tuple(pictures))
 
 
 def _part_text(part: Part, path: str) -> str:
@@ -158,19 +170,23 @@ def _chat_message(message: ChatMessage, path: str) -> Message:
         return Message(role, message.refusal or "")
     if isinstance(content, str):
         return Message(role, content)
-    texts = []
+    text = ""
+    pictures: list[Picture] = []
     for i, part in enumerate(content):
         at = f"{path}.content[{i}]"
         if part.type in _CHAT_MEDIA:
             raise WireError(
                 "unsupported_parameter", f"{at}: {_CHAT_MEDIA[part.type]} are not supported yet", at
             )
+        if part.type == "image_url":
+            pictures.append(picture(part.image_url, None, len(text), at))
+            continue
         name = "refusal" if part.type == "refusal" else "text"
-        text = part.refusal if part.type == "refusal" else part.text
-        if text is None:
+        said = part.refusal if part.type == "refusal" else part.text
+        if said is None:
             raise WireError("missing_required_parameter", f"missing field: {at}.{name}", f"{at}.{name}")
-        texts.append(text)
-    return Message(role, "".join(texts))
+        text += said
+    return Message(role, text, tuple(pictures))
 
 
 # -- Both ------------------------------------------------------------------------------------------------------
@@ -179,7 +195,7 @@ def _chat_message(message: ChatMessage, path: str) -> Message:
 def join_leading_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """All system messages before the first other one become one: many templates allow only one."""
     count = 0
-    while count < len(messages) and messages[count].role == "system":
+    while count < len(messages) and messages[count].role == "system" and not messages[count].pictures:
         count += 1
     if count < 2:
         return messages

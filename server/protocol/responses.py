@@ -27,12 +27,12 @@ class Part(msgspec.Struct, frozen=True):
     type: Literal["input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"]
     text: str | None = None
     refusal: str | None = None
-    image_url: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
     file_id: Raw = NULL
     file_data: Raw = NULL
     file_url: Raw = NULL
     filename: Raw = NULL
-    detail: Raw = NULL
+    detail: f.Detail | None = None
     input_audio: Raw = NULL
     annotations: Raw = NULL
     logprobs: Raw = NULL
@@ -101,7 +101,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /v1/responses, and the flat fields of `response.create`."""
 
     model: Annotated[f.Name | None, honoured("required, unless the socket's address named one")] = None
-    input: Annotated[Input | None, honoured("text, or items with text; empty only when continuing")] = None
+    input: Annotated[
+        Input | None, honoured("text, or items of text and pictures (`input_image` with a data: URL)")
+    ] = None
     instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
     previous_response_id: Annotated[f.Name | None, honoured("continues or forks that response")] = None
     max_output_tokens: Annotated[f.Count | None, honoured()] = None
