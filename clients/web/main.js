@@ -4,6 +4,7 @@ import { Chat } from "./chat.js";
 import { $, h, icon, keep } from "./dom.js";
 import { Link, PROBE_MS } from "./link.js";
 import { onTheme, copyText, toast } from "./notices.js";
+import { Tray } from "./pictures.js";
 import { Settings, askKey, defaults } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Store, choose, newConversation, path, siblings } from "./store.js";
@@ -86,6 +87,7 @@ async function showState(state, { why = "", ask = null } = {}) {
 
 function showModel(model) {
   chat.model = model;
+  tray.allow(model.x_pictures === true);
   $("#model-name").textContent = model.id;
   prompt.setAttribute("placeholder", `Message ${model.id.split("/").at(-1)}`);
   const notice = model.x_notice || model.notice || (model.x_embedded || model.embedded
@@ -107,6 +109,7 @@ addEventListener("offline", () => link.check()); // a server on this machine is 
 // ---- conversations ----
 
 const chat = new Chat({ store, link, onupdate: updated });
+const tray = new Tray({ onchange: showComposer, refuse: toast });
 const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id) });
 const sidebar = new Sidebar(store, {
   open: (id) => go(id),
@@ -195,7 +198,7 @@ function act(name, node, value) {
   } else if (chat.runOf(current)) hint("Stop the running answer first (Esc).");
   else if (name === "resend") {
     thread.follow();
-    chat.send(current, value, node.parent);
+    chat.send(current, value, node.parent, node.pictures);
     prompt.focus();
   } else if (name === "again") {
     thread.follow();
@@ -230,7 +233,7 @@ store.onfault = () => toast("This browser could not keep the conversation. Expor
 
 function send() {
   const text = prompt.value.trim();
-  if (!text) return;
+  if (!text && !tray.pictures.length) return;
   if (chat.runOf(current)) {
     hint("Stop the running answer first (Esc).");
     return;
@@ -238,7 +241,7 @@ function send() {
   keep.set(`draft.${draftName()}`, null);
   prompt.value = "";
   thread.follow();
-  chat.send(current, text);
+  chat.send(current, text, current.leaf, tray.take());
   history.replaceState(null, "", `#${current.id}`);
   show();
   prompt.focus();
@@ -250,7 +253,7 @@ function showComposer() {
   button.classList.toggle("stop", running);
   button.setAttribute("aria-label", running ? "Stop" : "Send");
   button.title = running ? "Stop (Esc)" : "Send (Enter)";
-  button.disabled = !running && !prompt.value.trim();
+  button.disabled = !running && !prompt.value.trim() && !tray.pictures.length;
   button.replaceChildren(icon(running ? "stop" : "send"));
   if (!CSS.supports("field-sizing", "content")) {
     prompt.rows = 1;
