@@ -13,7 +13,7 @@ from headrace.runtime.interface import ModelCard
 from headrace.runtime.models.config import read_generation
 from headrace.runtime.models.layers import NoOps, Outline
 from headrace.runtime.models.llama import Llama
-from headrace.runtime.models.registry import model_class, read_model_config
+from headrace.runtime.models.registry import model_class, older_names, read_model_config
 from headrace.runtime.weights import Checkpoint
 
 log = logging.getLogger("headrace.engine")
@@ -38,7 +38,7 @@ class Blueprint:
         self.build(self.config, self.outline, NoOps(), torch.float32)
         self.checkpoint: Checkpoint | None = None
         if not random_weights:
-            self.checkpoint = Checkpoint(self.folder)
+            self.checkpoint = Checkpoint(self.folder, older_names(self.config))
             self.checkpoint.match(self.outline.parts)
 
     @property

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-import numpy as np
 import torch
 
 from headrace.graphs.inputs import RowLayout, StepBuffers, StepInputs
@@ -18,21 +17,11 @@ from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
-from headrace.runtime.image_slab import (
-    BLOCK_ROWS,
-    ImageSlab,
-    block_count,
-    normal_pixels,
-    normal_table,
-    read_cells,
-)
-from headrace.runtime.models.qwen3_vl import Qwen3VL
-from headrace.runtime.plan import NON_FINITE, ImageEncode, PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
+from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
-from headrace.runtime.slot_spans import SlotSpans
-from headrace.runtime.step_images import StepImages
 from headrace.runtime.weights import MappedWeights
 
 log = logging.getLogger("headrace.engine")
@@ -82,8 +71,9 @@ class CpuEngine:
         pages_per_slot = -(-self.max_context // self.page_size)
         step_tokens = self.chunk_tokens + self.max_running
         self.images = blueprint.images(self.config.image_tokens)
-        row_bytes = self.model_config.image_row_size * self.dtype.itemsize
-        self.image_blocks = block_count(self.images, self.config.image_memory_mb, row_bytes)
+        self.image_blocks = image_blocks(
+            self.model_config, self.images, self.config.image_memory_mb, self.dtype.itemsize
+        )
         self.image_block_rows = BLOCK_ROWS
         self.sizes = measure(
             self.model_config,
@@ -118,7 +108,9 @@ class CpuEngine:
             )
             self.sampling = SamplingTable(self.max_running, self.logits_width)
             self.buffers = StepBuffers(step_tokens, self.max_running)
-            self.eyes = None if self.images is None else CpuEyes(self)
+            self.eyes: Eyes | None = None
+            if self.images is not None:
+                self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)
 
         try:
             self.backend.submit(load).result()
@@ -143,7 +135,7 @@ class CpuEngine:
             self.kv.grant(grant.slot, grant.pages)
             self.sampling.grant(grant)
             if self.eyes is not None:
-                self.eyes.spans.grant(grant)
+                self.eyes.grant(grant)
         for patch in plan.patches:
             self.kv.patch(patch.slot, patch.index, patch.page)
         if plan.copies:
@@ -155,7 +147,9 @@ class CpuEngine:
         if not plan.rows:
             return StepResult(())
         inputs = self.layout(plan.decode, plan.prefill)
-        seen = None if self.eyes is None else self.eyes.see(plan.decode, plan.prefill)
+        seen = None
+        if self.eyes is not None:
+            seen = self.eyes.see(plan.decode, plan.prefill, len(plan.decode), inputs.shape.tokens)
         logits = self.model.forward(inputs, self.kv, seen)
         sampled = [row for row in plan.rows if row.sample]
         if not sampled:
@@ -189,6 +183,8 @@ class CpuEngine:
             self.launch(StepPlan(number, **{**empty, **parts})).result()  # type: ignore[arg-type]
             number += 1
 
+        if self.eyes is not None:
+            self.backend.submit(self.eyes.exercise).result()
         for params in (greedy, drawn):
             grant = SlotGrant(0, 0, params, length, tuple(range(pages)), ())
             step(grants=(grant,), prefill=(PlanRow(0, 0, 0, length, (0,) * length, True),))
@@ -202,44 +198,6 @@ class CpuEngine:
         while count <= rows:
             step(decode=tuple(PlanRow(slot, slot, 0, 1, None, True) for slot in range(count)))
             count *= 2
-
-
-class CpuEyes:
-    """What the engine of a model that sees has beside the others: a tower, encoded rows, places on three axes."""
-
-    def __init__(self, engine: CpuEngine) -> None:
-        config = engine.model_config
-        assert engine.images is not None and config.vision is not None and isinstance(engine.model, Qwen3VL)
-        self.tower = engine.model.tower
-        self.slab = ImageSlab(engine.image_blocks, config.vision.deep, config.hidden_size, engine.dtype)
-        self.table = normal_table(engine.images)
-        self.spans = SlotSpans(engine.max_running)
-        self.by_axes = bool(config.rope.sections)
-
-    def encode(self, encodes: Sequence[ImageEncode]) -> None:
-        for each in encodes:
-            self.slab.store(each.blocks, self.tower.rows(normal_pixels(each.image, self.table)))
-
-    def see(self, decode: Sequence[PlanRow], prefill: Sequence[PlanRow]) -> StepImages | None:
-        """What of this step comes from pictures; None where nothing does."""
-        angles = self.spans.angles(decode, prefill) if self.by_axes else None
-        tokens: list[np.ndarray] = []
-        cells: list[np.ndarray] = []
-        at = len(decode)
-        for row in prefill:
-            for part in row.images:
-                tokens.append(np.arange(at + part.at, at + part.at + part.count))
-            if row.images:
-                cells.append(read_cells(row.images))
-            at += row.count
-        if angles is None and not tokens:
-            return None
-        empty = np.zeros(0, dtype=np.int64)
-        return StepImages(
-            None if angles is None else torch.from_numpy(angles),
-            torch.from_numpy(np.concatenate([empty, *tokens])),
-            self.slab.read(torch.from_numpy(np.concatenate([empty, *cells]))),
-        )
 
 
 def _layout(row: PlanRow) -> RowLayout:

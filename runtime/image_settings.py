@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
 from headrace.runtime.models.config import Fields
-from headrace.runtime.models.vision_config import QwenVision, VisionConfig
+from headrace.runtime.models.vision_config import VisionConfig
 
 ASPECT_LIMIT = 200  # of the longer side to the shorter one
 SMALL_PIXELS = 512 * 512  # what `detail: low` asks for
@@ -81,7 +81,6 @@ def read_image_settings(folder: Path, vision: VisionConfig, row_limit: int) -> I
     fields = _processor(folder)
     if fields is None:
         return None
-    assert isinstance(vision, QwenVision)
     kind = fields.get("image_processor_type")
     if kind not in QWEN_PROCESSORS:
         raise fields.refuse("image_processor_type", f"{str(kind)[:60]!r} does not fit this architecture")

@@ -35,11 +35,16 @@ class ImageSlab:
 
     def store(self, blocks: Sequence[int], rows: Tensor) -> None:
         """The rows of one picture lie in `blocks` from now on."""
-        self.flat[torch.from_numpy(cells(blocks, 0, len(rows))).to(self.flat.device)] = rows
+        self.flat[sent(cells(blocks, 0, len(rows)), self.flat.device)] = rows
 
     def read(self, places: Tensor) -> Tensor:
         """places int64 [N], as `cells` gives them -> [N, 1 + deep, hidden]."""
         return self.flat.index_select(0, places)
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on `device`, queued: whoever calls does not wait for the steps ahead."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def cells(blocks: Sequence[int], first: int, count: int) -> np.ndarray:
@@ -68,6 +73,6 @@ def normal_pixels(image: Image, table: Tensor) -> Tensor:
     """float32 [3, height, width] of a picture, on the device of `table`."""
     height, width = image.size
     # A copy: torch wants writable memory, and these bytes belong to the request.
-    flat = torch.from_numpy(np.frombuffer(image.pixels, dtype=np.uint8).copy()).to(table.device)
+    flat = sent(np.frombuffer(image.pixels, dtype=np.uint8).copy(), table.device)
     colours = flat.view(height * width, 3).t().long()
     return table.gather(1, colours).view(3, height, width)

@@ -12,6 +12,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 # By name: Pillow's own registry would import forty more formats in the middle of a request.
 from PIL import GifImagePlugin, Image, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -103,14 +104,13 @@ def _open(data: bytes) -> Image.Image:
     """The picture, its header read and its size in bounds; not a pixel is decoded yet."""
     if len(data) > BYTES_LIMIT:
         raise BadPicture(f"has more than {BYTES_LIMIT >> 20} MiB")
-    found = next((how for begins, *how in _FORMATS if begins.match(data)), None)
+    found = next((each for each in _FORMATS if each.begins.match(data)), None)
     if found is None:
         raise BadPicture("is no PNG, JPEG, WebP or GIF")
-    measure, reader = found
     try:
-        if measure is not None:
-            _check_size(*measure(data))
-        opened = reader(io.BytesIO(data))
+        if found.measure is not None:
+            _check_size(*found.measure(data))
+        opened = found.reader(io.BytesIO(data))
     except BadPicture:
         raise
     except Exception as error:
@@ -151,13 +151,19 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise BadPicture("is damaged or cut off")
 
 
-_Measure = Callable[[bytes], tuple[int, int]]
-# How a file begins, its size before the reader sees it (None: that reader takes no memory for it), and the reader.
-_FORMATS: tuple[tuple[re.Pattern[bytes], _Measure | None, Callable[[io.BytesIO], Image.Image]], ...] = (
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), _png_size, PngImagePlugin.PngImageFile),
-    (re.compile(rb"\xff\xd8\xff"), None, JpegImagePlugin.JpegImageFile),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp_size, WebPImagePlugin.WebPImageFile),
-    (re.compile(rb"GIF8[79]a"), _gif_size, GifImagePlugin.GifImageFile),
+class _Format(NamedTuple):
+    """How a file of it begins; its size before the reader sees it (None: that reader takes no memory for it)."""
+
+    begins: re.Pattern[bytes]
+    measure: Callable[[bytes], tuple[int, int]] | None
+    reader: Callable[[io.BytesIO], Image.Image]
+
+
+_FORMATS = (
+    _Format(re.compile(rb"\x89PNG\r\n\x1a\n"), _png_size, PngImagePlugin.PngImageFile),
+    _Format(re.compile(rb"\xff\xd8\xff"), None, JpegImagePlugin.JpegImageFile),
+    _Format(re.compile(rb"RIFF....WEBP", re.DOTALL), _webp_size, WebPImagePlugin.WebPImageFile),
+    _Format(re.compile(rb"GIF8[79]a"), _gif_size, GifImagePlugin.GifImageFile),
 )
 
 

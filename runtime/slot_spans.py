@@ -25,12 +25,21 @@ class SlotSpans:
         self._spans[grant.slot] = grant.spans
         self.shift[grant.slot] = shift_after(grant.spans)
 
-    def angles(self, decode: Sequence[PlanRow], prefill: Sequence[PlanRow]) -> NDArray[np.int64] | None:
-        """[3, tokens] for the tokens of a step; None where all of them stand at their index."""
+    def settled(self, rows: Sequence[PlanRow]) -> bool:
+        """True if all tokens of `rows` stand behind the last picture of their slot."""
+        return all(not (spans := self._spans[row.slot]) or row.start >= spans[-1].end for row in rows)
+
+    def angles(
+        self, decode: Sequence[PlanRow], prefill: Sequence[PlanRow], first: int, total: int
+    ) -> NDArray[np.int32] | None:
+        """[3, total] for a step whose prompt tokens begin at `first`; None where all stand at their index."""
         slots = [row.slot for row in decode]
         if not self.shift[slots].any() and not any(self._spans[row.slot] for row in prefill):
             return None
-        behind = np.array([row.start for row in decode], dtype=np.int64) + self.shift[slots]
-        parts = [np.broadcast_to(behind, (3, len(decode)))]
-        parts += [places(self._spans[row.slot], row.start, row.count) for row in prefill]
-        return np.concatenate(parts, axis=1)
+        found = np.zeros((3, total), dtype=np.int32)
+        found[:, : len(slots)] = np.array([row.start for row in decode], dtype=np.int64) + self.shift[slots]
+        at = first
+        for row in prefill:
+            found[:, at : at + row.count] = places(self._spans[row.slot], row.start, row.count)
+            at += row.count
+        return found

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class StepImages(NamedTuple):
-    """angles: int64 [3, T], time, row and column of every token of the step, or None where the model counts
+    """angles: integers [3, T], time, row and column of every token of the step, or None where the model counts
     tokens alone. tokens: int64 [N], which of the step's tokens are a picture's. rows: [N, 1 + deep, hidden], what
     becomes of their embeddings, and what is added behind each of the first layers."""
 

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import PIL.Image
 import pytest
 import torch
 from engine_rig import scramble
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from headrace.runtime.decoding import byte_characters
@@ -162,7 +165,67 @@ def write_text_files(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
-BUILDERS: dict[str, Callable[[Path], SeeingModel]] = {"qwen3-vl": build_qwen3_vl}
+def build_qwen2_5_vl(folder: Path, older: bool = False) -> SeeingModel:
+    """older: laid out as files were before the decoder had a name of its own."""
+    import transformers
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text = {**TEXT, "rope_parameters": rope, "use_sliding_window": False}
+    text.pop("head_dim")
+    text |= {"hidden_size": 64}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 4,
+            "hidden_size": 32,
+            "intermediate_size": 56,
+            "num_heads": 2,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 64,
+            "window_size": 24,
+            "fullatt_block_indexes": [1, 3],
+        },
+        image_token_id=PAD,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=not older,
+    )
+    config._attn_implementation = "sdpa"
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).float().eval()
+    model.generation_config.eos_token_id = None
+    scramble(model, seed=6)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(QWEN_IMAGES))
+    if older:
+        lay_out_as_before(folder)
+    write_text_files(folder)
+    return SeeingModel("qwen2.5-vl", folder, model)
+
+
+def lay_out_as_before(folder: Path) -> None:
+    """Names and settings of the files that the makers of Qwen2.5-VL gave out."""
+    tensors = {}
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            old = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+            tensors[old] = file.get_tensor(name)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": {"type": "mrope", **rope}}
+    text["rope_scaling"].pop("rope_type")
+    (folder / "config.json").write_text(json.dumps({**text, **config}))
+
+
+BUILDERS: dict[str, Callable[[Path], SeeingModel]] = {
+    "qwen3-vl": build_qwen3_vl,
+    "qwen2.5-vl": build_qwen2_5_vl,
+    "qwen2.5-vl-older": partial(build_qwen2_5_vl, older=True),
+}
 
 
 @pytest.fixture(scope="session")

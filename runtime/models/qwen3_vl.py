@@ -15,7 +15,7 @@ from headrace.runtime.models.config import (
     read_decoder,
 )
 from headrace.runtime.models.layers import WeightSource
-from headrace.runtime.models.llama import Llama
+from headrace.runtime.models.seeing import Seeing
 from headrace.runtime.models.vision_config import QwenVision
 from headrace.runtime.models.vision_qwen import QwenTower
 
@@ -103,8 +103,8 @@ def read_vision(fields: Fields, token_id: int) -> QwenVision:
     )
 
 
-class Qwen3VL(Llama):
-    """The decoder, and `tower`, which makes rows of pictures."""
+class Qwen3VL(Seeing):
+    """The decoder, and its tower."""
 
     def __init__(self, config: ModelConfig, source: WeightSource, ops: Ops, dtype: torch.dtype) -> None:
         super().__init__(config, source, ops, dtype)

@@ -34,9 +34,43 @@ class QwenVision:
         """Decoder layers that take rows of their own, beside the embedding."""
         return len(self.deepstack)
 
+    def scratch(self, rows: int) -> int:
+        """Numbers that the tower has in hand for a picture of `rows` rows, at most."""
+        patches = rows * self.merge**2
+        return patches * (10 * self.hidden + 2 * self.intermediate) + rows * 4 * self.hidden * self.merge**2
+
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
 
-VisionConfig = QwenVision
+@dataclass(frozen=True, slots=True)
+class QwenWindowVision:
+    """The tower of Qwen2.5-VL. window: rows a side of a window; full: blocks that see the whole picture; the rest as
+    in QwenVision."""
+
+    token_id: int
+    depth: int
+    hidden: int
+    intermediate: int
+    heads: int
+    channels: int
+    patch: int
+    merge: int
+    temporal: int
+    out: int
+    window: int
+    full: tuple[int, ...]
+    rope_theta: float = 10000.0
+    deep: int = 0
+
+    def scratch(self, rows: int) -> int:
+        """Numbers that the tower has in hand for a picture of `rows` rows, at most."""
+        return rows * self.merge**2 * (14 * self.hidden + 3 * self.intermediate)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+VisionConfig = QwenVision | QwenWindowVision

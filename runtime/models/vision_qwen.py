@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.runtime.models.layers import WeightSource, fused_linear
+from headrace.runtime.models.patches import cut, grid, rotation, turned, turns
 from headrace.runtime.models.vision_config import QwenVision
 
 NORM_EPS = 1e-6
@@ -63,14 +64,6 @@ class Block:
         return self.second(F.gelu(self.first(self.before_mlp(x)), approximate=self.act), x)
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [heads, patches, size], its halves turned against each other; in float32, as the reference does."""
-    half = x.shape[-1] // 2
-    wide = x.float()
-    back = torch.cat((-wide[..., half:], wide[..., :half]), -1)
-    return (wide * cos + back * sin).to(x.dtype)
-
-
 class QwenTower:
     """`rows` of one picture. Holds no state."""
 
@@ -90,8 +83,8 @@ class QwenTower:
             block: Merger(source, f"{name}.deepstack_merger_list.{i}", config, late=True)
             for i, block in enumerate(config.deepstack)
         }
-        quarter = config.head_dim // 2
-        self.frequencies = 1.0 / (config.rope_theta ** (torch.arange(0, quarter, 2).float() / quarter))
+        # Once, on the device: a copy in every call would wait for the steps ahead.
+        self.frequencies = turns(config.head_dim, config.rope_theta, self.positions.device)
 
     def rows(self, pixels: Tensor) -> Tensor:
         """pixels: float32 [channels, height, width], normalised, sides whole multiples of patch x merge.
@@ -100,38 +93,16 @@ class QwenTower:
         decoder's first layers add."""
         config = self.config
         high, wide = pixels.shape[1] // config.patch, pixels.shape[2] // config.patch
-        row, column = self._grid(high, wide, pixels.device)
-        x = self.embed(self._patches(pixels, high, wide).to(self.dtype))
+        row, column = grid(high, wide, config.merge, pixels.device)
+        x = self.embed(cut(pixels, config.patch, config.merge, config.temporal).to(self.dtype))
         x = x + self._learned(row, column, high, wide).to(x.dtype)
-        angles = torch.stack((row, column), 1).float()[..., None] * self.frequencies.to(pixels.device)
-        angles = angles.flatten(1)
-        cos, sin = torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
+        cos, sin = rotation(row, column, self.frequencies)
         found: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks):
             x = block(x, cos, sin)
             if number in self.deep:
                 found[number] = self.deep[number](x)
         return torch.stack([self.merger(x), *(found[number] for number in config.deepstack)], 1)
-
-    def _grid(self, high: int, wide: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and column of each patch, in the order in which merging wants them: square by square."""
-        merge = self.config.merge
-
-        def ordered(values: Tensor) -> Tensor:
-            return values.view(high // merge, merge, wide // merge, merge).transpose(1, 2).flatten()
-
-        row = torch.arange(high, device=device)[:, None].expand(high, wide)
-        column = torch.arange(wide, device=device)[None, :].expand(high, wide)
-        return ordered(row.reshape(-1)), ordered(column.reshape(-1))
-
-    def _patches(self, pixels: Tensor, high: int, wide: int) -> Tensor:
-        """[patches, channels x temporal x patch x patch]: every frame is the same still."""
-        config = self.config
-        merge, patch = config.merge, config.patch
-        cut = pixels.view(config.channels, high // merge, merge, patch, wide // merge, merge, patch)
-        cut = cut.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)
-        cut = cut.expand(-1, -1, -1, -1, -1, config.temporal, -1, -1)
-        return cut.reshape(high * wide, -1)
 
     def _learned(self, row: Tensor, column: Tensor, high: int, wide: int) -> Tensor:
         """The square of learned positions stretched over the picture, its corners on the picture's corners."""

@@ -17,17 +17,19 @@ def picture(given: ImageUrl | str | None, detail: str | None, at: int, path: str
     if given is None:
         raise WireError("missing_required_parameter", f"missing field: {where}", where)
     if isinstance(given, ImageUrl):
-        given, detail, where = given.url, given.detail or detail, f"{where}.url"
-    if given[:5].lower() != "data:":
+        url, detail, where = given.url, given.detail or detail, f"{where}.url"
+    else:
+        url = given
+    if url[:5].lower() != "data:":
         # Decided here, by the first letters alone: nothing of this server can open what a client names.
-        scheme = given.partition(":")[0].lower()
+        scheme = url.partition(":")[0].lower()
         what = "addresses are never fetched here" if scheme in SCHEMES else "this is no picture"
         raise WireError(
             "invalid_value",
             f"{where}: {what}; send the picture itself as a data: URL, like data:image/png;base64,...",
             where,
         )
-    return Picture(at, given, small=detail == "low", name=where)
+    return Picture(at, url, small=detail == "low", name=where)
 
 
 def picture_url(shown: Picture) -> str:

@@ -16,7 +16,7 @@ from headrace.runtime.plan import ImageEncode, ImageRows, PlanRow, SlotGrant
 from headrace.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
-FAMILIES = ("qwen3-vl",)
+FAMILIES = ("qwen3-vl", "qwen2.5-vl")
 
 
 def words(count: int, seed: int) -> list[int]:
@@ -40,7 +40,7 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
         engine.kv.data.fill_(float("nan"))
         grant = SlotGrant(2, 0, GREEDY, len(ids), needed, (), tuple(spans))
         engine.kv.grant(2, needed)
-        engine.eyes.spans.grant(grant)
+        engine.eyes.grant(grant)
         engine.eyes.encode(encodes)
         found = []
         for start in range(0, len(ids), chunk):
@@ -56,13 +56,13 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
             inputs = type(inputs)(
                 **{**{name: getattr(inputs, name) for name in inputs.__slots__}, "sample_tokens": wanted}
             )
-            found.append(engine.model.forward(inputs, engine.kv, engine.eyes.see([], [row])))
+            found.append(engine.model.forward(inputs, engine.kv, engine.eyes.see([], [row], 0, len(part))))
         return torch.cat(found).float()
 
     return engine.backend.submit(work).result()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "qwen2.5-vl-older"])
 @pytest.mark.parametrize("chunk", [64, 13])
 def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any], start: Any) -> None:
     model = seeing(name)
