@@ -46,7 +46,7 @@ class QwenVision:
 
 @dataclass(frozen=True, slots=True)
 class QwenWindowVision:
-    """The tower of Qwen2.5-VL. window: rows a side of a window; full: blocks that see the whole picture; the rest as
+    """The tower of Qwen2.5-VL. window: rows a side of a window; full: blocks that see the whole picture; rest as
     in QwenVision."""
 
     token_id: int

@@ -73,7 +73,7 @@ class QwenWindowTower:
         return self.second(F.gelu(self.first(x)))[:, None]
 
     def _windows(self, lines: int, columns: int, device: torch.device) -> list[Tensor]:
-        """The patches of each window, windows of one size together; at the right and lower edge they are smaller."""
+        """The patches of each window, windows of one size together; those at two edges may be smaller."""
         side, unit = self.config.window, self.config.merge**2
         found: dict[int, list[Tensor]] = {}
         squares = torch.arange(lines * columns).view(lines, columns)
