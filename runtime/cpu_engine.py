@@ -38,6 +38,7 @@ class CpuEngine:
     wants pictures, None if it takes none.
     """
 
+    masks = True  # it asks the grammars of a plan for their masks
     depth = 1  # the cores are busy with one step; a second in line would only make joiners wait
     poll = None
     pace = None
@@ -147,6 +148,7 @@ class CpuEngine:
         if not plan.rows:
             return StepResult(())
         inputs = self.layout(plan.decode, plan.prefill)
+        masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
         seen = None
         if self.eyes is not None:
             seen = self.eyes.see(plan.decode, plan.prefill, len(plan.decode), inputs.shape.tokens)
@@ -155,7 +157,7 @@ class CpuEngine:
         if not sampled:
             return StepResult(())
         slots = [row.slot for row in sampled]
-        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled])
+        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled], masks)
         # A failed row may be in the next step already; token 0 keeps that step's embedding in bounds, and its
         # result is thrown away with the request.
         kept = torch.tensor([0 if token == NON_FINITE else token for token in tokens])

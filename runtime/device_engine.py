@@ -107,6 +107,7 @@ class DeviceEngine:
         self.max_context = config.max_context
         self.chunk_tokens = config.chunk_tokens
         self.depth = DEPTH
+        self.masks = False  # sampling is part of a captured graph, which has no place for them yet
         self.keys = KeyList.of(config.max_running, config.chunk_tokens)
         sizes_of_chunks = self.keys.chunk_sizes()
         # A prompt token costs two operations per weight, at about half of what the tensor cores give.

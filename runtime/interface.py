@@ -12,27 +12,52 @@ from typing import Any, Protocol
 
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.loop import Generation, StepLoop
+from headrace.runtime.parsers.pieces import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Piece,
+    ReasoningPiece,
+    TextPiece,
+    joined,
+)
+from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Req, SamplingParams
+from headrace.runtime.request import FinishReason, Req, SamplingParams, TokenGrammar
+from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 
 __all__ = [
+    "AnswerShape",
     "Ask",
+    "CallArguments",
+    "CallBegin",
+    "CallEnd",
     "Entry",
     "FinishReason",
     "Message",
     "ModelCard",
     "Picture",
+    "Piece",
     "Prompt",
     "Prompter",
+    "ReasoningPiece",
     "Refusal",
     "Runtime",
     "SamplingParams",
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TextInput",
+    "TextPiece",
+    "TextSplitter",
     "TokenStream",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
     "Usage",
+    "joined",
 ]
 
 
@@ -62,12 +87,33 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face).
-    pictures: in the order of their places in `content`."""
+    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face), tool.
+
+    An assistant's turn may hold `reasoning` and `calls` beside its text. A tool's turn is the result of one call:
+    `call_id` names the call, `name` the tool where the client said it. `pictures`: in the order of their places in
+    `content`.
+    """
 
     role: str
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
+    reasoning: str = ""
     pictures: tuple[Picture, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything in it that a client wrote: what is measured, checked, and kept apart from special tokens."""
+        said = [self.content, self.reasoning, self.call_id or "", self.name or ""]
+        for call in self.calls:
+            said += (call.id, call.name, call.arguments)
+        return tuple(said)
+
+    @property
+    def picture_bytes(self) -> int:
+        """About what its pictures take as they were sent."""
+        return sum(len(picture.source) for picture in self.pictures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +142,9 @@ class Ask:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = AUTO
+    shape: AnswerShape | None = None
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
     param_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -125,6 +174,19 @@ class Ask:
         if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
             raise self._refuse("logit_bias", "values lie between -100 and 100")
 
+    @property
+    def guided(self) -> bool:
+        """The answer has to follow a grammar."""
+        return self.shape is not None or self.tool_choice.mode == "required"
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools whose calls count, by the tool choice."""
+        only = self.tool_choice.only
+        if self.tool_choice.mode == "none":
+            return ()
+        return tuple(tool for tool in self.tools if only is None or tool.name in only)
+
     def wire_name(self, name: str) -> str:
         """The name of Ask field `name` in the client's own protocol."""
         return self.param_names.get(name, name)
@@ -141,9 +203,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prepared prompt: token ids, and the spans of them that stand for pictures."""
+    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
+
+    grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
+    spans: which of the ids stand for pictures.
+    """
 
     ids: tuple[int, ...]
+    thinking: bool = False
+    grammar: TokenGrammar | None = None
     spans: tuple[ImageSpan, ...] = ()
 
 
@@ -157,6 +225,26 @@ class TextCutter(Protocol):
 
     def finish(self) -> str:
         """What was still held back and is now certain, because no token follows. Empty after a match."""
+
+
+class TextSplitter(Protocol):
+    """Certain text in, typed pieces out (see parsers.splitter.Splitter)."""
+
+    over: bool  # the answer has ended with the one call that was allowed
+
+    @property
+    def thinking(self) -> bool:
+        """The model is reasoning now."""
+
+    @property
+    def plain(self) -> bool:
+        """What comes from now on is text of the answer, all of it, and nothing is held back."""
+
+    def push(self, text: str) -> list[Piece]:
+        """What `text` makes certain."""
+
+    def finish(self) -> list[Piece]:
+        """What was held back; no text follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +276,9 @@ class Prompter(Protocol):
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter for one generation, with the ask's stop strings."""
+
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
 
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
@@ -247,7 +338,7 @@ class Runtime:
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS and not _shows(ask):
+        if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(self.prompter.prepare, ask)
@@ -349,6 +440,11 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
         count = len(prompt.ids)
         params = self._params(ask)
         max_len = self._max_len(ask, count)
@@ -357,11 +453,18 @@ class Runtime:
             raise Refusal("server_is_overloaded", "too many pictures are waiting already", retry_after=1.0)
         self._next_id += 1
         req = Req(
-            self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params, spans=prompt.spans
+            self._next_id,
+            ask.tenant.salt,
+            list(prompt.ids),
+            count,
+            max_len,
+            params,
+            grammar=prompt.grammar,
+            spans=prompt.spans,
         )
         stream.params = params
         stream.prompt_tokens = count
-        generation = Generation(req, stream, self.prompter.cutter(ask))
+        generation = Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
@@ -369,7 +472,13 @@ class Runtime:
             del self._generations[stream]
             raise
         self._pixels += pixels
-        stream.listener(stream)  # `times.joined` is set: a face may tell that the response has begun
+        # `times.joined` is set: a face may tell that the response has begun. It does so behind the turn that `join`
+        # asked for, so that the device is at work on the prompt while those words are made.
+        asyncio.get_running_loop().call_soon(self._tell_joined, stream)
+
+    def _tell_joined(self, stream: TokenStream) -> None:
+        if stream.finish is None:
+            stream.listener(stream)
 
     def _ended(self, stream: TokenStream) -> None:
         generation = self._generations.pop(stream, None)
@@ -433,10 +542,9 @@ class Runtime:
 
 def _characters(ask: Ask) -> int:
     if ask.messages is not None:
-        return sum(
-            len(message.content) + sum(len(picture.source) for picture in message.pictures)
-            for message in ask.messages
-        )
+        said = sum(len(text) for message in ask.messages for text in message.texts)
+        said += sum(message.picture_bytes for message in ask.messages)
+        return said + sum(tool.characters for tool in ask.tools)
     assert ask.prompt is not None
     return len(ask.prompt)
 

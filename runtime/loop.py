@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.pace import Pace, pairs_of
+from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req
@@ -29,7 +30,7 @@ from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
 
 if TYPE_CHECKING:
-    from headrace.runtime.interface import TextCutter
+    from headrace.runtime.interface import TextCutter, TextSplitter
 
 
 log = logging.getLogger("headrace.loop")
@@ -40,7 +41,11 @@ class Engine(Protocol):
 
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
-    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone."""
+    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    masks: it keeps to the grammars of a plan; else no request may have one."""
+
+    @property
+    def masks(self) -> bool: ...
 
     @property
     def depth(self) -> int: ...
@@ -58,11 +63,13 @@ class Engine(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """One live request with its reader: ids on one side, text on the other."""
+    """One live request with its reader: ids on one side, text on the other. splitter: what types the text; None
+    where all of it is the answer."""
 
     req: Req
     stream: TokenStream
     cutter: TextCutter
+    splitter: TextSplitter | None = None
     deadline: asyncio.TimerHandle | None = None
 
 
@@ -277,8 +284,7 @@ class StepLoop:
                 continue  # cancelled from inside this turn, by the reader of an earlier event
             token, stream, cutter = event.token, generation.stream, generation.cutter
             if token is None:
-                error = Refusal("server_error", "the model produced no finite number for this request")
-                self._end(generation, FinishReason.ERROR, error)
+                self._end(generation, FinishReason.ERROR, _no_token(event.req))
                 continue
             times = stream.times
             last, times.last_token = times.last_token, now
@@ -291,9 +297,16 @@ class StepLoop:
             try:
                 # The token that stops an answer counts, but its text is no part of it.
                 stopped = event.finish is FinishReason.STOP
-                stream.push(Entry(token, "" if stopped else cutter.push(token)))
-                if stopped or event.finish is not None or cutter.matched is not None:
+                text = "" if stopped else cutter.push(token)
+                splitter = generation.splitter
+                stream.push(Entry(token, text) if splitter is None else _typed(stream, token, text, splitter))
+                if splitter is not None and splitter.plain:
+                    splitter = generation.splitter = None
+                if event.finish is not None or cutter.matched is not None:
                     self._conclude(generation, event)
+                elif splitter is not None and splitter.over:
+                    self.scheduler.cancel(event.req, FinishReason.STOP)
+                    self._end(generation, FinishReason.STOP)
                 elif stream.full:
                     stream.wake = partial(self._wake_reader, generation)
                     self.scheduler.pause(event.req)
@@ -347,12 +360,15 @@ class StepLoop:
             return
         told = finish in (FinishReason.STOP, FinishReason.LENGTH)
         tail = generation.cutter.finish() if told else ""  # may raise: then this generation is still live
+        pieces = None
+        if generation.splitter is not None:
+            pieces = [*generation.splitter.push(tail), *generation.splitter.finish()] if told else []
         del self._live[generation.req.id]
         if generation.deadline is not None:
             generation.deadline.cancel()
         stream = generation.stream
         stream.times.ended = self.clock()
-        stream.end(finish, tail=tail, error=error)
+        stream.end(finish, tail, error, pieces)
         self.on_end(stream)
         if not self._live:
             self._empty.set()
@@ -366,3 +382,20 @@ class StepLoop:
         self.on_flush()
         if self.on_fault is not None:
             self.on_fault(error)
+
+
+def _no_token(req: Req) -> Refusal:
+    """Why no token could be chosen for `req`."""
+    if req.grammar is not None and (trouble := req.grammar.trouble):
+        return Refusal("server_error", f"the answer's grammar cannot go on: {trouble}")
+    return Refusal("server_error", "the model produced no finite number for this request")
+
+
+def _typed(stream: TokenStream, token: int, text: str, splitter: TextSplitter) -> Entry:
+    """The entry of a token whose text is split, counted as thought if any of it may be."""
+    thinking = splitter.thinking
+    pieces = splitter.push(text)
+    stream.reasoning_tokens += thinking or splitter.thinking
+    if len(pieces) == 1 and pieces[0] == TextPiece(text):
+        return Entry(token, text)  # told as it is: the way that costs readers least
+    return Entry(token, text, pieces)

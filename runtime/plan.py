@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from headrace.runtime.image import Image, ImageSpan
-from headrace.runtime.request import SamplingParams
+from headrace.runtime.request import SamplingParams, TokenGrammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,17 @@ class DecodeRows(Sequence[PlanRow]):
 
 
 @dataclass(frozen=True, slots=True)
+class SlotMask:
+    """The token sampled for `slot` in this step is one that `grammar` allows.
+
+    The Engine asks for its mask while the step is in flight: nobody moves the grammar before it has landed.
+    """
+
+    slot: int
+    grammar: TokenGrammar
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, in order: grants, patches, copies, encodes, then all rows at once (decode first, then prefill).
 
@@ -132,6 +143,7 @@ class StepPlan:
     copies: tuple[PageCopy, ...]
     decode: Sequence[PlanRow]
     prefill: tuple[PlanRow, ...]
+    masks: tuple[SlotMask, ...] = ()
     encodes: tuple[ImageEncode, ...] = ()
 
     @property
@@ -168,16 +180,16 @@ class OpenPlan:
         self.encodes.append(ImageEncode(image, blocks))
         self.room -= image.rows
 
-    def close(self, number: int, decode: Sequence[PlanRow]) -> StepPlan | None:
+    def close(
+        self, number: int, decode: Sequence[PlanRow], masks: tuple[SlotMask, ...] = ()
+    ) -> StepPlan | None:
         """The plan, or None if it has no row."""
         parts = (self.grants, self.patches, self.copies, self.encodes)
         if not decode and not self.prefill:
             assert not any(parts), "a page was granted to nobody's step"
             return None
-        grants, patches, copies, encodes = parts
-        return StepPlan(
-            number, tuple(grants), tuple(patches), tuple(copies), decode, tuple(self.prefill), tuple(encodes)
-        )
+        grants, patches, copies, encodes = map(tuple, parts)
+        return StepPlan(number, grants, patches, copies, decode, tuple(self.prefill), masks, encodes)
 
 
 NON_FINITE = -1

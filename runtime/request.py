@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.image import ImageSpan
 
@@ -74,6 +74,20 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
+class TokenGrammar(Protocol):
+    """Which tokens may come next. `mask` is asked while the one step is in flight, `accept` after it has landed."""
+
+    def mask(self) -> bytes:
+        """One bit per token id, low bit first; ids beyond its end may not come."""
+
+    def accept(self, token: int) -> None:
+        """`token` was generated."""
+
+    @property
+    def trouble(self) -> str:
+        """Why no token may come any more, though the answer is not whole; else nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ForkPoint:
     """The new Req shares the KV of `parent` for its first `at` tokens (what has landed of them)."""
@@ -100,6 +114,7 @@ class Req:
     max_len: int
     params: SamplingParams
     fork: ForkPoint | None = None
+    grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
     spans: tuple[ImageSpan, ...] = ()
 
     phase: Phase = field(default=Phase.WAITING, init=False)

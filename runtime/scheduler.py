@@ -31,6 +31,7 @@ from headrace.runtime.plan import (
     PagePatch,
     PlanRow,
     SlotGrant,
+    SlotMask,
     StepPlan,
     StepResult,
 )
@@ -80,6 +81,7 @@ class Scheduler:
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
+        self._grammars = 0  # live requests that follow a grammar
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
     # -- verbs -------------------------------------------------------------------------------------------------
@@ -106,6 +108,7 @@ class Scheduler:
             )
         if req.fork is not None:
             self._share_parent(req)
+        self._grammars += req.grammar is not None
         self.waiting[req.id] = req
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
@@ -153,7 +156,8 @@ class Scheduler:
                 break
             self._prefill(req, step)
             reserved += self._growth(req)
-        plan = step.close(self.counters.steps, decode)
+        masks = self._masks(decoding, step.prefill) if self._grammars else ()
+        plan = step.close(self.counters.steps, decode, masks)
         if plan is not None:
             self.counters.steps += 1
             self._flight.append(plan)
@@ -188,6 +192,7 @@ class Scheduler:
             landed = req.landed_len + 1
             if (
                 finite
+                and req.grammar is None
                 and landed % size
                 and req.finish is None
                 and not (req.pausing or req.retracting)
@@ -246,6 +251,9 @@ class Scheduler:
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
         """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
         size, decoding = self.page_size, Phase.DECODE
+        if self._grammars:
+            # Which tokens may come next is known once the last one has landed: such a row skips the step between.
+            able = [req for req in able if req.grammar is None or not req.inflight]
         chosen: list[Req] = []
         starts: list[int] = []
         for req in able:
@@ -270,6 +278,14 @@ class Scheduler:
             assert len(slots) == len(chosen), "who runs has a slot"
             self._columns = [req.id for req in chosen], array("i", slots)
         return chosen, DecodeRows(*self._columns, array("i", starts))
+
+    def _masks(self, decoding: list[Req], prefill: list[PlanRow]) -> tuple[SlotMask, ...]:
+        sampling = [*decoding, *(self.running[row.req_id] for row in prefill if row.sample)]
+        return tuple(
+            SlotMask(req.slot, req.grammar)
+            for req in sampling
+            if req.grammar is not None and req.slot is not None
+        )
 
     def _prefill(self, req: Req, step: OpenPlan) -> None:
         """The next chunk; none before its picture's turn. One that has one token to feed decodes at once."""
@@ -511,6 +527,8 @@ class Scheduler:
         req.tokens.append(token)
         if ended:
             return None
+        if req.grammar is not None:
+            req.grammar.accept(token)
         if token in req.params.stop_ids and req.output_len > req.params.min_tokens:
             req.finish = FinishReason.STOP
         elif len(req.tokens) == req.max_len:
@@ -553,6 +571,7 @@ class Scheduler:
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
         self._give_back(req)
         self._leave_batch(req)
+        self._grammars -= req.grammar is not None
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
         req.phase = Phase.DONE

@@ -32,7 +32,8 @@ class Turn:
         self.parent = parent
         self.messages = messages
         self.bytes = TURN_BYTES + sum(
-            len(m.content) * 4 + 64 + sum(len(shown.source) + 128 for shown in m.pictures) for m in messages
+            sum(map(len, m.texts)) * 4 + 64 * (1 + len(m.calls)) + m.picture_bytes + 128 * len(m.pictures)
+            for m in messages
         )
         self.holders = 1
         self.keepers = 0  # how many of the holders are rows, or turns that a row keeps

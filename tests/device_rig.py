@@ -271,7 +271,7 @@ class Run:
         """`parent`: the request is a fork of it, behind `at` tokens."""
         fork = None if parent is None else ForkPoint(parent, at)
         longest = len(prompt) + new_tokens
-        req = Req(self.next_id, "", list(prompt), len(prompt), longest, params, fork, spans)
+        req = Req(self.next_id, "", list(prompt), len(prompt), longest, params, fork, spans=spans)
         self.next_id += 1
         self.scheduler.add(req)
         return req

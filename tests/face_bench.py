@@ -230,6 +230,7 @@ class FaceBench:
         card: ModelCard = CARD,
         store: Mapping[str, Any] | None = None,
         waiting_limit: int = 64,
+        form: Mapping[str, str] | None = None,
         **sizes: int,
     ) -> None:
         self.clock = FakeClock()
@@ -242,7 +243,8 @@ class FaceBench:
             waiting_limit=waiting_limit,
         )
         self.loop = StepLoop(self.scheduler, self.engine)
-        self.runtime = Runtime(card, BytePrompter(eos, sees=card.sees), self.loop, self.engine.max_context)
+        prompter = BytePrompter(eos, sees=card.sees, **(form or {}))
+        self.runtime = Runtime(card, prompter, self.loop, self.engine.max_context)
         self.runtime.ready = True
         self.prompts: list[list[int]] = []  # the ids of every request that joined
         join = self.loop.join

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from headrace.runtime.pace import Pace
-from headrace.runtime.plan import StepPlan, StepResult
+from headrace.runtime.plan import NON_FINITE, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
 
 UNWRITTEN = -7
@@ -45,6 +45,15 @@ def replay(
         if token in params.stop_ids and len(tokens) - len(prompt) > params.min_tokens:
             break
     return tokens[len(prompt) :]
+
+
+def nearest(mask: bytes, token: int, width: int) -> int:
+    """`token`, or the first one after it, all around, that `mask` allows; NON_FINITE if none is."""
+    for step in range(width):
+        each = (token + step) % width
+        if each // 8 < len(mask) and mask[each // 8] >> each % 8 & 1:
+            return each
+    return NON_FINITE
 
 
 class PageMemory:
@@ -88,6 +97,7 @@ class PageMemory:
                 index = row.start + offset
                 page = self.tables[row.slot][index // self.page_size]
                 self.pages[page][index % self.page_size] = token
+        masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
         sampled: list[int] = []
         for row in plan.rows:
             if not row.sample:
@@ -97,6 +107,8 @@ class PageMemory:
             params = self.params[row.slot]
             assert params is not None
             token = self.choose(read, params.seed, self.width)
+            if row.slot in masks:
+                token = nearest(masks[row.slot], token, self.width)
             self.last[row.slot] = token
             sampled.append(token)
         return StepResult(tuple(sampled))
@@ -120,6 +132,7 @@ class FakeEngine:
         polled: bool = False,
     ) -> None:
         self.depth = depth
+        self.masks = True
         self.poll: Callable[[], bool] | None = self._tell if polled else None
         self.idle_work: Callable[[], bool] | None = None
         self.pace: Pace | None = None

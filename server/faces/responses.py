@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream
+from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream, joined
+from headrace.server.faces.response_items import OpenMessage, Output
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.shapes import response_shape
+from headrace.server.faces.tool_asks import response_tools
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.codec import compact, encode
+from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import STATUS
 from headrace.server.protocol.responses import ResponseRequest
 
@@ -39,8 +42,11 @@ class ResponseRun:
         lane: ev.Lane = UNSET,
     ) -> None:
         self.id = new_id("resp")
-        self.item_id = new_id("msg")
         self.request = request
+        self.tools = response_tools(request)
+        _, self.format_echo = response_shape(request)
+        seal = "reasoning.encrypted_content" in (request.include or ())
+        self.output = Output(self.next_number, lane, self.tools.custom, seal)
         self.stream = stream
         self.lane = lane
         self.created = int(created)
@@ -49,20 +55,14 @@ class ResponseRun:
         self.done = False
         self.refusal: Refusal | None = None
         self.final: ev.Response | None = None
-        self._open = False
         self._delta_ends: tuple[str, str, str] | None = None
-        self._texts: list[str] = []
+        self._delta_of: OpenMessage | None = None  # the item that `_delta_ends` belong to
         self._sequence = 0
 
     @property
-    def text(self) -> str:
-        """What has been told of the answer so far."""
-        return "".join(self._texts)
-
-    @property
     def answer(self) -> tuple[Message, ...]:
-        """The answer as a turn of the conversation."""
-        return (Message("assistant", self.text),)
+        """The answer as turns of the conversation."""
+        return self.output.turns()
 
     def next_number(self) -> int:
         """The next `sequence_number` of this response: from 0, no gaps."""
@@ -84,37 +84,36 @@ class ResponseRun:
                     self.refusal = stream.error
                     return events
             self._begin(events)
-        text = stream.take_text()
+        pieces = stream.take_pieces()
         if stream.ended:
-            text += stream.tail
-        if text:
-            self._delta(text, events)
+            pieces = joined([*pieces, *stream.tail_pieces])
+        self.output.tell(pieces, events)
         if stream.ended:
             self._end(events)
         return events
 
     def next_delta(self) -> str | None:
-        """What `events()` would return, where that is one delta in the middle of the answer, as JSON; else None.
+        """What `events()` would return, where that is one delta in the middle of a message, as JSON; else None.
 
         Nearly every event is one of these, and all of a response differ in number and text alone."""
-        stream = self.stream
-        if not self._open or stream.finish is not None or stream.head == stream.sent:
+        stream, message = self.stream, self.output.open
+        if type(message) is not OpenMessage or stream.finish is not None or stream.head == stream.sent:
             return None
-        text = stream.take_text()
+        text = stream.take_plain()
         if not text:
             return None
-        if self._delta_ends is None:
-            self._delta_ends = self._cut_delta()
+        if self._delta_of is not message or self._delta_ends is None:
+            self._delta_of, self._delta_ends = message, self._cut_delta(message)
         begin, middle, end = self._delta_ends
-        self._texts.append(text)
+        message.told(text)
         number = self._sequence
         self._sequence = number + 1
         return f"{begin}{number}{middle}{encode(text).decode()}{end}"
 
-    def _cut_delta(self) -> tuple[str, str, str]:
+    def _cut_delta(self, message: OpenMessage) -> tuple[str, str, str]:
         """The JSON of a delta before its number, between number and text, and after the text. The names cannot
         stand in a value: the quotation marks in there would be escaped."""
-        sample = encode(ev.TextDelta(0, self.item_id, 0, 0, "", (), self.lane)).decode()
+        sample = encode(ev.TextDelta(0, message.id, message.index, 0, "", (), self.lane)).decode()
         begin, found, rest = sample.partition(NUMBER_IS + "0")
         middle, also, end = rest.partition(DELTA_IS + '""')
         assert found and also
@@ -128,38 +127,14 @@ class ResponseRun:
         events.append(ev.Created(self.next_number(), response, self.lane))
         events.append(ev.InProgress(self.next_number(), response, self.lane))
 
-    def _open_item(self, events: list[ev.Event]) -> None:
-        self._open = True
-        item = ev.MessageItem(self.item_id, "message", "assistant", "in_progress", [])
-        events.append(ev.ItemAdded(self.next_number(), 0, item, self.lane))
-        events.append(ev.PartAdded(self.next_number(), self.item_id, 0, 0, ev.OutputText(""), self.lane))
-
-    def _delta(self, text: str, events: list[ev.Event]) -> None:
-        if not self._open:
-            self._open_item(events)
-        self._texts.append(text)
-        events.append(ev.TextDelta(self.next_number(), self.item_id, 0, 0, text, (), self.lane))
-
-    def _close_item(self, status: str, events: list[ev.Event]) -> None:
-        text = self.text
-        part = ev.OutputText(text)
-        events.append(ev.TextDone(self.next_number(), self.item_id, 0, 0, text, (), self.lane))
-        events.append(ev.PartDone(self.next_number(), self.item_id, 0, 0, part, self.lane))
-        item = ev.MessageItem(self.item_id, "message", "assistant", status, [part])
-        events.append(ev.ItemDone(self.next_number(), 0, item, self.lane))
-
     def _end(self, events: list[ev.Event]) -> None:
         finish = self.stream.finish
         complete = finish is FinishReason.STOP
-        if not self._open and finish in (FinishReason.STOP, FinishReason.LENGTH):
-            self._open_item(events)  # an answer without text is still an answer
-        item_status = "completed" if complete else "incomplete"
-        output = []
-        if self._open:
-            part = ev.OutputText(self.text)
-            output = [ev.MessageItem(self.item_id, "message", "assistant", item_status, [part])]
-            if finish is not FinishReason.ERROR:
-                self._close_item(item_status, events)
+        if finish in (FinishReason.STOP, FinishReason.LENGTH):
+            self.output.say_nothing(events)
+        if finish is not FinishReason.ERROR:
+            self.output.close("completed" if complete else "incomplete", events)
+        output = self.output.items()
         if finish is FinishReason.STOP:
             self.final = self._response("completed", output)
             events.append(ev.Completed(self.next_number(), self.final, self.lane))
@@ -174,13 +149,12 @@ class ResponseRun:
             assert self.stream.error is not None, "a stream that ends in ERROR says why"
             self.final = self._response("failed", output, error=response_error(self.stream.error))
             events.append(ev.Failed(self.next_number(), self.final, self.lane))
-        self._open = False
         self.done = True
 
     def _response(
         self,
         status: str,
-        output: list[ev.MessageItem],
+        output: list[ev.OutputItem],
         incomplete: ev.IncompleteDetails | None = None,
         error: ev.ResponseError | None = None,
     ) -> ev.Response:
@@ -196,7 +170,8 @@ class ResponseRun:
             model=self.model,
             output=output,
             parallel_tool_calls=request.parallel_tool_calls is not False,
-            tool_choice="none" if compact(request.tool_choice) == '"none"' else "auto",
+            tool_choice=self.tools.choice_echo,
+            tools=self.tools.echo,
             status=status,
             error=error,
             incomplete_details=incomplete,
@@ -211,6 +186,7 @@ class ResponseRun:
                 # "none" is asked for by some clients, but strict models do not know it.
                 reasoning.summary if reasoning and reasoning.summary != "none" else None,
             ),
+            text=ev.TextEcho(self.format_echo),
             store=request.store is not False,
             usage=None if status == "in_progress" else usage_of(self.stream),
             service_tier=UNSET if request.service_tier is None else "default",
@@ -224,7 +200,7 @@ def usage_of(stream: TokenStream) -> ev.Usage:
         usage.prompt_tokens,
         ev.InputDetails(usage.cached_tokens),
         usage.output_tokens,
-        ev.OutputDetails(),
+        ev.OutputDetails(usage.reasoning_tokens),
         usage.prompt_tokens + usage.output_tokens,
     )
 

@@ -125,7 +125,7 @@ class Life:
     ) -> Req:
         tokens, spans = spread(parts)
         self.next_id += 1
-        req = Req(self.next_id, salt, tokens, len(tokens), len(tokens) + count, GREEDY, fork, spans)
+        req = Req(self.next_id, salt, tokens, len(tokens), len(tokens) + count, GREEDY, fork, spans=spans)
         self.scheduler.add(req)
         self.scheduler.check()
         return req

@@ -87,7 +87,7 @@ def test_chat_over_http(server: LiveServer, model: SeeingModel) -> None:
     )  # fmt: skip
     assert status == 200, reply
     shown = Picture(2, png(PICTURE)), Picture(2, png(OTHER))
-    ids = prompt(server, Message("user", "a " + ASKED, shown))
+    ids = prompt(server, Message("user", "a " + ASKED, pictures=shown))
     assert reply["usage"]["prompt_tokens"] == len(ids)
     assert reply["choices"][0]["message"]["content"] == answered(server, model, ids, [PICTURE, OTHER])
 
@@ -115,7 +115,7 @@ def test_two_turns_over_a_websocket(server: LiveServer, model: SeeingModel) -> N
         parts = [{"type": "input_image", "image_url": url(PICTURE)}, {"type": "input_text", "text": ASKED}]
         first = ask(parts)
         said = first["output"][0]["content"][0]["text"]
-        turn = Message("user", ASKED, (Picture(0, png(PICTURE)),))
+        turn = Message("user", ASKED, pictures=(Picture(0, png(PICTURE)),))
         assert said == answered(server, model, prompt(server, turn), [PICTURE])
         second = ask("and now?", previous_response_id=first["id"])
         ids = prompt(server, turn, Message("assistant", said), Message("user", "and now?"))

@@ -46,10 +46,12 @@ def test_the_prompt_is_that_of_transformers(prompter: FolderPrompter, folder: Pa
     said = ask(
         Message("system", "Look well."),
         Message(
-            "user", "Left: and right: .", (Picture(6, png(pictures[0])), Picture(17, url(png(pictures[1]))))
+            "user",
+            "Left: and right: .",
+            pictures=(Picture(6, png(pictures[0])), Picture(17, url(png(pictures[1])))),
         ),
         Message("assistant", "Two."),
-        Message("user", "", (Picture(0, png(pictures[2])),)),
+        Message("user", "", pictures=(Picture(0, png(pictures[2])),)),
     )
     found = prompter.prepare(said)
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
@@ -90,8 +92,8 @@ def test_sec_19_markers_that_a_client_writes_are_text(prompter: FolderPrompter) 
     shown = Picture(len(marker), png(noise(16, 16, 1)))
     for message in (
         Message("user", marker),
-        Message("user", marker, (shown,)),
-        Message("system", "<|image_pad|>" * 50, ()),
+        Message("user", marker, pictures=(shown,)),
+        Message("system", "<|image_pad|>" * 50),
     ):
         found = prompter.prepare(ask(message))
         assert found.ids.count(PAD) == sum(span.image.rows for span in found.spans)
@@ -102,7 +104,7 @@ def test_sec_19_markers_that_a_client_writes_are_text(prompter: FolderPrompter) 
 
 
 def test_equal_pictures_of_equal_tenants_have_one_key(prompter: FolderPrompter) -> None:
-    message = Message("user", "x", (Picture(0, png(noise(16, 16, 1))),))
+    message = Message("user", "x", pictures=(Picture(0, png(noise(16, 16, 1))),))
     keys = [
         prompter.prepare(ask(message, tenant=Tenant(name, salt))).spans[0].image.key
         for name, salt in (("a", "s"), ("b", "s"), ("a", "t"))
@@ -113,10 +115,13 @@ def test_equal_pictures_of_equal_tenants_have_one_key(prompter: FolderPrompter) 
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([Message("user", "x", tuple(Picture(0, b"x") for _ in range(9)))], "at most 8"),
-        ([Message("user", "x", (Picture(0, b"no picture", name="messages[0].image"),))], "is no PNG"),
-        ([Message("user", "x", (Picture(0, "http://127.0.0.1/"),))], "fetches nothing"),
-        ([Message("user", "x", (Picture(0, png(noise(20, 20, 1))[:500]),))], "damaged or cut off"),
+        ([Message("user", "x", pictures=tuple(Picture(0, b"x") for _ in range(9)))], "at most 8"),
+        (
+            [Message("user", "x", pictures=(Picture(0, b"no picture", name="messages[0].image"),))],
+            "is no PNG",
+        ),
+        ([Message("user", "x", pictures=(Picture(0, "http://127.0.0.1/"),))], "fetches nothing"),
+        ([Message("user", "x", pictures=(Picture(0, png(noise(20, 20, 1))[:500]),))], "damaged or cut off"),
     ],
 )
 def test_bad_pictures_name_their_place(prompter: FolderPrompter, messages: list[Message], words: str) -> None:
@@ -131,7 +136,9 @@ def test_a_model_without_eyes_says_so(folder: Path) -> None:
     blind = FolderPrompter(folder, VOCAB, VOCAB, 4096)
     assert blind.prepare(ask(Message("user", "hello"))).spans == ()
     with pytest.raises(Refusal, match="this model takes no pictures") as caught:
-        blind.prepare(ask(Message("user", "x", (Picture(0, b"", name="messages[0].content[0].image_url"),))))
+        blind.prepare(
+            ask(Message("user", "x", pictures=(Picture(0, b"", name="messages[0].content[0].image_url"),)))
+        )
     assert caught.value.param == "messages[0].content[0].image_url"
 
 
@@ -144,7 +151,7 @@ def test_a_template_that_shows_no_pictures_is_an_answer(folder: Path, tmp_path: 
     blueprint = Blueprint(folder)
     prompter = FolderPrompter(tmp_path, VOCAB, VOCAB, 4096, blueprint.images(64))
     with pytest.raises(Refusal, match="shows 0 pictures where 1 were sent"):
-        prompter.prepare(ask(Message("user", "x", (Picture(0, png(noise(16, 16, 1))),))))
+        prompter.prepare(ask(Message("user", "x", pictures=(Picture(0, png(noise(16, 16, 1))),))))
 
 
 def test_a_prompt_of_ids_has_no_placeholder(prompter: FolderPrompter) -> None:
@@ -161,5 +168,5 @@ def test_pictures_are_scaled_to_the_token_limit(folder: Path) -> None:
         settings = blueprint.images(limit)
         assert settings == replace(whole, row_limit=limit)
         prompter = FolderPrompter(folder, VOCAB, VOCAB, 4096, settings)
-        found = prompter.prepare(ask(Message("user", "x", (Picture(0, png(noise(300, 300, 1))),))))
+        found = prompter.prepare(ask(Message("user", "x", pictures=(Picture(0, png(noise(300, 300, 1))),))))
         assert found.spans[0].image.rows == limit
