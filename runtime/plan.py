@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from headrace.runtime.image import Image, ImageSpan
+from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.request import SamplingParams, TokenGrammar
 
 
@@ -130,11 +131,24 @@ class SlotMask:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Logprobs wanted of row `row` of StepPlan.rows: of `ids`, which follow the row's tokens `first`,
+    `first + 1`... (counted in the row; only prefill rows have any), then, if the row samples, of the token that
+    it chooses; each with the `top` most likely tokens of its place."""
+
+    row: int
+    top: int
+    first: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, in order: grants, patches, copies, encodes, then all rows at once (decode first, then prefill).
 
     A promise: the scheduler has already moved its state forward as if the step had run. Rows are for distinct
-    slots. `prefill_tokens` is the sum of counts over `prefill`.
+    slots. `prefill_tokens` is the sum of counts over `prefill`. `probes`: in the order of their rows; a step
+    without any costs nothing for those that have some.
     """
 
     number: int
@@ -144,6 +158,7 @@ class StepPlan:
     decode: Sequence[PlanRow]
     prefill: tuple[PlanRow, ...]
     masks: tuple[SlotMask, ...] = ()
+    probes: tuple[Probe, ...] = ()
     encodes: tuple[ImageEncode, ...] = ()
 
     @property
@@ -181,7 +196,11 @@ class OpenPlan:
         self.room -= image.rows
 
     def close(
-        self, number: int, decode: Sequence[PlanRow], masks: tuple[SlotMask, ...] = ()
+        self,
+        number: int,
+        decode: Sequence[PlanRow],
+        masks: tuple[SlotMask, ...] = (),
+        probes: tuple[Probe, ...] = (),
     ) -> StepPlan | None:
         """The plan, or None if it has no row."""
         parts = (self.grants, self.patches, self.copies, self.encodes)
@@ -189,7 +208,7 @@ class OpenPlan:
             assert not any(parts), "a page was granted to nobody's step"
             return None
         grants, patches, copies, encodes = map(tuple, parts)
-        return StepPlan(number, grants, patches, copies, decode, tuple(self.prefill), masks, encodes)
+        return StepPlan(number, grants, patches, copies, decode, tuple(self.prefill), masks, probes, encodes)
 
 
 NON_FINITE = -1
@@ -199,7 +218,9 @@ NON_FINITE = -1
 class StepResult:
     """What landed: one token per sampling row, in the order of `StepPlan.rows`.
 
-    NON_FINITE stands for a row whose logits held a NaN or no finite value: that request fails, alone.
+    NON_FINITE stands for a row whose logits held a NaN or no finite value: that request fails, alone. `logprobs`:
+    one place for each token that the plan's probes want, in their order; None without probes.
     """
 
     tokens: tuple[int, ...]
+    logprobs: Logprobs | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.image import ImageSpan
+from headrace.runtime.logprobs import LogprobWish
 
 if TYPE_CHECKING:
     from headrace.runtime.gallery import Exhibit
@@ -83,6 +84,9 @@ class TokenGrammar(Protocol):
     def accept(self, token: int) -> None:
         """`token` was generated."""
 
+    def copy(self) -> TokenGrammar:
+        """One that stands where this one does, and moves by itself."""
+
     @property
     def trouble(self) -> str:
         """Why no token may come any more, though the answer is not whole; else nothing."""
@@ -115,6 +119,7 @@ class Req:
     params: SamplingParams
     fork: ForkPoint | None = None
     grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
+    logprobs: LogprobWish | None = None
     spans: tuple[ImageSpan, ...] = ()
 
     phase: Phase = field(default=Phase.WAITING, init=False)
@@ -161,6 +166,13 @@ class Req:
     def output_len(self) -> int:
         """Tokens generated and seen by the host."""
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def reusable_len(self) -> int:
+        """Of its known tokens, how many leading ones need no row if their KV is at hand. The last one is always
+        fed, so that there are logits to sample from."""
+        known = len(self.tokens) - 1
+        return known if self.logprobs is None else self.logprobs.reusable(known)
 
     def check(self) -> None:
         """Raise AssertionError if a length or phase rule of this Req alone is broken."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from operator import attrgetter
 
 from headrace.runtime.audit import audit
 from headrace.runtime.gallery import Gallery
@@ -36,9 +35,11 @@ from headrace.runtime.plan import (
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
+from headrace.runtime.probes import probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
+from headrace.runtime.victims import stuck_holder, victim_of
 
 
 class Scheduler:
@@ -80,6 +81,7 @@ class Scheduler:
         self._decoding: deque[list[Req]] = deque()  # of each plan in flight, the requests of its decode rows
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
+        self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._grammars = 0  # live requests that follow a grammar
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
@@ -110,6 +112,7 @@ class Scheduler:
             self._share_parent(req)
         self._grammars += req.grammar is not None
         self.waiting[req.id] = req
+        self._probing += req.logprobs is not None
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
@@ -157,7 +160,8 @@ class Scheduler:
             self._prefill(req, step)
             reserved += self._growth(req)
         masks = self._masks(decoding, step.prefill) if self._grammars else ()
-        plan = step.close(self.counters.steps, decode, masks)
+        probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
+        plan = step.close(self.counters.steps, decode, masks, probes)
         if plan is not None:
             self.counters.steps += 1
             self._flight.append(plan)
@@ -215,6 +219,8 @@ class Scheduler:
                 sampled += 1
             self._land(self.running[row.req_id], row.start + row.count, sample, events)
         assert sampled == len(tokens), "one token per sampling row"
+        if plan.probes:
+            tell_logprobs(plan, result, events, self.running)
         return events
 
     @property
@@ -317,7 +323,7 @@ class Scheduler:
         itself)."""
         while not self._make_room(1):
             # One look for a victim in vain is enough: it reads every waiting and paused request.
-            victim = None if self._dry else self._victim()
+            victim = None if self._dry else victim_of(self.paused, self.waiting, self.running)
             if victim is None:
                 self._dry = True
                 return False  # marked ones are still in flight; their pages come when they land
@@ -344,20 +350,6 @@ class Scheduler:
             self.counters.evicted_pages += 1
         return True
 
-    def _victim(self) -> Req | None:
-        """Who gives pages back: first those that do not move anyway, and the youngest of a kind.
-
-        The oldest running request is never chosen while anybody else holds a page, and alone it always fits
-        (`add` saw to that), so the oldest always advances and nothing can wait for ever. While a marked one is
-        still in flight nobody else is marked: its pages may be enough."""
-        for held in (self.paused, self.waiting):
-            holders = [req for req in held.values() if req.pages or req.copy_from is not None]
-            if holders:
-                return max(holders, key=_age)
-        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
-            return None
-        return max(self.running.values(), key=_age, default=None)
-
     def _retract(self, req: Req) -> None:
         """Take the pages of `req`: now, or when its last step retires. It starts over from its tokens later."""
         req.retracting = True
@@ -375,8 +367,7 @@ class Scheduler:
         # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
         req.fork = None
         req.forked_len = at
-        # The last token is always fed, so that there are logits to sample from.
-        shared = min(at, parent.landed_len, len(req.tokens) - 1, len(parent.pages) * self.page_size)
+        shared = min(at, parent.landed_len, req.reusable_len, len(parent.pages) * self.page_size)
         if not shared:
             return  # no lease either: at admission the cache may hold what the parent has not landed yet
         full = shared // self.page_size
@@ -425,7 +416,8 @@ class Scheduler:
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
-            victim = None if fits else self._stuck_holder(req)
+            idle = not fits and not self.running
+            victim = stuck_holder(req, self.paused, self.waiting) if idle else None
             if victim is None:
                 return False
             self._retract(victim)
@@ -465,9 +457,8 @@ class Scheduler:
         if req.pages or req.copy_from is not None or not self.prefix_cache:
             return 0
         if req.lease is None:
-            # The last token is always fed, so that there are logits to sample from.
-            reusable = (len(req.tokens) - 1) // self.page_size
-            req.lease = self.tree.match(req.salt, req.keys(0, len(req.tokens)), reusable)
+            keys = req.keys(0, len(req.tokens))
+            req.lease = self.tree.match(req.salt, keys, req.reusable_len // self.page_size)
         return req.lease.depth
 
     def _fits(self, req: Req, need: int, reserved: int) -> bool:
@@ -481,20 +472,6 @@ class Scheduler:
         """Pages beyond `pages` (None: those it has) that the next `ahead_tokens` tokens of `req` will need."""
         reach = min(req.max_len - 1, req.total_len + self.ahead_tokens)
         return max(0, self._pages_for(reach) - (len(req.pages) if pages is None else pages))
-
-    def _stuck_holder(self, head: Req) -> Req | None:
-        """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
-        if self.running:
-            return None
-        holders = [
-            req
-            for held in (self.paused, self.waiting)
-            for req in held.values()
-            if req is not head and (req.pages or req.copy_from is not None)
-        ]
-        if not holders and (head.pages or head.copy_from is not None):
-            return head
-        return max(holders, key=_age, default=None)
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -574,6 +551,7 @@ class Scheduler:
         self._grammars -= req.grammar is not None
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 
     def _give_back(self, req: Req) -> None:
@@ -614,6 +592,3 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
         audit(self, self._flight, self._sources)
-
-
-_age = attrgetter("id")  # ids are given in order of arrival: the largest is the youngest

@@ -60,7 +60,11 @@ class Llama:
         self.head = fused_linear(source, [(head, config.vocab_size)], config.hidden_size)
 
     def forward(self, inputs: StepInputs, kv: KVSlab, seen: StepImages | None = None) -> Tensor:
-        """Writes this step's KV into `kv` and returns logits [samples, vocab] of the wanted tokens.
+        """Writes this step's KV into `kv` and returns logits [samples, vocab] of the wanted tokens."""
+        return self.logits(self.hidden(inputs, kv, seen).index_select(0, inputs.sample_tokens))
+
+    def hidden(self, inputs: StepInputs, kv: KVSlab, seen: StepImages | None = None) -> Tensor:
+        """Writes this step's KV into `kv` and returns what the last layer gives, [tokens, hidden].
 
         seen: what of this step comes from pictures; None where nothing does."""
         ids = self.ops.resolve_tokens(inputs.token_ids, inputs.token_slots, kv.last_tokens)
@@ -76,4 +80,8 @@ class Llama:
             x = layer(x, step, key_cells, value_cells)
             if seen is not None and number < seen.rows.shape[1]:
                 x.index_add_(0, seen.tokens, seen.rows[:, number])
-        return self.head(self.norm(x.index_select(0, inputs.sample_tokens)))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocab] of rows that `hidden` returned."""
+        return self.head(self.norm(hidden))

@@ -31,13 +31,11 @@ MUTANTS = (
         S,
         """        self._give_back(req)
         self._leave_batch(req)
-        self.waiting.pop(req.id, None)
-        self.paused.pop""",
+        self._grammars""",
         """        req.pages.clear()
         self._drop_lease(req)
         self._leave_batch(req)
-        self.waiting.pop(req.id, None)
-        self.paused.pop""",
+        self._grammars""",
     ),
     Mutant(
         "abort_frees_in_flight",
@@ -176,9 +174,11 @@ MUTANTS = (
     ),
     Mutant(
         "hit_of_the_whole_prompt",
-        S,
-        """            reusable = (len(req.tokens) - 1) // self.page_size""",
-        """            reusable = len(req.tokens) // self.page_size""",
+        "request",
+        """        known = len(self.tokens) - 1
+""",
+        """        known = len(self.tokens)
+""",
     ),
     Mutant(
         "hit_one_token_too_long",
@@ -256,40 +256,40 @@ MUTANTS = (
     ),
     Mutant(
         "oldest_retracted_first",
-        S,
-        """        return max(self.running.values(), key=_age, default=None)""",
-        """        return min(self.running.values(), key=_age, default=None)""",
+        "victims",
+        """    return max(running.values(), key=_age, default=None)""",
+        """    return min(running.values(), key=_age, default=None)""",
         within=200,
     ),
     Mutant(
         "running_retracted_before_paused",
-        S,
-        """        for held in (self.paused, self.waiting):
-            holders =""",
-        """        for held in ():
-            holders =""",
+        "victims",
+        """    for held in (paused, waiting):
+        holders =""",
+        """    for held in ():
+        holders =""",
         within=200,
     ),
     Mutant(
         "stuck_behind_a_paused_holder",
-        S,
-        """        return max(holders, key=_age, default=None)""",
-        """        return None""",
+        "victims",
+        """    return max(holders, key=_age, default=None)""",
+        """    return None""",
     ),
     Mutant(
         "stuck_on_its_own_pages",
-        S,
-        """            return head
+        "victims",
+        """        return head
 """,
-        """            return None
+        """        return None
 """,
         within=400,
     ),
     Mutant(
         "retracted_twice_in_flight",
-        S,
-        """        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
-            return None
+        "victims",
+        """    if any(req.retracting or req.pausing or req.finish is not None for req in running.values()):
+        return None
 """,
         "",
     ),
@@ -368,14 +368,14 @@ MUTANTS = (
     Mutant(
         "fork_of_unlanded_tokens",
         S,
-        """        shared = min(at, parent.landed_len, len(req.tokens) - 1""",
-        """        shared = min(at, parent.computed_len, len(req.tokens) - 1""",
+        """        shared = min(at, parent.landed_len, req.reusable_len""",
+        """        shared = min(at, parent.computed_len, req.reusable_len""",
         within=300,
     ),
     Mutant(
         "fork_shares_the_last_token",
         S,
-        """        shared = min(at, parent.landed_len, len(req.tokens) - 1, len""",
+        """        shared = min(at, parent.landed_len, req.reusable_len, len""",
         """        shared = min(at, parent.landed_len, len(req.tokens), len""",
     ),
     Mutant(
