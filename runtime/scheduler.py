@@ -30,12 +30,11 @@ from headrace.runtime.plan import (
     PagePatch,
     PlanRow,
     SlotGrant,
-    SlotMask,
     StepPlan,
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
-from headrace.runtime.probes import probes_of, tell_logprobs
+from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
@@ -159,7 +158,7 @@ class Scheduler:
                 break
             self._prefill(req, step)
             reserved += self._growth(req)
-        masks = self._masks(decoding, step.prefill) if self._grammars else ()
+        masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
         probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
         plan = step.close(self.counters.steps, decode, masks, probes)
         if plan is not None:
@@ -285,14 +284,6 @@ class Scheduler:
             self._columns = [req.id for req in chosen], array("i", slots)
         return chosen, DecodeRows(*self._columns, array("i", starts))
 
-    def _masks(self, decoding: list[Req], prefill: list[PlanRow]) -> tuple[SlotMask, ...]:
-        sampling = [*decoding, *(self.running[row.req_id] for row in prefill if row.sample)]
-        return tuple(
-            SlotMask(req.slot, req.grammar)
-            for req in sampling
-            if req.grammar is not None and req.slot is not None
-        )
-
     def _prefill(self, req: Req, step: OpenPlan) -> None:
         """The next chunk; none before its picture's turn. One that has one token to feed decodes at once."""
         assert req.slot is not None and req.phase is Phase.PREFILL and req.total_len == len(req.tokens)
@@ -323,7 +314,7 @@ class Scheduler:
         itself)."""
         while not self._make_room(1):
             # One look for a victim in vain is enough: it reads every waiting and paused request.
-            victim = None if self._dry else victim_of(self.paused, self.waiting, self.running)
+            victim = None if self._dry else victim_of(self.running, self.paused, self.waiting)
             if victim is None:
                 self._dry = True
                 return False  # marked ones are still in flight; their pages come when they land
@@ -416,8 +407,7 @@ class Scheduler:
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
-            idle = not fits and not self.running
-            victim = stuck_holder(req, self.paused, self.waiting) if idle else None
+            victim = stuck_holder(req, self.running, self.paused, self.waiting)
             if victim is None:
                 return False
             self._retract(victim)
@@ -548,9 +538,9 @@ class Scheduler:
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
         self._give_back(req)
         self._leave_batch(req)
-        self._grammars -= req.grammar is not None
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._grammars -= req.grammar is not None
         self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 

@@ -24,6 +24,7 @@ planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 
 S = "scheduler"
+V = "victims"
 MUTANTS = (
     # -- ends and releases
     Mutant(
@@ -31,11 +32,13 @@ MUTANTS = (
         S,
         """        self._give_back(req)
         self._leave_batch(req)
-        self._grammars""",
+        self.waiting.pop(req.id, None)
+        self.paused.pop""",
         """        req.pages.clear()
         self._drop_lease(req)
         self._leave_batch(req)
-        self._grammars""",
+        self.waiting.pop(req.id, None)
+        self.paused.pop""",
     ),
     Mutant(
         "abort_frees_in_flight",
@@ -256,14 +259,14 @@ MUTANTS = (
     ),
     Mutant(
         "oldest_retracted_first",
-        "victims",
+        V,
         """    return max(running.values(), key=_age, default=None)""",
         """    return min(running.values(), key=_age, default=None)""",
         within=200,
     ),
     Mutant(
         "running_retracted_before_paused",
-        "victims",
+        V,
         """    for held in (paused, waiting):
         holders =""",
         """    for held in ():
@@ -272,13 +275,13 @@ MUTANTS = (
     ),
     Mutant(
         "stuck_behind_a_paused_holder",
-        "victims",
+        V,
         """    return max(holders, key=_age, default=None)""",
         """    return None""",
     ),
     Mutant(
         "stuck_on_its_own_pages",
-        "victims",
+        V,
         """        return head
 """,
         """        return None
@@ -287,7 +290,7 @@ MUTANTS = (
     ),
     Mutant(
         "retracted_twice_in_flight",
-        "victims",
+        V,
         """    if any(req.retracting or req.pausing or req.finish is not None for req in running.values()):
         return None
 """,
