@@ -102,6 +102,10 @@ class GrammarState:
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
 
+    def copy(self) -> GrammarState:
+        """One that stands where this one does, and moves by itself."""
+        return GrammarState(self._matcher.deep_copy())
+
     @property
     def trouble(self) -> str:
         """Why it has failed (it grew too complex), or nothing."""

@@ -299,7 +299,10 @@ class StepLoop:
                 stopped = event.finish is FinishReason.STOP
                 text = "" if stopped else cutter.push(token)
                 splitter = generation.splitter
-                stream.push(Entry(token, text) if splitter is None else _typed(stream, token, text, splitter))
+                if splitter is None:
+                    stream.push(Entry(token, text, None, event.logprob))
+                else:
+                    stream.push(_typed(stream, event, text, splitter))
                 if splitter is not None and splitter.plain:
                     splitter = generation.splitter = None
                 if event.finish is not None or cutter.matched is not None:
@@ -391,11 +394,14 @@ def _no_token(req: Req) -> Refusal:
     return Refusal("server_error", "the model produced no finite number for this request")
 
 
-def _typed(stream: TokenStream, token: int, text: str, splitter: TextSplitter) -> Entry:
+def _typed(stream: TokenStream, event: Retired, text: str, splitter: TextSplitter) -> Entry:
     """The entry of a token whose text is split, counted as thought if any of it may be."""
+    assert event.token is not None
     thinking = splitter.thinking
     pieces = splitter.push(text)
     stream.reasoning_tokens += thinking or splitter.thinking
     if len(pieces) == 1 and pieces[0] == TextPiece(text):
-        return Entry(token, text)  # told as it is: the way that costs readers least
-    return Entry(token, text, pieces)
+        return Entry(
+            event.token, text, None, event.logprob
+        )  # told as it is: the way that costs readers least
+    return Entry(event.token, text, pieces, event.logprob)

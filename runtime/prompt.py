@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class FolderPrompter:
         self.defaults: Mapping[str, Any] = _sampling_defaults(generation)
         self.eos_ids = self._eos_ids(generation, _optional(folder / "config.json"))
         source, with_tools = _template_sources(folder, self._tokenizer.config)
+        self._source = source
         self._template = None if source is None else ChatTemplate(source, self._tokenizer.names)
         self._tool_template = self._template
         if with_tools is not None:
@@ -129,9 +130,45 @@ class FolderPrompter:
         """Plain text to ids, nothing put around it; strings that spell special tokens stay ordinary text."""
         return self._tokenizer.encode_text(text, ends=False)
 
-    def detokenize(self, ids: list[int]) -> str:
-        """Ids to text, special tokens left out."""
-        return self._tokenizer.text.decode(ids)
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
+        text = self._tokenizer.text
+        if not special:
+            return text.decode(ids)
+        parts: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            name, raw = self.spell(token)
+            if raw is None:
+                parts += (text.decode(run, continues=bool(parts)), name)
+                run = []
+            else:
+                run.append(token)
+        return "".join([*parts, text.decode(run, continues=bool(parts))])
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        """One token by itself: a name to show, and its bytes in the text; None for a token that has none there."""
+        pieces = self._tokenizer.text.raw
+        raw = pieces[token] if 0 <= token < len(pieces) else b""
+        if raw:
+            return raw.decode(errors="replace"), raw
+        return self._tokenizer.name_of(token) or f"token_id:{token}", None
+
+    def about(self) -> Mapping[str, Any]:
+        """What the folder says of its tokenizer, in the names of tokenizer_config.json."""
+        names = ("bos_token", "eos_token", "pad_token")
+        known = {name: self._tokenizer.names[name] for name in names if name in self._tokenizer.names}
+        kind = self._tokenizer.config.get("tokenizer_class")
+        if isinstance(kind, str):
+            known["tokenizer_class"] = kind
+        if self._source is not None:
+            known["chat_template"] = self._source
+        return known
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What its answers can hold besides text: "tools", "thinking"."""
+        return self._form.abilities
 
     def _showing(self, marks: frozenset[str]) -> TokenText:
         text = self._shown.get(marks)

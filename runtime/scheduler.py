@@ -34,6 +34,7 @@ from headrace.runtime.plan import (
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
+from headrace.runtime.probes import probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
@@ -75,6 +76,7 @@ class Scheduler:
         self._decoding: deque[list[Req]] = deque()  # of each plan in flight, the requests of its decode rows
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
+        self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._grammars = 0  # live requests that follow a grammar
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
@@ -104,6 +106,7 @@ class Scheduler:
             self._share_parent(req)
         self._grammars += req.grammar is not None
         self.waiting[req.id] = req
+        self._probing += req.logprobs is not None
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
@@ -161,9 +164,15 @@ class Scheduler:
         if not decoding and not prefill:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
-        masks = self._masks(decoding, prefill) if self._grammars else ()
         plan = StepPlan(
-            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill), masks
+            self.counters.steps,
+            tuple(grants),
+            tuple(patches),
+            tuple(copies),
+            decode,
+            tuple(prefill),
+            self._masks(decoding, prefill) if self._grammars else (),
+            probes_of(decoding, prefill, self.running) if self._probing else (),
         )
         self.counters.steps += 1
         self._flight.append(plan)
@@ -221,6 +230,8 @@ class Scheduler:
                 sampled += 1
             self._land(self.running[row.req_id], row.start + row.count, sample, events)
         assert sampled == len(tokens), "one token per sampling row"
+        if plan.probes:
+            tell_logprobs(plan, result, events, self.running)
         return events
 
     @property
@@ -379,8 +390,7 @@ class Scheduler:
         # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
         req.fork = None
         req.forked_len = at
-        # The last token is always fed, so that there are logits to sample from.
-        shared = min(at, parent.landed_len, len(req.tokens) - 1, len(parent.pages) * self.page_size)
+        shared = min(at, parent.landed_len, req.reusable_len, len(parent.pages) * self.page_size)
         if not shared:
             return  # no lease either: at admission the cache may hold what the parent has not landed yet
         full = shared // self.page_size
@@ -468,9 +478,7 @@ class Scheduler:
         if req.pages or req.copy_from is not None or not self.prefix_cache:
             return 0
         if req.lease is None:
-            # The last token is always fed, so that there are logits to sample from.
-            reusable = (len(req.tokens) - 1) // self.page_size
-            req.lease = self.tree.match(req.salt, req.tokens, reusable)
+            req.lease = self.tree.match(req.salt, req.tokens, req.reusable_len // self.page_size)
         return req.lease.depth
 
     def _fits(self, req: Req, need: int, reserved: int) -> bool:
@@ -489,12 +497,8 @@ class Scheduler:
         """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
         if self.running:
             return None
-        holders = [
-            req
-            for held in (self.paused, self.waiting)
-            for req in held.values()
-            if req is not head and (req.pages or req.copy_from is not None)
-        ]
+        still = (*self.paused.values(), *self.waiting.values())
+        holders = [req for req in still if req is not head and (req.pages or req.copy_from is not None)]
         if not holders and (head.pages or head.copy_from is not None):
             return head
         return max(holders, key=_age, default=None)
@@ -575,6 +579,7 @@ class Scheduler:
         self._grammars -= req.grammar is not None
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 
     def _give_back(self, req: Req) -> None:

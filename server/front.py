@@ -256,6 +256,7 @@ class HttpConnection(asyncio.Protocol):
         if match is None:
             return error_reply(404, f"nothing is served at {target.path[:200]}")
         exchange.template = match.template
+        exchange.route = match.http
         self._parameters = match.parameters
         upgrade = head.upgrades and match.socket is not None
         route = match.http
@@ -436,6 +437,8 @@ class HttpConnection(asyncio.Protocol):
             exchange = self._exchange = Exchange(self._port, self.outlet, None, _new_id(), True)
         exchange.last |= not stay
         self._disarm()
+        if exchange.route is not None and exchange.route.restate is not None:
+            reply = exchange.route.restate(reply, exchange.request_id)
         exchange.reply(reply)
         self._finish()
 

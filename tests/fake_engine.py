@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.pace import Pace
 from headrace.runtime.plan import NON_FINITE, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
@@ -32,6 +33,16 @@ def next_token(tokens: list[int], seed: int, width: int) -> int:
     for token in tokens:
         state = mix(state, token)
     return state % width
+
+
+def likely(tokens: list[int], width: int) -> list[tuple[int, float]]:
+    """All tokens with the logprobs that the fake model gives them after `tokens`, best first. They have nothing to
+    do with what it says next, and are no probabilities: only another hash, exact in float32."""
+    state = 0
+    for token in tokens:
+        state = mix(state, token)
+    values = [(token, -(mix(state, token) % 4096) / 256.0) for token in range(width)]
+    return sorted(values, key=lambda each: (-each[1], each[0]))
 
 
 def replay(
@@ -99,11 +110,11 @@ class PageMemory:
                 self.pages[page][index % self.page_size] = token
         masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
         sampled: list[int] = []
-        for row in plan.rows:
+        chosen: dict[int, int] = {}
+        for index, row in enumerate(plan.rows):
             if not row.sample:
                 continue
-            table, length = self.tables[row.slot], row.start + row.count
-            read = [self.pages[table[i // self.page_size]][i % self.page_size] for i in range(length)]
+            read = self._read(row.slot, row.start + row.count)
             params = self.params[row.slot]
             assert params is not None
             token = self.choose(read, params.seed, self.width)
@@ -111,7 +122,30 @@ class PageMemory:
                 token = nearest(masks[row.slot], token, self.width)
             self.last[row.slot] = token
             sampled.append(token)
-        return StepResult(tuple(sampled))
+            chosen[index] = token
+        return StepResult(tuple(sampled), self._probe(plan, chosen) if plan.probes else None)
+
+    def _read(self, slot: int, length: int) -> list[int]:
+        table = self.tables[slot]
+        return [self.pages[table[i // self.page_size]][i % self.page_size] for i in range(length)]
+
+    def _probe(self, plan: StepPlan, chosen: dict[int, int]) -> Logprobs:
+        """Of every token that is wanted, what `likely` says after the tokens on the pages."""
+        width = max(probe.top for probe in plan.probes)
+        values: list[float] = []
+        ids: list[int] = []
+        tops: list[float] = []
+        for probe in plan.probes:
+            row = plan.rows[probe.row]
+            wanted = [(row.start + probe.first + at + 1, token) for at, token in enumerate(probe.ids)]
+            if row.sample:
+                wanted.append((row.start + row.count, chosen[probe.row]))
+            for length, token in wanted:
+                ranked = likely(self._read(row.slot, length), self.width)
+                values.append(dict(ranked)[token])
+                ids += [rank for rank, _ in ranked[:width]]
+                tops += [value for _, value in ranked[:width]]
+        return Logprobs(width, values, ids, tops)
 
 
 class FakeEngine:

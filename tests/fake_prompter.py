@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
@@ -89,6 +89,8 @@ class BytePrompter:
                 raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
             return Prompt(tuple(ask.prompt.encode()), grammar=grammar)
         assert ask.prompt is not None
+        if not ask.prompt:
+            raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
         for token in ask.prompt:
             if not 0 <= token < self.embedding_rows:
                 raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))
@@ -119,11 +121,26 @@ class BytePrompter:
         tools = {tool.name: tool.parameters for tool in ask.callable_tools}
         return self.form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        return self.form.abilities
+
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def detokenize(self, ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", "replace")
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        spelled = [self.spell(token) for token in ids]
+        parts = [name.encode() if raw is None and special else raw or b"" for name, raw in spelled]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        raw = bytes([token])
+        if token in self.eos_ids:
+            return f"<end {token}>", None
+        return raw.decode("utf-8", "replace"), raw
+
+    def about(self) -> Mapping[str, Any]:
+        return {"tokenizer_class": "Bytes", "eos_token": "<end>"}
 
 
 def _line(message: Message) -> str:

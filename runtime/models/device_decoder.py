@@ -202,6 +202,13 @@ class DeviceDecoder:
         self._norm_linear(rows, self.norm, self.head, logits)
         return logits
 
+    def logits(self, first: int, count: int) -> Tensor:
+        """Logits [count, vocab] of `count` tokens from `first` on of the last forward, in place of those that it
+        returned."""
+        logits = self.buffers.logits[:count]
+        self._norm_linear(self.buffers.stream[first : first + count], self.norm, self.head, logits)
+        return logits
+
     def _cut(self, key: StepKey) -> DecodeCut:
         few = self._few(key)
         return cut_for(self.config.head_dim, self.dtype, key.decode) if few is None else few

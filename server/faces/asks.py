@@ -17,6 +17,7 @@ from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.realtime import Options
 from headrace.server.protocol.responses import Item, Part, ResponseRequest
 
+LOGPROBS = "message.output_text.logprobs"
 _MEDIA = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
 _CHAT_MEDIA = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "video"}
 
@@ -101,9 +102,11 @@ def response_ask(
         tools=tools.tools,
         tool_choice=tools.choice,
         shape=shape,
+        logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
         param_names={
             "shape": "text.format",
             "max_tokens": "max_output_tokens",
+            "logprobs": "top_logprobs",
             "stop_ids": "stop_token_ids",
             "messages": "input",
             "prompt": "input",
@@ -114,8 +117,8 @@ def response_ask(
 
 
 def _check_response_options(request: ResponseRequest) -> None:
-    if "message.output_text.logprobs" in (request.include or ()):
-        raise WireError("unsupported_parameter", "logprobs are not supported yet", "include")
+    if request.top_logprobs and LOGPROBS not in (request.include or ()):
+        raise WireError("invalid_value", f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
     if request.prompt_cache_options and request.prompt_cache_options.prewarm:
         raise WireError(
             "unsupported_parameter", "prewarm is not supported yet", "prompt_cache_options.prewarm"
@@ -128,18 +131,20 @@ def _check_response_options(request: ResponseRequest) -> None:
 def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
     """The Ask of a chat completion. Raises WireError or Refusal."""
     f.check_supported(request)
-    messages = tuple(_chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages))
-    _check_results(messages)
+    if request.top_logprobs and not request.logprobs:
+        raise WireError("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
+    messages = chat_messages(request.messages)
     tools = chat_tools(request)
     limit = request.max_completion_tokens
     limit_name = "max_tokens" if limit is None else "max_completion_tokens"
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
-        messages=join_leading_system(messages),
+        messages=messages,
         max_tokens=request.max_tokens if limit is None else limit,
         tools=tools.tools,
         tool_choice=tools.choice,
         shape=chat_shape(request),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         param_names={
             "shape": "response_format",
             "max_tokens": limit_name,
@@ -149,6 +154,13 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         },
         **sampling(request, request.reasoning_effort),
     )
+
+
+def chat_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
+    """The turns of a chat. Raises WireError for parts that are not understood."""
+    turns = tuple(_chat_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+    _check_results(turns)
+    return join_leading_system(turns)
 
 
 def _chat_message(message: ChatMessage, path: str) -> Message:

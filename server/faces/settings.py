@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 from headrace.server.session import LaneLimits
@@ -40,6 +41,11 @@ class FaceSettings:
     clock: Callable[[], float] = time.monotonic
     call_later: Callable[[float, Callable[[], None]], Timer] = _call_later
     on_ignored_fields: Callable[[str, int], None] = _count_nothing
+
+
+def rfc3339(seconds: float) -> str:
+    """Unix seconds as other protocols write times."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def new_id(prefix: str) -> str:

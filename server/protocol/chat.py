@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.logprobs import ChatLogprobs
 from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool, ToolName
 
 
@@ -91,11 +92,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: Annotated[bool | None, honoured()] = None
     stream_options: Annotated[StreamOptions | None, honoured("include_usage, continuous_usage_stats")] = None
     reasoning_effort: Annotated[f.Effort | None, honoured("none turns thinking off")] = None
-    n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
+    n: Annotated[
+        Annotated[int, Meta(ge=1, le=16)] | None,
+        honoured("answer k draws with seed + k; one prefill for all"),
+    ] = None
     best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
-    logprobs: Annotated[bool | None, refused(False)] = None
-    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
-    prompt_logprobs: Annotated[f.TopLogprobs | None, refused()] = None
+    logprobs: Annotated[bool | None, honoured("of the model itself, before temperature")] = None
+    top_logprobs: Annotated[f.TopLogprobs | None, honoured("needs logprobs")] = None
+    prompt_logprobs: Annotated[
+        f.TopLogprobs | None, refused(note="/v1/completions has them, with echo and logprobs")
+    ] = None
     response_format: Annotated[
         ResponseFormat | None,
         honoured("enforced; a schema that cannot be is refused, and on a GPU all but text"),
@@ -178,6 +184,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: str | None
+    logprobs: ChatLogprobs | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
@@ -205,6 +212,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: AnswerMessage
     finish_reason: str
+    logprobs: ChatLogprobs | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from headrace.server.protocol.logprobs import TokenLogprobPart
+
 Lane = str | UnsetType
 
 
@@ -32,11 +34,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
-    """The text part of a message. No annotations, no logprobs: both lists are always empty here."""
+    """The text part of a message. Annotations there are none; logprobs where they are asked for."""
 
     text: str
     annotations: tuple[()] = ()
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
 
 
 class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
@@ -163,7 +165,7 @@ class TextDelta(msgspec.Struct, tag_field="type", tag="response.output_text.delt
     output_index: int
     content_index: int
     delta: str
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
     stream_id: Lane = UNSET
 
 
@@ -173,7 +175,7 @@ class TextDone(msgspec.Struct, tag_field="type", tag="response.output_text.done"
     output_index: int
     content_index: int
     text: str
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
     stream_id: Lane = UNSET
 
 

@@ -164,9 +164,11 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     include: Annotated[
         Annotated[list[f.Name], Meta(max_length=32)] | None,
-        honoured("message.output_text.logprobs is refused, the rest has no effect"),
+        honoured("message.output_text.logprobs; the rest has no effect"),
     ] = None
-    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
+    top_logprobs: Annotated[
+        f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
+    ] = None
     background: Annotated[bool | None, refused(False)] = None
     conversation: Annotated[Raw, refused()] = NULL
     prompt: Annotated[Raw, refused(note="stored templates are not offered")] = NULL

@@ -265,7 +265,6 @@ async def test_harmless_hosted_tools_pass_where_functions_do_not() -> None:
     ("fields", "param"),
     [
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options.prewarm"),
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
