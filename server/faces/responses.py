@@ -11,7 +11,6 @@ from msgspec import UNSET
 from headrace.runtime.interface import (
     FinishReason,
     Message,
-    Prompter,
     Refusal,
     TextPiece,
     TokenStream,
@@ -49,9 +48,7 @@ class ResponseRun:
         created: float,
         model: str,
         lane: ev.Lane = UNSET,
-        prompter: Prompter | None = None,
     ) -> None:
-        """prompter: names the tokens, where the stream has logprobs."""
         self.id = new_id("resp")
         self.request = request
         self.tools = response_tools(request)
@@ -62,7 +59,6 @@ class ResponseRun:
         self.lane = lane
         self.created = int(created)
         self.model = model
-        self._prompter = prompter
         self.began = False
         self.done = False
         self.refusal: Refusal | None = None
@@ -110,7 +106,6 @@ class ResponseRun:
     def _tell_each(self, events: list[ev.Event]) -> None:
         """Token by token, so that each item gets the logprobs of its own."""
         stream = self.stream
-        assert self._prompter is not None, "logprobs name their tokens"
         entries = stream.take()
         stream.take_logprobs()  # they come with their entries here
         for entry in entries:
@@ -118,7 +113,7 @@ class ResponseRun:
             if pieces is None:
                 pieces = [TextPiece(entry.text)] if entry.text else []
             found = [] if entry.logprob is None else [entry.logprob]
-            self.output.tell(pieces, events, response_logprobs(self._prompter, found))
+            self.output.tell(pieces, events, response_logprobs(stream, found))
         if stream.ended and stream.tail_pieces:
             self.output.tell(stream.tail_pieces, events)
 

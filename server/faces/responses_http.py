@@ -120,11 +120,7 @@ class ResponseAnswer(StreamAnswer):
         self._parent = None if parent is None else self._store.hold(parent)
         self._added = added
         self._run = ResponseRun(
-            self._request,
-            stream,
-            created=self._settings.now(),
-            model=self._runtime.card.id,
-            prompter=self._runtime.prompter,
+            self._request, stream, created=self._settings.now(), model=self._runtime.card.id
         )
 
     def parts(self, stream: TokenStream) -> list[bytes]:

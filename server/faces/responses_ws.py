@@ -229,7 +229,6 @@ class ResponsesSocket:
             stream,
             created=self._settings.now(),
             model=card.id,
-            prompter=self._runtime.prompter,
             lane=UNSET if lane is None else lane,
         )
         if parent is not None:
