@@ -14,13 +14,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from msgspec import Raw
 
 from headrace.runtime.interface import Message, Tenant
 
 TURN_BYTES = 512  # a turn's own objects, beside its text
 ROW_BYTES = 512  # a row's own objects and keys, beside its response
+
+
+def _size(item: Raw) -> int:
+    return len(bytes(item)) + 64
 
 
 class Turn:
@@ -48,18 +54,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A finished response: what the API shows of it, as JSON, since that is small and its size is plain to see;
-    its turn, and how many of the turn's messages were input."""
+    """A finished response: what the API shows of it, as JSON, since that is small and its size is plain to see; its
+    turn, the items it was asked with (JSON each), and what was said of it, packed."""
 
     response: bytes
     turn: Turn
-    inputs: int
+    items: tuple[Raw, ...]
+    tape: bytes
     expires: float
 
     @property
     def bytes(self) -> int:
         """What the row holds beside its turn."""
-        return ROW_BYTES + len(self.response)
+        return ROW_BYTES + len(self.response) + len(self.tape) + sum(map(_size, self.items))
 
 
 class Conversations:
@@ -118,11 +125,19 @@ class Conversations:
             parent, current.parent = current.parent, None
             current = parent
 
-    def put(self, tenant: Tenant, response_id: str, response: bytes, turn: Turn, inputs: int) -> None:
+    def put(
+        self,
+        tenant: Tenant,
+        response_id: str,
+        response: bytes,
+        turn: Turn,
+        items: Sequence[Raw] = (),
+        tape: bytes = b"",
+    ) -> None:
         """Store a finished response (its JSON) under its id."""
         key = (tenant.id, response_id)
         assert key not in self._rows, "response ids are made here and never repeat"
-        row = Stored(response, self.hold(turn), inputs, self._clock() + self.age_limit)
+        row = Stored(response, self.hold(turn), tuple(items), tape, self._clock() + self.age_limit)
         self._rows[key] = row
         self._names.setdefault(tenant.id, OrderedDict())[response_id] = None
         self.bytes += row.bytes

@@ -13,6 +13,7 @@ from headrace.server.faces.chat_http import ChatFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
+from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.protocol.errors import WireError
 from headrace.server.session import WaitingBudget
@@ -28,14 +29,17 @@ def build_routes(
     metrics_text: Callable[[], tuple[bytes, str]],
     page_files: Mapping[str, tuple[bytes, str]],
     alive: Callable[[], bool] = lambda: True,
+    running: Running | None = None,
 ) -> RouteTable:
     """The route table of one server.
 
     `metrics_text()` gives (text, content type). `page_files` maps a path ("/", "/app.js") to (bytes, content
-    type). `alive()` says whether the step loop runs. Health and page need no key; everything else does.
+    type). `alive()` says whether the step loop runs. `running` is the table of responses under way, for who wants
+    to look into it. Health and page need no key; everything else does.
     """
     chat = ChatFace(runtime, settings)
-    responses = ResponsesFace(runtime, settings, store)
+    running = running if running is not None else Running(runtime, store)
+    responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
@@ -53,6 +57,7 @@ def build_routes(
         "/v1/chat/completions": HttpRoute(POST, chat.respond),
         "/v1/responses": HttpRoute(POST, responses.create),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
+        "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
         "/v1/models": HttpRoute(GET, facts.models),
         "/v1/models/{id:path}": HttpRoute(GET, facts.model),
@@ -68,7 +73,7 @@ def build_routes(
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
     sockets = {
         "/v1/responses": SocketRoute(
-            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
+            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, running, budget),
             refuse=refuse_socket,
             protocols=("openai-beta.responses.v1",),
         )
