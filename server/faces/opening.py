@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import Runtime, Tenant, TokenStream
+from headrace.runtime.interface import Refusal, Runtime, Tenant, TokenStream
 from headrace.server.conversation import Turn
 from headrace.server.faces.asks import check_response, response_ask, response_messages
 from headrace.server.faces.input_items import input_items
@@ -32,6 +32,8 @@ def open_response(
 ) -> RunningResponse:
     """The response to `request` after `parent`. Raises WireError or Refusal; then nothing was begun."""
     check_response(request)
+    if request.store is not False and running.store.behind:
+        raise Refusal("server_is_overloaded", "too much waits to be stored already", retry_after=1.0)
     warm_up = is_warm_up(request)
     added = response_messages(request)
     history = () if parent is None else parent.history()

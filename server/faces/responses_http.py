@@ -5,16 +5,18 @@ Knows no socket.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Raw
 
 from headrace.runtime.interface import Refusal, Runtime, TokenStream
-from headrace.server.conversation import Turn
+from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.following import FollowAnswer, sse_event
+from headrace.server.faces.later import Later
 from headrace.server.faces.opening import open_response
 from headrace.server.faces.responses_ws import not_found
 from headrace.server.faces.running import Running, RunningResponse
@@ -50,9 +52,30 @@ class ResponsesFace:
             check_model(
                 body.model or request.query.get("model"), self._runtime.card, self._settings.model_aliases
             )
-            parent = self._parent(request, body.previous_response_id)
+        except (WireError, Refusal) as error:
+            return error_reply(error, headers)
+        previous = body.previous_response_id
+        if previous is None:
+            return self._begin(request, wire, body, None, headers)
+
+        def continued(stored: Stored | None) -> HttpReply | Answer:
+            if stored is None:
+                return error_reply(not_found(previous), headers)
+            return self._begin(request, wire, body, stored.turn, headers)
+
+        return self._look_up(request, wire, previous, continued)
+
+    def _begin(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        body: ResponseRequest,
+        parent: Turn | None,
+        headers: dict[str, str],
+    ) -> HttpReply | Answer:
+        try:
             if body.background:
-                return self._create_in_background(request, wire, body, parent, headers)
+                return self._begin_in_background(request, wire, body, parent, headers)
             answer = ResponseAnswer(self._runtime, wire, headers, streamed=bool(body.stream))
             answer.begin(
                 open_response(
@@ -81,14 +104,17 @@ class ResponsesFace:
             if after is not None:
                 return FollowAnswer(wire, running.tape, after, running)
             return HttpReply(200, encode(_object(running)))
-        stored = self._store.get(request.tenant, response_id)
-        if stored is None:
-            return error_reply(_unknown(response_id))
-        if after is not None:
-            return FollowAnswer(wire, Tape.unpack(stored.tape), after, None)
-        return HttpReply(200, stored.response)
 
-    def cancel(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        def told(stored: Stored | None) -> HttpReply | Answer:
+            if stored is None:
+                return error_reply(_unknown(response_id))
+            if after is not None:
+                return FollowAnswer(wire, Tape.unpack(stored.tape), after, None)
+            return HttpReply(200, stored.response)
+
+        return self._look_up(request, wire, response_id, told)
+
+    def cancel(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """POST /v1/responses/{id}/cancel: any response that runs; one that has ended is told as it is."""
         response_id = request.parameters["id"]
         running = self._running.find(request.tenant, response_id)
@@ -97,41 +123,57 @@ class ResponsesFace:
             if running.run.refusal is not None:
                 return error_reply(running.run.refusal)
             return HttpReply(200, encode(_object(running)))
-        stored = self._store.get(request.tenant, response_id)
-        return error_reply(_unknown(response_id)) if stored is None else HttpReply(200, stored.response)
 
-    def input_items(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        def told(stored: Stored | None) -> HttpReply:
+            return error_reply(_unknown(response_id)) if stored is None else HttpReply(200, stored.response)
+
+        return self._look_up(request, wire, response_id, told)
+
+    def input_items(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """GET /v1/responses/{id}/input_items: what this response was asked with, newest item first."""
         response_id = request.parameters["id"]
         running = self._running.find(request.tenant, response_id)
-        items: tuple[Raw, ...] | None = None
-        if running is not None and running.stored:
-            items = tuple(running.items)
-        elif (stored := self._store.get(request.tenant, response_id)) is not None:
-            items = stored.items
-        if items is None:
-            return error_reply(_unknown(response_id))
-        try:
-            return HttpReply(200, encode(_page(items, request)))
-        except WireError as error:
-            return error_reply(error)
 
-    def delete(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        def told(items: Sequence[Raw]) -> HttpReply:
+            try:
+                return HttpReply(200, encode(_page(items, request)))
+            except WireError as error:
+                return error_reply(error)
+
+        if running is not None and running.stored:
+            return told(running.items)
+        return self._look_up(
+            request,
+            wire,
+            response_id,
+            lambda stored: error_reply(_unknown(response_id)) if stored is None else told(stored.items),
+        )
+
+    def delete(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """DELETE /v1/responses/{id}. One that still runs is stopped, and not stored."""
         response_id = request.parameters["id"]
         running = self._running.find(request.tenant, response_id)
+        reply = HttpReply(200, encode(ev.DeletedResponse(response_id)))
         if running is not None and running.stored:
             running.stored = False
             running.cancel()
-        elif not self._store.delete(request.tenant, response_id):
-            return error_reply(_unknown(response_id))
-        return HttpReply(200, encode(ev.DeletedResponse(response_id)))
+            return reply
+        later = Later(wire)
+
+        def deleted(found: bool | Refusal) -> None:
+            if isinstance(found, Refusal):
+                later.settle(error_reply(found))
+            else:
+                later.settle(reply if found else error_reply(_unknown(response_id)))
+
+        self._store.remove(request.tenant, response_id, deleted)
+        return later.now()
 
     def one(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """GET or DELETE of one response."""
         return self.delete(request, wire) if request.method == "DELETE" else self.read(request, wire)
 
-    def _create_in_background(
+    def _begin_in_background(
         self,
         request: HttpRequest,
         wire: Wire,
@@ -161,13 +203,21 @@ class ResponsesFace:
             return FollowAnswer(wire, running.tape, 0, running, headers)
         return HttpReply(200, encode(running.run.snapshot("queued")), headers=headers)
 
-    def _parent(self, request: HttpRequest, response_id: str | None) -> Turn | None:
-        if response_id is None:
-            return None
-        stored = self._store.get(request.tenant, response_id)
-        if stored is None:
-            raise not_found(response_id)
-        return stored.turn
+    def _look_up(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        response_id: str,
+        answer: Callable[[Stored | None], HttpReply | Answer],
+    ) -> HttpReply | Answer:
+        """What `answer` makes of the stored response: at once if it is in memory, else when it has been read."""
+        later = Later(wire)
+
+        def found(stored: Stored | Refusal | None) -> None:
+            later.settle(error_reply(stored) if isinstance(stored, Refusal) else answer(stored))
+
+        self._store.find(request.tenant, response_id, found)
+        return later.now()
 
 
 class Background:
@@ -268,7 +318,7 @@ def _number(text: str, name: str, low: int, high: int) -> int:
     raise WireError("invalid_value", f"{name} must be an integer between {low} and {high}", name)
 
 
-def _page(items: tuple[Raw, ...], request: HttpRequest) -> dict[str, Any]:
+def _page(items: Sequence[Raw], request: HttpRequest) -> dict[str, Any]:
     """One page of `items`, as the list object of the API."""
     query = request.query
     order = query.get("order", "desc")

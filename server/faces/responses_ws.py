@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw
 
 from headrace.runtime.interface import Refusal, Runtime, TokenStream
 from headrace.runtime.refusal import shorten
-from headrace.server.conversation import Turn
+from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.opening import open_response
@@ -53,6 +53,14 @@ class Job:
     steering: Steering = field(default_factory=Steering)
 
 
+@dataclass(slots=True, eq=False)
+class Fetching:
+    """What takes a lane while the response that its request continues is looked up."""
+
+    cancelled: bool = False
+    later: bool = False  # it was not in memory
+
+
 @dataclass(frozen=True, slots=True)
 class Parked:
     """Accepted steers that wait, after the response `target`, for the client's next request in this lane."""
@@ -79,7 +87,7 @@ class ResponsesSocket:
         self._running = running
         self._store = running.store
         self._default_model = request.query.get("model")
-        self._lanes: Lanes[ResponseRequest, Job] = Lanes(settings.lanes, budget)
+        self._lanes: Lanes[ResponseRequest, Job | Fetching] = Lanes(settings.lanes, budget)
         self._jobs: dict[TokenStream, Job] = {}
         self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
@@ -194,10 +202,12 @@ class ResponsesSocket:
         # the wrong type is no such race but a mistake in the client's program, and silence would hide it there.
         cancel = decode(message, ResponseCancel, fields=fields).value
         if cancel.response_id is not None:
-            jobs = [job for job in self._lanes.jobs() if job.response.run.id == cancel.response_id]
+            jobs = [job for job in self._jobs.values() if job.response.run.id == cancel.response_id]
         else:
             running = self._lanes.running(cancel.stream_id)
-            jobs = [] if running is None else [running]
+            if isinstance(running, Fetching):
+                running.cancelled = True
+            jobs = [running] if isinstance(running, Job) else []
         for job in jobs:
             stream = job.response.run.stream
             if stream.finish is None:
@@ -206,7 +216,7 @@ class ResponsesSocket:
     def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
         target = string(fields.get("previous_response_id")) or ""
         given = fields.get("input", Raw(b"null"))
-        job = next((job for job in self._lanes.jobs() if job.response.run.id == target), None)
+        job = next((job for job in self._jobs.values() if job.response.run.id == target), None)
         try:
             try:
                 items = steer_items(decode(message, ResponseSteer, fields=fields).value)
@@ -265,11 +275,42 @@ class ResponsesSocket:
         self, lane: str | None, request: ResponseRequest, commits: list[Steer], *, own: bool = True
     ) -> None:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
+        previous = request.previous_response_id
+        if previous is None or (turn := self._latest_turn(previous)) is not None:
+            self._open(lane, request, None if previous is None else turn, commits, own=own)
+            return
+        fetching = Fetching()
+        self._lanes.start(lane, fetching)  # who comes after it in its lane waits
+
+        def found(stored: Stored | Refusal | None) -> None:
+            if self._closing:
+                return
+            self._lanes.leave(lane)
+            if isinstance(stored, Stored):
+                self._open(lane, request, stored.turn, commits, own=own, cancelled=fetching.cancelled)
+            else:
+                self._fail(lane, request, not_found(previous) if stored is None else stored, commits, own=own)
+            if fetching.later:
+                self._start_waiting()
+                self._wire.dirty()  # also if nothing else happens: the connection may be over now
+
+        self._store.find(self._wire.tenant, previous, found)
+        fetching.later = True
+
+    def _open(
+        self,
+        lane: str | None,
+        request: ResponseRequest,
+        parent: Turn | None,
+        commits: list[Steer],
+        *,
+        own: bool,
+        cancelled: bool = False,
+    ) -> None:
         try:
             check_model(
                 request.model or self._default_model, self._runtime.card, self._settings.model_aliases
             )
-            parent = self._parent(request.previous_response_id)
             response = open_response(
                 self._runtime,
                 self._settings,
@@ -281,17 +322,31 @@ class ResponsesSocket:
                 lane=UNSET if lane is None else lane,
             )
         except (WireError, Refusal) as error:
-            if self._is_latest(lane, request.previous_response_id):
-                self._forget(lane)
-            if own:
-                self._refuse(error, UNSET if lane is None else lane)
-            self._fail_steers(commits, lane, "successor_creation_failed", error.message)
+            self._fail(lane, request, error, commits, own=own)
             return
         job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
         self._lanes.start(lane, job)
         stream = response.run.stream
         self._jobs[stream] = job
+        if cancelled:
+            self._runtime.cancel(stream)
         self._mark(stream)  # the stream may have spoken, or ended, before it was known here
+
+    def _fail(
+        self,
+        lane: str | None,
+        request: ResponseRequest,
+        error: WireError | Refusal,
+        commits: list[Steer],
+        *,
+        own: bool,
+    ) -> None:
+        """The request is refused; what it continued in its own lane is forgotten."""
+        if self._is_latest(lane, request.previous_response_id):
+            self._forget(lane)
+        if own:
+            self._refuse(error, UNSET if lane is None else lane)
+        self._fail_steers(commits, lane, "successor_creation_failed", error.message)
 
     def _mark(self, stream: TokenStream) -> None:
         if not self._closing:
@@ -353,16 +408,12 @@ class ResponsesSocket:
         for steer in steers:
             self._send(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def _parent(self, response_id: str | None) -> Turn | None:
-        if response_id is None:
-            return None
+    def _latest_turn(self, response_id: str) -> Turn | None:
+        """The turn of a lane's latest response: it continues even if it was not stored."""
         for latest in self._lanes.latest.values():
             if latest.response_id == response_id:
                 return latest.turn
-        stored = self._store.get(self._wire.tenant, response_id)
-        if stored is None:
-            raise not_found(response_id)
-        return stored.turn
+        return None
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
         latest = self._lanes.latest.get(lane)

@@ -178,6 +178,11 @@ class Running:
         """The response, if it is this tenant's and has not ended."""
         return self._by_id.get((tenant.id, response_id))
 
+    def end(self) -> None:
+        """Every stream has ended: what nobody has read yet is told and stored."""
+        for response in list(self._by_id.values()):
+            response.advance()
+
     def forget(self, response: RunningResponse) -> None:
         """It has ended."""
         del self._by_id[response.tenant.id, response.run.id]

@@ -125,7 +125,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         f.OpaqueId | None, honoured("extra; shares cached prompts only with equal salts")
     ] = None
     metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
-    store: Annotated[bool | None, honoured("default true; in memory, bounded by count, bytes and age")] = None
+    store: Annotated[
+        bool | None, honoured("default true; in memory, bounded; with --store in a file too")
+    ] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
     text: Annotated[TextOptions | None, honoured("format text only; verbosity has no effect")] = None
     tools: Annotated[
