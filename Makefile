@@ -82,6 +82,7 @@ check: .venv/test.stamp
 .venv/test.stamp: pyproject.toml .venv/home
 	@echo "installing headrace with what its tests need (the first time takes a few minutes)"
 	@$(PIP) --editable '.[test]'
+	@sh .ci/agents $(BIN)/python $(shell [ -t 2 ] || echo -qq) $(PIP_ARGS)
 	@touch $@ .venv/serve.stamp
 
 clean:

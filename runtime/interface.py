@@ -11,27 +11,50 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from headrace.runtime.loop import Generation, StepLoop
+from headrace.runtime.parsers.pieces import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Piece,
+    ReasoningPiece,
+    TextPiece,
+    joined,
+)
+from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req, SamplingParams
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
 __all__ = [
     "Ask",
+    "CallArguments",
+    "CallBegin",
+    "CallEnd",
     "Entry",
     "FinishReason",
     "Message",
     "ModelCard",
+    "Piece",
     "Prompt",
     "Prompter",
+    "ReasoningPiece",
     "Refusal",
     "Runtime",
     "SamplingParams",
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TextInput",
+    "TextPiece",
+    "TextSplitter",
     "TokenStream",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
     "Usage",
+    "joined",
 ]
 
 
@@ -48,10 +71,26 @@ PUBLIC_TENANT = Tenant("public", "public")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face)."""
+    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face), tool.
+
+    An assistant's turn may hold `reasoning` and `calls` beside its text. A tool's turn is the result of one call:
+    `call_id` names the call, `name` the tool where the client said it.
+    """
 
     role: str
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
+    reasoning: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything in it that a client wrote: what is measured, checked, and kept apart from special tokens."""
+        said = [self.content, self.reasoning, self.call_id or "", self.name or ""]
+        for call in self.calls:
+            said += (call.id, call.name, call.arguments)
+        return tuple(said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +119,8 @@ class Ask:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = AUTO
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
     drop_oldest: bool = (
         False  # a conversation that is too long loses its oldest turns instead of being refused
@@ -112,6 +153,14 @@ class Ask:
         if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
             raise self._refuse("logit_bias", "values lie between -100 and 100")
 
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """The tools whose calls count, by the tool choice."""
+        only = self.tool_choice.only
+        if self.tool_choice.mode == "none":
+            return ()
+        return tuple(tool for tool in self.tools if only is None or tool.name in only)
+
     def wire_name(self, name: str) -> str:
         """The name of Ask field `name` in the client's own protocol."""
         return self.param_names.get(name, name)
@@ -128,9 +177,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prepared prompt: token ids and the first index whose prompt text the client did not write itself."""
+    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with."""
 
     ids: tuple[int, ...]
+    thinking: bool = False
 
 
 class TextCutter(Protocol):
@@ -143,6 +193,26 @@ class TextCutter(Protocol):
 
     def finish(self) -> str:
         """What was still held back and is now certain, because no token follows. Empty after a match."""
+
+
+class TextSplitter(Protocol):
+    """Certain text in, typed pieces out (see parsers.splitter.Splitter)."""
+
+    over: bool  # the answer has ended with the one call that was allowed
+
+    @property
+    def thinking(self) -> bool:
+        """The model is reasoning now."""
+
+    @property
+    def plain(self) -> bool:
+        """What comes from now on is text of the answer, all of it, and nothing is held back."""
+
+    def push(self, text: str) -> list[Piece]:
+        """What `text` makes certain."""
+
+    def finish(self) -> list[Piece]:
+        """What was held back; no text follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +243,9 @@ class Prompter(Protocol):
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter for one generation, with the ask's stop strings."""
+
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
 
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
@@ -336,7 +409,7 @@ class Runtime:
         req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
         stream.params = params
         stream.prompt_tokens = count
-        generation = Generation(req, stream, self.prompter.cutter(ask))
+        generation = Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
@@ -405,7 +478,8 @@ class Runtime:
 
 def _characters(ask: Ask) -> int:
     if ask.messages is not None:
-        return sum(len(message.content) for message in ask.messages)
+        said = sum(len(text) for message in ask.messages for text in message.texts)
+        return said + sum(tool.characters for tool in ask.tools)
     assert ask.prompt is not None
     return len(ask.prompt)
 

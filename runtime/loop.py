@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.pace import Pace, pairs_of
+from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req
@@ -29,7 +30,7 @@ from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
 
 if TYPE_CHECKING:
-    from headrace.runtime.interface import TextCutter
+    from headrace.runtime.interface import TextCutter, TextSplitter
 
 
 log = logging.getLogger("headrace.loop")
@@ -58,11 +59,13 @@ class Engine(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """One live request with its reader: ids on one side, text on the other."""
+    """One live request with its reader: ids on one side, text on the other. splitter: what types the text; None
+    where all of it is the answer."""
 
     req: Req
     stream: TokenStream
     cutter: TextCutter
+    splitter: TextSplitter | None = None
     deadline: asyncio.TimerHandle | None = None
 
 
@@ -291,9 +294,16 @@ class StepLoop:
             try:
                 # The token that stops an answer counts, but its text is no part of it.
                 stopped = event.finish is FinishReason.STOP
-                stream.push(Entry(token, "" if stopped else cutter.push(token)))
-                if stopped or event.finish is not None or cutter.matched is not None:
+                text = "" if stopped else cutter.push(token)
+                splitter = generation.splitter
+                stream.push(Entry(token, text) if splitter is None else _typed(stream, token, text, splitter))
+                if splitter is not None and splitter.plain:
+                    splitter = generation.splitter = None
+                if event.finish is not None or cutter.matched is not None:
                     self._conclude(generation, event)
+                elif splitter is not None and splitter.over:
+                    self.scheduler.cancel(event.req, FinishReason.STOP)
+                    self._end(generation, FinishReason.STOP)
                 elif stream.full:
                     stream.wake = partial(self._wake_reader, generation)
                     self.scheduler.pause(event.req)
@@ -347,12 +357,15 @@ class StepLoop:
             return
         told = finish in (FinishReason.STOP, FinishReason.LENGTH)
         tail = generation.cutter.finish() if told else ""  # may raise: then this generation is still live
+        pieces = None
+        if generation.splitter is not None:
+            pieces = [*generation.splitter.push(tail), *generation.splitter.finish()] if told else []
         del self._live[generation.req.id]
         if generation.deadline is not None:
             generation.deadline.cancel()
         stream = generation.stream
         stream.times.ended = self.clock()
-        stream.end(finish, tail=tail, error=error)
+        stream.end(finish, tail, error, pieces)
         self.on_end(stream)
         if not self._live:
             self._empty.set()
@@ -366,3 +379,13 @@ class StepLoop:
         self.on_flush()
         if self.on_fault is not None:
             self.on_fault(error)
+
+
+def _typed(stream: TokenStream, token: int, text: str, splitter: TextSplitter) -> Entry:
+    """The entry of a token whose text is split, counted as thought if any of it may be."""
+    thinking = splitter.thinking
+    pieces = splitter.push(text)
+    stream.reasoning_tokens += thinking or splitter.thinking
+    if len(pieces) == 1 and pieces[0] == TextPiece(text):
+        return Entry(token, text)  # told as it is: the way that costs readers least
+    return Entry(token, text, pieces)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
-from headrace.runtime.interface import Ask, Prompt, TextCutter
+from headrace.runtime.interface import Ask, Prompt, TextCutter, TextSplitter
+from headrace.runtime.parsers.families import TOOLS, answer_form
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefused
-from headrace.runtime.text import Cutter
+from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
+from headrace.runtime.turns import described
 
 # Names that a template gets from the server; a client may not set them (reliability.md, SEC-16).
 _RESERVED = frozenset(
@@ -53,10 +56,18 @@ class FolderPrompter:
     """
 
     def __init__(
-        self, folder: Path, embedding_rows: int, logits_width: int, max_context: int | None = None
+        self,
+        folder: Path,
+        embedding_rows: int,
+        logits_width: int,
+        max_context: int | None = None,
+        *,
+        tool_parser: str = "auto",
+        reasoning_parser: str = "auto",
     ) -> None:
         """embedding_rows, logits_width: of the model itself; max_context: tokens that fit, if it is known: text
-        that cannot be that short is refused before any work is spent on it. Raises CheckpointError."""
+        that cannot be that short is refused before any work is spent on it. tool_parser, reasoning_parser: see
+        parsers.families.answer_form. Raises CheckpointError."""
         self.embedding_rows = embedding_rows
         self.logits_width = logits_width
         self._tokenizer = FolderTokenizer(folder)
@@ -66,15 +77,21 @@ class FolderPrompter:
         generation = _optional(folder / "generation_config.json")
         self.defaults: Mapping[str, Any] = _sampling_defaults(generation)
         self.eos_ids = self._eos_ids(generation, _optional(folder / "config.json"))
-        source = _template_source(folder, self._tokenizer.config)
+        source, with_tools = _template_sources(folder, self._tokenizer.config)
         self._template = None if source is None else ChatTemplate(source, self._tokenizer.names)
+        self._tool_template = self._template
+        if with_tools is not None:
+            self._tool_template = ChatTemplate(with_tools, self._tokenizer.names)
+        self._form = answer_form(with_tools or source or "", tool_parser, reasoning_parser)
+        self._shown: dict[frozenset[str], TokenText] = {}  # by the special tokens that are seen as text
 
     def prepare(self, ask: Ask) -> Prompt:
         """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
         self._check_ids_of(ask)
         _check_unicode(ask)
+        thinking = False
         if ask.messages is not None:
-            name, ids = "messages", self._chat(ask)
+            name, (ids, thinking) = "messages", self._chat(ask)
         elif isinstance(ask.prompt, str):
             name, ids = "prompt", self._encoded(ask, "prompt", ask.prompt)
         else:
@@ -89,12 +106,23 @@ class FolderPrompter:
                 raise Refusal(
                     "invalid_value", f"{wire}: {what} in [0, {self.embedding_rows}), not {token}", wire
                 )
-        return Prompt(tuple(ids))
+        return Prompt(tuple(ids), thinking)
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text."""
         continues = self._continues(ask)
-        return Cutter(self._tokenizer.text, ask.stop, continues=continues, quiet=ask.min_tokens)
+        marks = frozenset[str]() if ask.messages is None else self._form.marks(bool(ask.callable_tools))
+        text = self._shown.get(marks)
+        if text is None:
+            text = self._shown[marks] = self._tokenizer.text_showing(marks)
+        return Cutter(text, ask.stop, continues=continues, quiet=ask.min_tokens)
+
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        """For the answer to messages, where the model's form has reasoning, or calls and there are tools."""
+        if ask.messages is None:
+            return None
+        tools = {tool.name: tool.parameters for tool in ask.callable_tools}
+        return self._form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
 
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids, nothing put around it; strings that spell special tokens stay ordinary text."""
@@ -110,9 +138,12 @@ class FolderPrompter:
         pieces = self._tokenizer.text.raw
         return ask.prompt is not None and any(token < len(pieces) and pieces[token] for token in ask.prompt)
 
-    def _chat(self, ask: Ask) -> list[int]:
+    def _chat(self, ask: Ask) -> tuple[list[int], bool]:
+        """Ids of the rendered messages, and whether they end inside of reasoning."""
         wire = ask.wire_name("messages")
-        if self._template is None:
+        tools = [] if ask.tool_choice.mode == "none" else [tool.described() for tool in ask.tools]
+        template = self._tool_template if tools else self._template
+        if template is None:
             raise Refusal(
                 "invalid_value",
                 "this model has no chat template, so it takes no messages; send a prompt instead",
@@ -133,20 +164,51 @@ class FolderPrompter:
         for message in ask.messages:
             if message.role not in _ROLES:
                 raise Refusal("invalid_value", f"{wire}: the role {message.role[:100]!r} is not known", wire)
-        messages = [{"role": message.role, "content": message.content} for message in ask.messages]
-        written = [message.content for message in ask.messages]
+        if tools:
+            self._check_tools(ask, template)
+        messages = described(ask.messages, template.source)
+        calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
+        if calls and "tool_calls" not in template.source:
+            raise Refusal(
+                "unsupported_parameter",
+                f"{wire}: this model's chat template has no place for tool calls",
+                wire,
+            )
+        decoded = _strings(calls)  # JSON may spell what its text does not show
+        for text in decoded:
+            _check_characters(text, wire)
+        described_tools = _strings(tools)
+        for text in described_tools:
+            _check_characters(text, ask.wire_name("tools"))
+        written = [text for message in ask.messages for text in message.texts] + decoded + described_tools
         written += [value for value in ask.template_options.values() if isinstance(value, str)]
         # Only where a client spelled a special token must the render remember who wrote what; everywhere else
         # the template sees plain strings and the ids are those of transformers.
         guarded = any(self._tokenizer.spells_special(text) for text in written)
         try:
-            rendered = self._template.render(messages, ask.template_options, weaving=guarded)
+            rendered = template.render(messages, ask.template_options, weaving=guarded, tools=tools)
         except TemplateRefused as refused:
             raise Refusal("invalid_value", str(refused), wire) from refused
         self._check_length(wire, rendered)
+        marks = self._form.reasoning
+        thinking = marks is not None and str.__str__(rendered).rstrip().endswith(marks.begin)
         if not guarded:
-            return self._tokenizer.encode_rendered(rendered)
-        return self._encode_woven(wire, rendered)
+            return self._tokenizer.encode_rendered(rendered), thinking
+        return self._encode_woven(wire, rendered), thinking
+
+    def _check_tools(self, ask: Ask, template: ChatTemplate) -> None:
+        wire = ask.wire_name("tools")
+        if not template.takes_tools:
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this model's chat template has no place for tools", wire
+            )
+        if self._form.tools is None:
+            raise Refusal(
+                "unsupported_parameter",
+                f"{wire}: how this model writes calls is not known; the server can be told with --tool-parser "
+                f"({', '.join(TOOLS)})",
+                wire,
+            )
 
     def _encode_woven(self, wire: str, rendered: str) -> list[int]:
         try:
@@ -195,17 +257,20 @@ class FolderPrompter:
 
 def _check_unicode(ask: Ask) -> None:
     """Half a surrogate pair has no UTF-8 and so no bytes to tokenize."""
-    texts = [("messages", message.content) for message in ask.messages or ()]
+    texts = [("messages", text) for message in ask.messages or () for text in message.texts]
     texts += [("prompt", ask.prompt)] if isinstance(ask.prompt, str) else []
     texts += [("template_options", each) for each in ask.template_options.values() if isinstance(each, str)]
     for name, text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            wire = ask.wire_name(name)
-            raise Refusal(
-                "invalid_value", f"{wire} holds a lone surrogate, which is no character", wire
-            ) from error
+        _check_characters(text, ask.wire_name(name))
+
+
+def _check_characters(text: str, wire: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(
+            "invalid_value", f"{wire} holds a lone surrogate, which is no character", wire
+        ) from error
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -234,17 +299,42 @@ def _sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     return defaults
 
 
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template of tokenizer_config.json (the default one)."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            if path.stat().st_size > 4 * SOURCE_LIMIT:
-                raise CheckpointError("chat_template.jinja is too large")
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"chat_template.jinja cannot be read: {error}") from error
-    found = config.get("chat_template")
+def _strings(value: Any) -> list[str]:
+    """Every string in a plain value, and the value as JSON, where strings meet their neighbours."""
+    found = [json.dumps(value, ensure_ascii=False)]
+    unseen = [value]
+    while unseen:
+        each = unseen.pop()
+        if isinstance(each, str):
+            found.append(each)
+        elif isinstance(each, Mapping):
+            unseen += each.keys()
+            unseen += each.values()
+        elif isinstance(each, list):
+            unseen += each
+    return found
+
+
+def _template_file(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > 4 * SOURCE_LIMIT:
+            raise CheckpointError(f"{path.name} is too large")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+
+
+def _template_sources(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The default template, and the one for asks with tools where the folder has one of its own.
+
+    From chat_template.jinja and additional_chat_templates, else from tokenizer_config.json.
+    """
+    source = _template_file(folder / "chat_template.jinja")
+    if source is not None:
+        return source, _template_file(folder / "additional_chat_templates" / "tool_use.jinja")
+    found, tool_use = config.get("chat_template"), None
     if isinstance(found, list | dict):
         listed = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
         named = (
@@ -252,7 +342,8 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
         )
         if "default" not in named:
             raise CheckpointError("tokenizer_config.json has several chat templates and none called default")
-        found = named["default"]
-    if found is not None and not isinstance(found, str):
-        raise CheckpointError("tokenizer_config.json: chat_template is not a text")
-    return found
+        found, tool_use = named["default"], named.get("tool_use")
+    for each in (found, tool_use):
+        if each is not None and not isinstance(each, str):
+            raise CheckpointError("tokenizer_config.json: chat_template is not a text")
+    return found, tool_use

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.runtime.parsers.pieces import Piece, TextPiece, joined
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, SamplingParams
 
@@ -13,10 +14,12 @@ from headrace.runtime.request import FinishReason, SamplingParams
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
 class Entry:
     """One retired token. `text` is what became certain with it: possibly "" (half a character, a possible stop
-    string) or more than this token's own characters (what was held back before)."""
+    string) or more than this token's own characters (what was held back before). `pieces` is the same typed, where
+    the stream has a splitter; None says that the text is nothing but answer."""
 
     token: int
     text: str
+    pieces: list[Piece] | None = None
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    reasoning_tokens: int = 0
 
 
 def _nobody(stream: TokenStream) -> None:
@@ -50,7 +54,8 @@ class TokenStream:
     Indices count tokens from 0: `floor <= sent <= head`. Entries in [floor, sent) are kept for a reader that
     comes back; [sent, head) wait for the reader. When `head - sent` reaches `window` the loop pauses the
     request (`full`), and wakes it when the reader has drained below half of it (`drained`).
-    `tail` is text that became certain only with the end (after the last entry); it is final once `finish` is.
+    `tail` is text that became certain only with the end (after the last entry), `tail_pieces` the same typed; both
+    are final once `finish` is.
 
     `listener(stream)` is called whenever there is something new to read, and must only mark, never write.
     """
@@ -65,9 +70,11 @@ class TokenStream:
         "matched_stop",
         "params",
         "prompt_tokens",
+        "reasoning_tokens",
         "ring",
         "sent",
         "tail",
+        "tail_pieces",
         "times",
         "wake",
         "window",
@@ -86,12 +93,14 @@ class TokenStream:
         self.head = 0
         self.sent = 0
         self.tail = ""
+        self.tail_pieces: list[Piece] = []
         self.finish: FinishReason | None = None
         self.error: Refusal | None = None
         self.matched_stop: str | int | None = None  # which stop string or stop id ended it
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.reasoning_tokens = 0  # output tokens that were thought, not said
         self.times = StreamTimes(opened)
 
     # -- writer side -------------------------------------------------------------------------------------------
@@ -103,13 +112,22 @@ class TokenStream:
         self.head += 1
         self.listener(self)
 
-    def end(self, finish: FinishReason, tail: str = "", error: Refusal | None = None) -> None:
-        """Close the stream once; `error` says why when `finish` is ERROR. A second call changes nothing."""
+    def end(
+        self,
+        finish: FinishReason,
+        tail: str = "",
+        error: Refusal | None = None,
+        pieces: list[Piece] | None = None,
+    ) -> None:
+        """Close the stream once; `error` says why when `finish` is ERROR. A second call changes nothing.
+
+        pieces: the tail typed, where the stream has a splitter."""
         if self.finish is not None:
             return
         assert (finish is FinishReason.ERROR) == (error is not None)
         self.finish = finish
         self.tail = tail
+        self.tail_pieces = pieces if pieces is not None else [TextPiece(tail)] if tail else []
         # A raised error remembers the frames it came through, and one of them holds this stream.
         self.error = None if error is None else error.with_traceback(None)
         # The last word. Both callbacks usually hold something that holds this stream: letting go of them here
@@ -146,6 +164,29 @@ class TokenStream:
             return self.ring.popleft().text
         return "".join([entry.text for entry in self.take()])
 
+    def take_plain(self) -> str | None:
+        """The text of all waiting entries, if none is typed; they count as sent. Else None, and they wait."""
+        if self.head - self.sent == 1 == len(self.ring) and not self.keep and self.wake is None:
+            if self.ring[0].pieces is not None:
+                return None
+            self.sent += 1
+            return self.ring.popleft().text
+        start = self.sent - self.floor
+        if any(self.ring[i].pieces is not None for i in range(start, len(self.ring))):
+            return None
+        return "".join([entry.text for entry in self.take()])
+
+    def take_pieces(self) -> list[Piece]:
+        """What all waiting entries say, in as few pieces as possible; they count as sent. `tail_pieces` follow,
+        once the stream has ended."""
+        said: list[Piece] = []
+        for entry in self.take():
+            if entry.pieces is not None:
+                said += entry.pieces
+            elif entry.text:
+                said.append(TextPiece(entry.text))
+        return joined(said)
+
     def take(self, limit: int | None = None) -> list[Entry]:
         """The next waiting entries, oldest first, at most `limit`; they count as sent."""
         count = self.pending if limit is None else min(limit, self.pending)
@@ -160,7 +201,7 @@ class TokenStream:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.cached_tokens, self.head)
+        return Usage(self.prompt_tokens, self.cached_tokens, self.head, self.reasoning_tokens)
 
     def check(self) -> None:
         assert 0 <= self.floor <= self.sent <= self.head, self

@@ -119,6 +119,7 @@ class App:
         limits = self.config.limits
         settings = FaceSettings(
             strict_fields=self.config.strict_fields,
+            reasoning_field=self.config.reasoning_field,
             lanes=LaneLimits(
                 in_flight=limits.requests_per_socket,
                 waiting=limits.waiting_per_socket,
@@ -287,7 +288,14 @@ def load_model(config: ServerConfig) -> tuple[SizedEngine, Prompter, ModelCard]:
     stage("torch imported")
     try:
         engine = open_engine(folder, config.engine)
-        prompter = FolderPrompter(folder, engine.embedding_rows, engine.logits_width, engine.max_context)
+        prompter = FolderPrompter(
+            folder,
+            engine.embedding_rows,
+            engine.logits_width,
+            engine.max_context,
+            tool_parser=config.tool_parser,
+            reasoning_parser=config.reasoning_parser,
+        )
     except (CheckpointError, SettingError) as error:
         raise BadSetting(f"{config.model or 'the demo model'}: {error}") from None
     card = engine.card

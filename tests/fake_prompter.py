@@ -6,7 +6,8 @@ import codecs
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.runtime.interface import Ask, ModelCard, Prompt
+from headrace.runtime.interface import Ask, Message, ModelCard, Prompt, TextSplitter
+from headrace.runtime.parsers.families import REASONING, TOOLS, AnswerForm
 from headrace.runtime.refusal import Refusal
 
 CARD = ModelCard(
@@ -52,20 +53,31 @@ class ByteCutter:
 
 
 class BytePrompter:
-    """Messages become `role: content` lines; nothing is special, nothing ends an answer but its length."""
+    """Messages become `role: content` lines; nothing is special, nothing ends an answer but its length.
+
+    tools, reasoning: the family (see parsers.families) whose calls and reasoning are told apart in the answer.
+    In the prompt each tool is a line of its own."""
 
     embedding_rows = 256
     logits_width = 256
 
     def __init__(
-        self, eos_ids: frozenset[int] = frozenset(), defaults: Mapping[str, Any] | None = None
+        self,
+        eos_ids: frozenset[int] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+        tools: str | None = None,
+        reasoning: str | None = None,
     ) -> None:
         self.eos_ids = eos_ids
         self.defaults = defaults or {}
+        self.form = AnswerForm(TOOLS.get(tools or ""), REASONING.get(reasoning or ""))
 
     def prepare(self, ask: Ask) -> Prompt:
         if ask.messages is not None:
-            lines = [f"{message.role}: {message.content}\n" for message in ask.messages]
+            if ask.tools and self.form.tools is None:
+                raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
+            lines = [f"offers {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
+            lines += [_line(message) for message in ask.messages]
             return Prompt(tuple("".join([*lines, "assistant: "]).encode()))
         if isinstance(ask.prompt, str):
             if not ask.prompt:
@@ -80,11 +92,23 @@ class BytePrompter:
     def cutter(self, ask: Ask) -> ByteCutter:
         return ByteCutter(ask.stop)
 
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        if ask.messages is None:
+            return None
+        tools = {tool.name: tool.parameters for tool in ask.callable_tools}
+        return self.form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
+
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
     def detokenize(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", "replace")
+
+
+def _line(message: Message) -> str:
+    calls = "".join(f" [{call.name} {call.arguments}]" for call in message.calls)
+    answers = f" of {message.call_id}" if message.call_id is not None else ""
+    return f"{message.role}{answers}: {message.content}{calls}\n"
 
 
 def letters(tokens: list[int], seed: int, width: int) -> int:

@@ -31,6 +31,7 @@ class FaceSettings:
 
     model_aliases: frozenset[str] = frozenset({"default"})
     strict_fields: bool = False
+    reasoning_field: str = "reasoning_content"  # where chat completions put what the model thought
     connection_limit: float = 3600.0  # seconds after which a socket takes no new request
     lanes: LaneLimits = field(default_factory=LaneLimits)
     waiting_bytes: int = 256 << 20  # of requests that wait, on all sockets together

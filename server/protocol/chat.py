@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool
 
 
 class ChatPart(msgspec.Struct, frozen=True):
@@ -31,7 +32,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: Raw = NULL
+    tool_calls: Annotated[list[ChatCall], Meta(max_length=TOOLS)] | None = None
     function_call: Raw = NULL
     tool_call_id: f.ShortText | None = None
     audio: Raw = NULL
@@ -55,7 +56,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[f.Name, honoured("required")]
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)],
-        honoured("required; text of system, developer, user and assistant messages"),
+        honoured("required; text, calls and results of system, developer, user, assistant and tool messages"),
     ]
     max_completion_tokens: Annotated[f.Count | None, honoured("wins over max_tokens")] = None
     max_tokens: Annotated[f.Count | None, honoured()] = None
@@ -89,8 +90,13 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     response_format: Annotated[
         ResponseFormat | None, honoured("text only; json is refused, not supported yet")
     ] = None
-    tools: Annotated[Raw, refused("[]")] = NULL
-    tool_choice: Annotated[Raw, refused('"none"', '"auto"')] = NULL
+    tools: Annotated[
+        Annotated[list[ChatTool], Meta(max_length=TOOLS)] | None,
+        honoured("functions; refused where the model's chat template has no place for them"),
+    ] = None
+    tool_choice: Annotated[Raw, honoured("none, auto, or allowed_tools; required and a name are refused")] = (
+        NULL
+    )
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL
@@ -117,7 +123,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: Annotated[Raw, refused()] = NULL
     length_penalty: Annotated[Raw, refused("1", "1.0")] = NULL
     use_beam_search: Annotated[bool | None, refused(False)] = None
-    parallel_tool_calls: Annotated[bool | None, ignored()] = None
+    parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
     service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
     metadata: Annotated[f.Metadata | None, ignored()] = None
     store: Annotated[bool | None, ignored("chat completions are not stored")] = None
@@ -155,6 +161,9 @@ class ChatUsage(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: tuple[CallDelta, ...] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -175,8 +184,13 @@ class ChatChunk(msgspec.Struct, frozen=True):
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
+    """`content` is null in an answer of nothing but calls."""
+
     role: str
-    content: str
+    content: str | None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: tuple[ChatCall, ...] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):

@@ -127,6 +127,22 @@ def free_form(raw: msgspec.Raw, path: str) -> Any:
         raise _unreadable(error) from None
 
 
+def typed(value: Any, type_: type[T] | Any, path: str) -> T:
+    """Builtins from `free_form` as a `type_`; WireError names the place in them."""
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as error:
+        match = _AT.search(text := str(error))
+        where = f"{path}.{match[1]}".rstrip(".") if match and match[1] else path
+        what = text[: match.start()] if match else text
+        if missing := _MISSING.match(what):
+            where = f"{where}.{missing[1]}"
+            raise WireError(
+                "missing_required_parameter", f"missing field: {shorten(where)}", shorten(where)
+            ) from None
+        raise WireError("invalid_value", f"{shorten(where)}: {shorten(what)}", shorten(where)) from None
+
+
 def unpack(data: bytes, type_: Any) -> Any:
     """What `pack` made of a `type_`; it comes from our own memory or disk, so anything else raises."""
     return _unpacker(type_).decode(data)

@@ -39,12 +39,45 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
     logprobs: tuple[()] = ()
 
 
-class MessageItem(msgspec.Struct, frozen=True):
+class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
     id: str
-    type: str
     role: str
     status: str  # in_progress, completed, incomplete
     content: list[OutputText]
+
+
+class FunctionCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+class CustomCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="custom_tool_call"):
+    id: str
+    call_id: str
+    name: str
+    input: str
+    status: str
+
+
+class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """There are no summaries here: what the model thought is told as it is."""
+
+    id: str
+    status: str
+    content: list[ReasoningText]
+    summary: tuple[()] = ()
+    encrypted_content: str | UnsetType = UNSET
+
+
+CALLS = (FunctionCallItem, CustomCallItem)
+OutputItem = MessageItem | FunctionCallItem | CustomCallItem | ReasoningItem
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True):
@@ -79,10 +112,10 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "response"
     created_at: int
     model: str
-    output: list[MessageItem]
+    output: list[OutputItem]
     parallel_tool_calls: bool
-    tool_choice: str
-    tools: tuple[()] = ()
+    tool_choice: str | dict[str, Any]
+    tools: tuple[dict[str, Any], ...] = ()
     status: str
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
@@ -116,7 +149,7 @@ class InProgress(msgspec.Struct, tag_field="type", tag="response.in_progress"):
 class ItemAdded(msgspec.Struct, tag_field="type", tag="response.output_item.added"):
     sequence_number: int
     output_index: int
-    item: MessageItem
+    item: OutputItem
     stream_id: Lane = UNSET
 
 
@@ -158,10 +191,61 @@ class PartDone(msgspec.Struct, tag_field="type", tag="response.content_part.done
     stream_id: Lane = UNSET
 
 
+class ReasoningDelta(msgspec.Struct, tag_field="type", tag="response.reasoning_text.delta"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    delta: str
+    stream_id: Lane = UNSET
+
+
+class ReasoningDone(msgspec.Struct, tag_field="type", tag="response.reasoning_text.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    text: str
+    stream_id: Lane = UNSET
+
+
+class ArgumentsDelta(msgspec.Struct, tag_field="type", tag="response.function_call_arguments.delta"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+    stream_id: Lane = UNSET
+
+
+class ArgumentsDone(msgspec.Struct, tag_field="type", tag="response.function_call_arguments.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    name: str
+    arguments: str
+    stream_id: Lane = UNSET
+
+
+class InputDelta(msgspec.Struct, tag_field="type", tag="response.custom_tool_call_input.delta"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+    stream_id: Lane = UNSET
+
+
+class InputDone(msgspec.Struct, tag_field="type", tag="response.custom_tool_call_input.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    input: str
+    stream_id: Lane = UNSET
+
+
 class ItemDone(msgspec.Struct, tag_field="type", tag="response.output_item.done"):
     sequence_number: int
     output_index: int
-    item: MessageItem
+    item: OutputItem
     stream_id: Lane = UNSET
 
 
@@ -191,6 +275,12 @@ Event = (
     | TextDelta
     | TextDone
     | PartDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
+    | InputDelta
+    | InputDone
     | ItemDone
     | Completed
     | Incomplete

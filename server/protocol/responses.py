@@ -9,6 +9,7 @@ from msgspec import Meta, Raw
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.tools import TOOLS
 
 # Tools of these types are the provider's own. Stock clients always send some of them beside their functions, so
 # they are left out of the prompt and of the echo instead of failing the request.
@@ -24,7 +25,16 @@ HOSTED_TOOLS = frozenset(
 class Part(msgspec.Struct, frozen=True):
     """One content part of an input item; which fields it needs depends on `type`."""
 
-    type: Literal["input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"]
+    type: Literal[
+        "input_text",
+        "output_text",
+        "text",
+        "refusal",
+        "input_image",
+        "input_file",
+        "input_audio",
+        "reasoning_text",
+    ]
     text: str | None = None
     refusal: str | None = None
     image_url: Raw = NULL
@@ -61,9 +71,14 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A tool's type; functions and custom tools are not offered yet, hosted ones are left out."""
+    """A tool. Its fields are read once its type is known: hosted ones, left out, spell some of them otherwise."""
 
     type: f.Name
+    name: Raw = NULL
+    description: Raw = NULL
+    parameters: Raw = NULL
+    strict: Raw = NULL
+    format: Raw = NULL
 
 
 class TextFormat(msgspec.Struct, frozen=True):
@@ -101,7 +116,10 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /v1/responses, and the flat fields of `response.create`."""
 
     model: Annotated[f.Name | None, honoured("required, unless the socket's address named one")] = None
-    input: Annotated[Input | None, honoured("text, or items with text; empty only when continuing")] = None
+    input: Annotated[
+        Input | None,
+        honoured("text, or items: messages, calls, their outputs, reasoning; empty only when continuing"),
+    ] = None
     instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
     previous_response_id: Annotated[f.Name | None, honoured("continues or forks that response")] = None
     max_output_tokens: Annotated[f.Count | None, honoured()] = None
@@ -131,11 +149,15 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
     text: Annotated[TextOptions | None, honoured("format text only; verbosity has no effect")] = None
     tools: Annotated[
-        Annotated[list[Tool], Meta(max_length=512)] | None,
-        honoured("hosted types are left out; function and custom are refused, not supported yet"),
+        Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
+        honoured(
+            "function and custom, where the model's chat template has a place; hosted types are left out"
+        ),
     ] = None
-    tool_choice: Annotated[Raw, refused('"none"', '"auto"')] = NULL
-    parallel_tool_calls: Annotated[bool | None, honoured("echoed")] = None
+    tool_choice: Annotated[Raw, honoured("none, auto, or allowed_tools; required and a name are refused")] = (
+        NULL
+    )
+    parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
     service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
     truncation: Annotated[
