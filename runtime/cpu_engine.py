@@ -7,16 +7,21 @@ The static inputs, the tables and the slab therefore have a single writer and ne
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from headrace.graphs.inputs import RowLayout, StepBuffers
 from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
+from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.probing import Probed
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
@@ -24,6 +29,7 @@ from headrace.runtime.weights import MappedWeights
 
 log = logging.getLogger("headrace.engine")
 
+PROBE_ROWS = 64  # prompt tokens whose logits are at hand at one time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -35,6 +41,7 @@ class CpuEngine:
     `embedding_rows`, sampled ones below `logits_width`.
     """
 
+    masks = True  # it asks the grammars of a plan for their masks
     depth = 1  # the cores are busy with one step; a second in line would only make joiners wait
     poll = None
     pace = None
@@ -133,17 +140,44 @@ class CpuEngine:
         inputs = self.buffers.fill(
             [_layout(row) for row in plan.decode], [_layout(row) for row in plan.prefill]
         )
-        logits = self.model.forward(inputs, self.kv)
+        masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
+        hidden = self.model.hidden(inputs, self.kv)
         sampled = [row for row in plan.rows if row.sample]
         if not sampled:
-            return StepResult(())
+            return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
+        logits = self.model.logits(hidden.index_select(0, inputs.sample_tokens))
         slots = [row.slot for row in sampled]
-        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled])
+        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled], masks)
         # A failed row may be in the next step already; token 0 keeps that step's embedding in bounds, and its
         # result is thrown away with the request.
         kept = torch.tensor([0 if token == NON_FINITE else token for token in tokens])
         self.kv.last_tokens[torch.tensor(slots)] = kept
-        return StepResult(tuple(tokens))
+        if not plan.probes:
+            return StepResult(tuple(tokens))
+        return StepResult(tuple(tokens), self._probe(plan, hidden, logits, tokens))
+
+    def _probe(
+        self, plan: StepPlan, hidden: Tensor, logits: Tensor | None, tokens: Sequence[int]
+    ) -> Logprobs:
+        """What the plan's probes want. logits, tokens: of the sampled rows."""
+        width = max(probe.top for probe in plan.probes)
+        found = Probed(width)
+        starts = list(accumulate((row.count for row in plan.rows), initial=0))
+        sample_of: dict[int, int] = {}
+        for index, row in enumerate(plan.rows):
+            if row.sample:
+                sample_of[index] = len(sample_of)
+        for probe in plan.probes:
+            first = starts[probe.row] + probe.first
+            # A block of logits for the whole vocabulary is large, so not all of a chunk at once.
+            for at in range(0, len(probe.ids), PROBE_ROWS):
+                ids = probe.ids[at : at + PROBE_ROWS]
+                found.add(self.model.logits(hidden[first + at : first + at + len(ids)]), ids)
+            if (sample := sample_of.get(probe.row)) is not None:
+                assert logits is not None
+                # Of a row that failed, whatever stands for token 0: the request ends without it.
+                found.add(logits[sample : sample + 1], (max(0, tokens[sample]),))
+        return found.columns()
 
     def warm(self) -> None:
         """Every kind of step has run once: chunks, decode rows of all common counts, page copies, sampling.

@@ -26,10 +26,12 @@ from torch import Tensor
 from headrace.graphs.keys import KeyList
 from headrace.graphs.packed import ALIGN, INLINE_WRITES, PackedStep, StepKey, pack, places, view_block
 from headrace.kernels.copy_page import copy_pages
+from headrace.kernels.logprobs import PLACE_WORDS
 from headrace.kernels.table_write import write_words
 from headrace.runtime.backends.queue import DeviceQueue, Mark
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig
+from headrace.runtime.device_probe import DeviceProbe, ProbePlan, most_places
 from headrace.runtime.device_sampler import DeviceSampler
 from headrace.runtime.device_sizes import DeviceSizes
 from headrace.runtime.device_slab import DeviceSlab
@@ -53,12 +55,14 @@ SPILL_WORDS = 1 << 20  # int32 words of grants, copies and histories that travel
 
 @dataclass(slots=True)
 class _Block:
-    """One place of the ring: pinned words of a step and where its tokens arrive."""
+    """One place of the ring: pinned words of a step and where its tokens and logprobs arrive."""
 
     words: Tensor
     array: NDArray[np.int32]
     tokens: Tensor
     token_array: NDArray[np.int32]
+    places: Tensor
+    place_array: NDArray[np.int32]
     lanes: dict[StepKey, _Lane]
     mark: Mark | None = None
 
@@ -81,6 +85,7 @@ class _Landing:
     block: _Block
     decode: int
     chunk: tuple[int, ...]
+    probes: ProbePlan | None
 
 
 class DeviceEngine:
@@ -105,6 +110,7 @@ class DeviceEngine:
         self.max_context = config.max_context
         self.chunk_tokens = config.chunk_tokens
         self.depth = DEPTH
+        self.masks = False  # sampling is part of a captured graph, which has no place for them yet
         self.keys = KeyList.of(config.max_running, config.chunk_tokens)
         sizes_of_chunks = self.keys.chunk_sizes()
         # A prompt token costs two operations per weight, at about half of what the tensor cores give.
@@ -141,7 +147,8 @@ class DeviceEngine:
             self._spill_at = words
             self._device_words = torch.zeros(words + SPILL_WORDS, dtype=torch.int32, device=device)
             self._tokens = torch.zeros(largest.samples, dtype=torch.int32, device=device)
-            self._ring = deque(self._make_block(words + SPILL_WORDS, largest.samples) for _ in range(BLOCKS))
+            self._probe = DeviceProbe(self.decoder, largest, self._tokens)
+            self._ring = deque(self._make_block(words + SPILL_WORDS, largest) for _ in range(BLOCKS))
         self._flight: deque[_Landing] = deque()
         self._replays: dict[StepKey, Callable[[], None]] = {}
         self._uncaptured = deque(self.keys.captured())
@@ -149,9 +156,10 @@ class DeviceEngine:
         queue.wait()
         log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
 
-    def _make_block(self, words: int, samples: int) -> _Block:
-        host, tokens = self.queue.host_words(words), self.queue.host_words(samples)
-        return _Block(host, host.numpy(), tokens, tokens.numpy(), {})
+    def _make_block(self, words: int, largest: StepKey) -> _Block:
+        host, tokens = self.queue.host_words(words), self.queue.host_words(largest.samples)
+        places = self.queue.host_words(most_places(largest) * PLACE_WORDS).view(-1, PLACE_WORDS)
+        return _Block(host, host.numpy(), tokens, tokens.numpy(), places, places.numpy(), {})
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -162,7 +170,7 @@ class DeviceEngine:
         assert block.mark is None or block.mark.done(), "more steps in flight than blocks"
         future: Future[StepResult] = LoneFuture()
         with self.queue.turn():
-            key, chunk = self._send(plan, block)
+            key, chunk, probes = self._send(plan, block)
             if key is not None:
                 replay = self._replays.get(key)
                 if replay is None:
@@ -172,8 +180,14 @@ class DeviceEngine:
                     replay()
                 lane = self._lane(key, block)
                 lane.host_tokens.copy_(lane.device_tokens, non_blocking=True)
+                if probes is not None:
+                    with torch.no_grad():
+                        count = self._probe.launch(*probes)
+                    block.places[:count].copy_(self._probe.places[:count], non_blocking=True)
             block.mark = self.queue.mark()
-        self._flight.append(_Landing(future, block, len(plan.decode), chunk))
+        self._flight.append(
+            _Landing(future, block, len(plan.decode), chunk, None if probes is None else probes[0])
+        )
         return future
 
     def poll(self) -> bool:
@@ -194,7 +208,9 @@ class DeviceEngine:
             tokens = landing.block.token_array
             found_tokens = tokens[: landing.decode].tolist()
             found_tokens += [int(tokens[place]) for place in landing.chunk]
-            landing.future.set_result(StepResult(tuple(found_tokens)))
+            probes = landing.probes
+            logprobs = None if probes is None else probes.read(landing.block.place_array)
+            landing.future.set_result(StepResult(tuple(found_tokens), logprobs))
         return found
 
     def close(self) -> None:
@@ -203,9 +219,12 @@ class DeviceEngine:
         while self.poll():
             pass
 
-    def _send(self, plan: StepPlan, block: _Block) -> tuple[StepKey | None, tuple[int, ...]]:
+    def _send(
+        self, plan: StepPlan, block: _Block
+    ) -> tuple[StepKey | None, tuple[int, ...], tuple[ProbePlan, list[Tensor]] | None]:
         """Everything that the step reads is queued for the device: its words, and before them, what its slots'
-        owners, tables and copies need. Returns the key and the places of sampled prefill rows among its samples."""
+        owners, tables and copies need. Returns the key, the places of sampled prefill rows among its samples, and
+        its probes with their words."""
         spill: _Spill | None = None
         writes: tuple[Sequence[int], Sequence[int]] = ((), ())
         if plan.grants or plan.patches or plan.copies:
@@ -213,16 +232,26 @@ class DeviceEngine:
         if not plan.decode and not plan.prefill:
             if spill is not None:
                 spill.send()
-            return None, ()
+            return None, (), None
         decode = plan.decode
         assert isinstance(decode, DecodeRows) or all(row.sample for row in decode), "they are always sampled"
         key = self.keys.key_for(len(decode), plan.prefill_tokens, len(plan.prefill))
         pack(key, block.array, decode, plan.prefill, writes)
         lane = self._lane(key, block)
         lane.device_words.copy_(lane.host_words, non_blocking=True)
+        probes = None
+        if plan.probes:
+            spill = spill or _Spill(self, block)
+            probe_plan = self._probe.plan(plan, key)
+            # The last words that are put: they lie there until the step behind this one sends its own.
+            probes = probe_plan, spill.put(*probe_plan.words())
         if spill is not None:
             spill.send()
-        return key, tuple([key.decode + index for index, row in enumerate(plan.prefill) if row.sample])
+        return (
+            key,
+            tuple([key.decode + index for index, row in enumerate(plan.prefill) if row.sample]),
+            probes,
+        )
 
     def _lane(self, key: StepKey, block: _Block) -> _Lane:
         lane = block.lanes.get(key)
@@ -305,6 +334,8 @@ class DeviceEngine:
         params = SamplingParams(repetition_penalty=2.0)
         copies = (PageCopy(0, 1),) if self.page_count > 1 else ()
         future = self.launch(StepPlan(0, (SlotGrant(0, 0, params, 1, (0,), (0,)),), (), copies, (), ()))
+        with self.queue.turn(), torch.no_grad():
+            self._probe.exercise()
         self.queue.wait()
         self.poll()
         assert future.done()

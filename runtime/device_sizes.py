@@ -10,6 +10,7 @@ import torch
 from headrace.graphs.packed import StepKey
 from headrace.kernels.settings import SETTINGS_WIDTH
 from headrace.runtime.config import DeviceFacts, EngineConfig, device_pages
+from headrace.runtime.device_probe import probe_bytes
 from headrace.runtime.device_sampler import sampler_bytes
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.device_decoder import attention_bytes, buffer_shapes
@@ -52,6 +53,7 @@ def measure_device(
     weights = facts.weight_elements * dtype.itemsize
     tables = config.max_running * ((pages_per_slot + SETTINGS_WIDTH) * 4 + 8)
     sampling = sampler_bytes(config.max_running, largest.samples, model.vocab_size)
+    sampling += probe_bytes(largest, model.vocab_size)
     activations = sum(math.prod(shape) for shape in buffer_shapes(model, largest).values()) * dtype.itemsize
     attention = attention_bytes(model, config.max_running)
     fixed = weights + tables + sampling + activations + attention + GRAPH_BYTES

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
+from headrace.runtime.logprobs import MOST_TOP, Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
+from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
     CallArguments,
     CallBegin,
@@ -22,18 +23,21 @@ from headrace.runtime.parsers.pieces import (
 )
 from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Req, SamplingParams
+from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
+from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
 __all__ = [
+    "AnswerShape",
     "Ask",
     "CallArguments",
     "CallBegin",
     "CallEnd",
     "Entry",
     "FinishReason",
+    "Logprobs",
     "Message",
     "ModelCard",
     "Piece",
@@ -49,6 +53,7 @@ __all__ = [
     "TextInput",
     "TextPiece",
     "TextSplitter",
+    "TokenLogprob",
     "TokenStream",
     "Tool",
     "ToolCall",
@@ -99,6 +104,9 @@ class Ask:
 
     None means "not said": the model's own defaults (generation_config) or the neutral value are taken.
     `param_names` maps a field of Ask to the name it has on the wire, for the `param` of a Refusal.
+    `logprobs`: each output token comes with its logprob and those of so many most likely tokens (None: not at
+    all). `prompt_logprobs`: those of the prompt are wanted too, from this index on. `echo`: the prompt's ids are
+    given back.
     Ranges are checked at birth: Refusal("invalid_value") names the field.
     """
 
@@ -106,6 +114,7 @@ class Ask:
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     max_tokens: int | None = None
+    fit: bool = False  # max_tokens beyond what the context has room for is cut to it, not refused
     min_tokens: int = 0
     temperature: float | None = None
     top_k: int | None = None
@@ -119,8 +128,12 @@ class Ask:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = AUTO
+    shape: AnswerShape | None = None
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
     drop_oldest: bool = (
         False  # a conversation that is too long loses its oldest turns instead of being refused
@@ -142,6 +155,8 @@ class Ask:
         self._within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         self._within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         self._within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
+        self._within("logprobs", self.logprobs, 0, MOST_TOP)
+        self._within("prompt_logprobs", self.prompt_logprobs, 0, 1 << 31)
         if len(self.stop) > 16:
             raise self._refuse("stop", "has at most 16 strings")
         if any(not 1 <= len(text) <= 256 for text in self.stop):
@@ -152,6 +167,11 @@ class Ask:
             raise self._refuse("logit_bias", "has at most 1024 entries")
         if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
             raise self._refuse("logit_bias", "values lie between -100 and 100")
+
+    @property
+    def guided(self) -> bool:
+        """The answer has to follow a grammar."""
+        return self.shape is not None or self.tool_choice.mode == "required"
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:
@@ -177,10 +197,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with."""
+    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
+
+    grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
+    """
 
     ids: tuple[int, ...]
     thinking: bool = False
+    grammar: TokenGrammar | None = None
 
 
 class TextCutter(Protocol):
@@ -247,20 +271,32 @@ class Prompter(Protocol):
     def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
         """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What answers to messages can hold besides text: "tools", "thinking"."""
+
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
 
-    def detokenize(self, ids: list[int]) -> str:
-        """Ids to text, special tokens left out."""
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        """One token by itself: a name to show, and its bytes in the text; None for a token that has no text there
+        (a special one, or an id without a token)."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What the folder says of its tokenizer: tokenizer_class, bos_token, eos_token, pad_token, chat_template; a
+        name it does not have is missing."""
 
 
 _log = logging.getLogger("headrace.runtime")
+Worked = TypeVar("Worked")
 
 # Asks with less text than this are prepared on the loop thread: it is faster than a hop to another thread.
 _INLINE_CHARACTERS = 2048
 # Text waiting for preparation, in characters: beyond it the server takes no more asks for the moment.
 _PREPARING_LIMIT = 256 << 20
-_SEED_MASK = (1 << 64) - 1
 
 
 class Runtime:
@@ -282,6 +318,7 @@ class Runtime:
         self._preparing: dict[TokenStream, int] = {}  # → characters of its ask
         self._preparing_characters = 0
         self._generations: dict[TokenStream, Generation] = {}
+        self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
@@ -292,9 +329,7 @@ class Runtime:
         there is something to read, and once before that when the prompt was accepted (`times.joined`)."""
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        scheduler = self.loop.scheduler
-        if len(self._preparing) + len(scheduler.waiting) >= scheduler.waiting_limit:
-            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+        self._check_room(1)
         size = _characters(ask)
         if self._preparing and self._preparing_characters + size > _PREPARING_LIMIT:
             raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
@@ -302,7 +337,7 @@ class Runtime:
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS:
+        if size < _INLINE_CHARACTERS and not ask.guided:
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
@@ -310,6 +345,66 @@ class Runtime:
                 lambda done: loop.call_soon_threadsafe(self._prepared, stream, ask, done)
             )
         return stream
+
+    def open_many(
+        self, ask: Ask, count: int, listener: Callable[[TokenStream], None]
+    ) -> tuple[TokenStream, ...]:
+        """`count` streams that answer one prompt, as `open` does; the prompt is computed once.
+
+        Stream k draws with the seed `ask.seed + k`. The others join when the first has its first token, and share
+        its KV; of the prompt's logprobs all streams get the same ones."""
+        if count == 1:
+            return (self.open(ask, listener),)
+        self._check_room(count)
+
+        def hear(stream: TokenStream) -> None:
+            if stream.head or stream.finish is not None:
+                if stream.finish is None:
+                    stream.listener = listener
+                asyncio.get_running_loop().call_soon(self._join_siblings, stream)
+            listener(stream)
+
+        first = self.open(ask, hear)
+        waiting = tuple(
+            (
+                TokenStream(listener, opened=self.loop.clock()),
+                replace(ask, seed=None if ask.seed is None else (ask.seed + index) & SEED_MASK),
+            )
+            for index in range(1, count)
+        )
+        self._siblings[first] = _Siblings(waiting)
+        return (first, *(stream for stream, _ in waiting))
+
+    def _check_room(self, count: int) -> None:
+        scheduler = self.loop.scheduler
+        waiting = len(self._preparing) + len(scheduler.waiting)
+        waiting += sum([len(siblings.waiting) for siblings in self._siblings.values()])
+        if waiting + count > scheduler.waiting_limit:
+            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+
+    def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
+        """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
+        has, or with what is wrong with it. Raises Refusal when no text is taken now."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        size = _characters(ask)
+        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
+            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
+        self._preparing_characters += size
+        loop = asyncio.get_running_loop()
+
+        def counted(future: Future[Prompt]) -> None:
+            self._preparing_characters -= size
+            try:
+                told(len(future.result().ids))
+            except Refusal as refusal:
+                told(refusal)
+            except Exception as error:
+                _log_fault(error)
+                told(Refusal("server_error", "the prompt could not be prepared"))
+
+        future = self._threads.submit(self.prompter.prepare, ask)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(counted, done))
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -322,20 +417,57 @@ class Runtime:
             if not ended:
                 self._count_end(stream)
 
+    def work_on_text(
+        self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]
+    ) -> None:
+        """Call `told`, once and never from inside this call, with what `work` returns, or with the Refusal that it
+        raises; it runs in a thread that prepares prompts. size: of its text, in characters or bytes. Raises Refusal
+        when no text is taken now."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
+            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
+        self._preparing_characters += size
+        loop = asyncio.get_running_loop()
+
+        def worked(future: Future[Worked]) -> None:
+            self._preparing_characters -= size
+            try:
+                told(future.result())
+            except Refusal as refusal:
+                told(refusal)
+            except Exception as error:
+                _log_fault(error)
+                told(Refusal("server_error", "the text could not be worked on"))
+
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(worked, done))
+
+    def flush_cache(self) -> int | None:
+        """Forget every cached prompt; how many pages that were. None, and nothing is done, while anything runs."""
+        if self._preparing or self._siblings or self.loop.live or self.loop.flight:
+            return None
+        return self.loop.scheduler.flush_cache()
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
 
     async def emptied(self) -> None:
         """Returns when no stream is being prepared or generated."""
-        while self._preparing or self.loop.live:
+        while self._preparing or self._siblings or self.loop.live:
             if self._preparing:
                 self._empty.clear()
                 await self._empty.wait()
-            else:
+            elif self.loop.live:
                 await self.loop.emptied()
+            else:
+                await asyncio.sleep(0)  # siblings join in this very turn
 
     def cancel_all(self) -> None:
+        for siblings in self._siblings.values():
+            for stream, _ in siblings.waiting:
+                self.cancel(stream)
         for stream in (*self._preparing, *self._generations):
             self.cancel(stream)
 
@@ -347,6 +479,17 @@ class Runtime:
     def alive(self) -> bool:
         """The step loop moves, or has nothing to do."""
         return self.loop.fault is None and self.loop.stalled_for < 60.0
+
+    def sizes(self) -> dict[str, int]:
+        """What the engine has room for, in the names of SGLang."""
+        scheduler = self.loop.scheduler
+        return {
+            "page_size": scheduler.page_size,
+            "max_total_num_tokens": scheduler.pool.count * scheduler.page_size,
+            "max_running_requests": scheduler.slots.count,
+            "max_queued_requests": scheduler.waiting_limit,
+            "chunked_prefill_size": scheduler.chunk_tokens,
+        }
 
     def stats(self) -> dict[str, float]:
         """Facts for metrics: counters since the start and gauges of now."""
@@ -402,21 +545,83 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
-        count = len(prompt.ids)
-        params = self._params(ask)
-        max_len = self._max_len(ask, count)
-        self._next_id += 1
-        req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
-        stream.params = params
-        stream.prompt_tokens = count
-        generation = Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
+        stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
+        generation = self._generation(stream, ask, prompt)
+        wish = generation.req.logprobs
+        if ask.prompt_logprobs is not None and wish is not None:
+            stream.prompt_logprobs = wish.prompt
+        if ask.echo:
+            stream.prompt_ids = prompt.ids
+        if stream in self._siblings:
+            # Taken now: the first stream's grammar moves with its tokens, and theirs begins at the beginning.
+            grammar = None if prompt.grammar is None else prompt.grammar.copy()
+            self._siblings[stream].prompt = replace(prompt, grammar=grammar)
+        self._begin(generation)
+
+    def _begin(self, generation: Generation) -> None:
+        stream = generation.stream
+        stream.params = generation.req.params
+        stream.prompt_tokens = generation.req.prompt_len
+        if generation.req.logprobs is not None:
+            stream.logprobs = []
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
         except Refusal:
             del self._generations[stream]
             raise
-        stream.listener(stream)  # `times.joined` is set: a face may tell that the response has begun
+        # `times.joined` is set: a face may tell that the response has begun. It does so behind the turn that `join`
+        # asked for, so that the device is at work on the prompt while those words are made.
+        asyncio.get_running_loop().call_soon(self._tell_joined, stream)
+
+    def _tell_joined(self, stream: TokenStream) -> None:
+        if stream.finish is None:
+            stream.listener(stream)
+
+    def _join_siblings(self, first: TokenStream) -> None:
+        """The first stream has spoken, or has ended: those that wait for it follow it."""
+        siblings = self._siblings.pop(first)
+        generation = self._generations.get(first)
+        failed = first.finish in (FinishReason.ERROR, FinishReason.CANCELLED)
+        for stream, ask in siblings.waiting:
+            if stream.finish is not None:
+                continue  # cancelled meanwhile
+            if failed:
+                assert first.finish is not None
+                stream.end(first.finish, error=first.error)
+                self._count_end(stream)
+                continue
+            fork = None
+            if generation is not None and generation.req.phase is not Phase.DONE:
+                fork = ForkPoint(generation.req, len(siblings.prompt.ids))
+            stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
+            try:
+                prompt = siblings.prompt
+                if prompt.grammar is not None:
+                    prompt = replace(prompt, grammar=prompt.grammar.copy())
+                self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), prompt, fork))
+            except Refusal as refusal:
+                stream.end(FinishReason.ERROR, error=refusal)
+                self._count_end(stream)
+
+    def _generation(
+        self, stream: TokenStream, ask: Ask, prompt: Prompt, fork: ForkPoint | None = None
+    ) -> Generation:
+        """Raises Refusal for what the ask wants of a prompt of this length."""
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
+        ids, count = prompt.ids, len(prompt.ids)
+        params = params_of(ask, self.prompter)
+        max_len = max_len_of(ask, count, self.max_context)
+        wish = wish_of(ask, count, self.prompter.logits_width)
+        self._next_id += 1
+        req = Req(
+            self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, prompt.grammar, wish
+        )
+        return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:
         self._generations.pop(stream, None)
@@ -427,53 +632,13 @@ class Runtime:
         self.ends[stream.finish] += 1
         self.on_end(stream)
 
-    def _max_len(self, ask: Ask, prompt_len: int) -> int:
-        limit = self.max_context
-        if prompt_len >= limit:
-            raise Refusal(
-                "context_length_exceeded",
-                f"the prompt has {prompt_len} tokens; with room for an answer, {limit - 1} fit",
-                ask.wire_name("messages" if ask.messages is not None else "prompt"),
-            )
-        if ask.max_tokens is None:
-            return limit
-        if prompt_len + ask.max_tokens > limit:
-            raise Refusal(
-                "context_length_exceeded",
-                f"{prompt_len} prompt tokens and {ask.max_tokens} to generate are more than the {limit} that fit",
-                ask.wire_name("max_tokens"),
-            )
-        return prompt_len + ask.max_tokens
 
-    def _params(self, ask: Ask) -> SamplingParams:
-        """What the client said, else what the model folder says, else neutral."""
-        prompter = self.prompter
+@dataclass(slots=True)
+class _Siblings:
+    """Streams that wait for the first one of their prompt, and the prompt once it is prepared."""
 
-        def said(name: str, neutral: float) -> Any:
-            value = getattr(ask, name)
-            return prompter.defaults.get(name, neutral) if value is None else value
-
-        for name, ids in (("stop_ids", ask.stop_ids), ("logit_bias", [i for i, _ in ask.logit_bias])):
-            for token in ids:
-                if not 0 <= token < prompter.logits_width:
-                    wire = ask.wire_name(name)
-                    raise Refusal(
-                        "invalid_value", f"{wire}: token ids lie in [0, {prompter.logits_width})", wire
-                    )
-        seed = secrets.randbits(64) if ask.seed is None else ask.seed & _SEED_MASK
-        return SamplingParams(
-            temperature=float(said("temperature", 1.0)),
-            top_k=max(0, int(said("top_k", 0))),
-            top_p=float(said("top_p", 1.0)),
-            min_p=float(said("min_p", 0.0)),
-            repetition_penalty=float(said("repetition_penalty", 1.0)),
-            presence_penalty=ask.presence_penalty,
-            frequency_penalty=ask.frequency_penalty,
-            logit_bias=ask.logit_bias,
-            seed=seed,
-            stop_ids=frozenset(ask.stop_ids) | (frozenset() if ask.ignore_eos else prompter.eos_ids),
-            min_tokens=ask.min_tokens,
-        )
+    waiting: tuple[tuple[TokenStream, Ask], ...]
+    prompt: Prompt = Prompt(())
 
 
 def _characters(ask: Ask) -> int:

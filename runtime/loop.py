@@ -41,7 +41,11 @@ class Engine(Protocol):
 
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
-    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone."""
+    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    masks: it keeps to the grammars of a plan; else no request may have one."""
+
+    @property
+    def masks(self) -> bool: ...
 
     @property
     def depth(self) -> int: ...
@@ -280,8 +284,7 @@ class StepLoop:
                 continue  # cancelled from inside this turn, by the reader of an earlier event
             token, stream, cutter = event.token, generation.stream, generation.cutter
             if token is None:
-                error = Refusal("server_error", "the model produced no finite number for this request")
-                self._end(generation, FinishReason.ERROR, error)
+                self._end(generation, FinishReason.ERROR, _no_token(event.req))
                 continue
             times = stream.times
             last, times.last_token = times.last_token, now
@@ -296,7 +299,10 @@ class StepLoop:
                 stopped = event.finish is FinishReason.STOP
                 text = "" if stopped else cutter.push(token)
                 splitter = generation.splitter
-                stream.push(Entry(token, text) if splitter is None else _typed(stream, token, text, splitter))
+                if splitter is None:
+                    stream.push(Entry(token, text, None, event.logprob))
+                else:
+                    stream.push(_typed(stream, event, text, splitter))
                 if splitter is not None and splitter.plain:
                     splitter = generation.splitter = None
                 if event.finish is not None or cutter.matched is not None:
@@ -381,11 +387,21 @@ class StepLoop:
             self.on_fault(error)
 
 
-def _typed(stream: TokenStream, token: int, text: str, splitter: TextSplitter) -> Entry:
+def _no_token(req: Req) -> Refusal:
+    """Why no token could be chosen for `req`."""
+    if req.grammar is not None and (trouble := req.grammar.trouble):
+        return Refusal("server_error", f"the answer's grammar cannot go on: {trouble}")
+    return Refusal("server_error", "the model produced no finite number for this request")
+
+
+def _typed(stream: TokenStream, event: Retired, text: str, splitter: TextSplitter) -> Entry:
     """The entry of a token whose text is split, counted as thought if any of it may be."""
+    assert event.token is not None
     thinking = splitter.thinking
     pieces = splitter.push(text)
     stream.reasoning_tokens += thinking or splitter.thinking
     if len(pieces) == 1 and pieces[0] == TextPiece(text):
-        return Entry(token, text)  # told as it is: the way that costs readers least
-    return Entry(token, text, pieces)
+        return Entry(
+            event.token, text, None, event.logprob
+        )  # told as it is: the way that costs readers least
+    return Entry(event.token, text, pieces, event.logprob)

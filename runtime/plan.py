@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from headrace.runtime.request import SamplingParams
+from headrace.runtime.logprobs import Logprobs
+from headrace.runtime.request import SamplingParams, TokenGrammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,35 @@ class DecodeRows(Sequence[PlanRow]):
 
 
 @dataclass(frozen=True, slots=True)
+class SlotMask:
+    """The token sampled for `slot` in this step is one that `grammar` allows.
+
+    The Engine asks for its mask while the step is in flight: nobody moves the grammar before it has landed.
+    """
+
+    slot: int
+    grammar: TokenGrammar
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Logprobs wanted of row `row` of StepPlan.rows: of `ids`, which follow the row's tokens `first`,
+    `first + 1`... (counted in the row; only prefill rows have any), then, if the row samples, of the token that
+    it chooses; each with the `top` most likely tokens of its place."""
+
+    row: int
+    top: int
+    first: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step, in order: grants, patches, copies, then all rows at once (decode first, then prefill).
 
     A promise: the scheduler has already moved its state forward as if the step had run. Rows are for distinct
-    slots. `prefill_tokens` is the sum of counts over `prefill`.
+    slots. `prefill_tokens` is the sum of counts over `prefill`. `probes`: in the order of their rows; a step
+    without any costs nothing for those that have some.
     """
 
     number: int
@@ -109,6 +134,8 @@ class StepPlan:
     copies: tuple[PageCopy, ...]
     decode: Sequence[PlanRow]
     prefill: tuple[PlanRow, ...]
+    masks: tuple[SlotMask, ...] = ()
+    probes: tuple[Probe, ...] = ()
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -126,7 +153,9 @@ NON_FINITE = -1
 class StepResult:
     """What landed: one token per sampling row, in the order of `StepPlan.rows`.
 
-    NON_FINITE stands for a row whose logits held a NaN or no finite value: that request fails, alone.
+    NON_FINITE stands for a row whose logits held a NaN or no finite value: that request fails, alone. `logprobs`:
+    one place for each token that the plan's probes want, in their order; None without probes.
     """
 
     tokens: tuple[int, ...]
+    logprobs: Logprobs | None = None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
+from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
 from headrace.runtime.interface import Ask, Prompt, TextCutter, TextSplitter
-from headrace.runtime.parsers.families import TOOLS, answer_form
+from headrace.runtime.parsers.families import TOOLS, AnswerForm, answer_form
 from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import TokenGrammar
 from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefused
 from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
@@ -78,11 +80,13 @@ class FolderPrompter:
         self.defaults: Mapping[str, Any] = _sampling_defaults(generation)
         self.eos_ids = self._eos_ids(generation, _optional(folder / "config.json"))
         source, with_tools = _template_sources(folder, self._tokenizer.config)
+        self._source = source
         self._template = None if source is None else ChatTemplate(source, self._tokenizer.names)
         self._tool_template = self._template
         if with_tools is not None:
             self._tool_template = ChatTemplate(with_tools, self._tokenizer.names)
         self._form = answer_form(with_tools or source or "", tool_parser, reasoning_parser)
+        self._grammars: GrammarCompiler | None = None
         self._shown: dict[frozenset[str], TokenText] = {}  # by the special tokens that are seen as text
 
     def prepare(self, ask: Ask) -> Prompt:
@@ -97,25 +101,23 @@ class FolderPrompter:
         else:
             assert ask.prompt is not None, "an Ask has messages or a prompt"
             name, ids = "prompt", list(ask.prompt)
+        grammar = self._grammar(ask, thinking) if ask.guided else None
         wire = ask.wire_name(name)
         if not ids:
             raise Refusal("invalid_value", f"{wire} is empty: there is no token to start from", wire)
-        for token in ids:
+        for token in (min(ids), max(ids)):
             if not 0 <= token < self.embedding_rows:
                 what = "token ids lie" if isinstance(ask.prompt, tuple) else "the model's token ids lie"
                 raise Refusal(
                     "invalid_value", f"{wire}: {what} in [0, {self.embedding_rows}), not {token}", wire
                 )
-        return Prompt(tuple(ids), thinking)
+        return Prompt(tuple(ids), thinking, grammar)
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text."""
         continues = self._continues(ask)
         marks = frozenset[str]() if ask.messages is None else self._form.marks(bool(ask.callable_tools))
-        text = self._shown.get(marks)
-        if text is None:
-            text = self._shown[marks] = self._tokenizer.text_showing(marks)
-        return Cutter(text, ask.stop, continues=continues, quiet=ask.min_tokens)
+        return Cutter(self._showing(marks), ask.stop, continues=continues, quiet=ask.min_tokens)
 
     def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
         """For the answer to messages, where the model's form has reasoning, or calls and there are tools."""
@@ -128,9 +130,85 @@ class FolderPrompter:
         """Plain text to ids, nothing put around it; strings that spell special tokens stay ordinary text."""
         return self._tokenizer.encode_text(text, ends=False)
 
-    def detokenize(self, ids: list[int]) -> str:
-        """Ids to text, special tokens left out."""
-        return self._tokenizer.text.decode(ids)
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
+        text = self._tokenizer.text
+        if not special:
+            return text.decode(ids)
+        parts: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            name, raw = self.spell(token)
+            if raw is None:
+                parts += (text.decode(run, continues=bool(parts)), name)
+                run = []
+            else:
+                run.append(token)
+        return "".join([*parts, text.decode(run, continues=bool(parts))])
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        """One token by itself: a name to show, and its bytes in the text; None for a token that has none there."""
+        pieces = self._tokenizer.text.raw
+        raw = pieces[token] if 0 <= token < len(pieces) else b""
+        if raw:
+            return raw.decode(errors="replace"), raw
+        return self._tokenizer.name_of(token) or f"token_id:{token}", None
+
+    def about(self) -> Mapping[str, Any]:
+        """What the folder says of its tokenizer, in the names of tokenizer_config.json."""
+        names = ("bos_token", "eos_token", "pad_token")
+        known = {name: self._tokenizer.names[name] for name in names if name in self._tokenizer.names}
+        kind = self._tokenizer.config.get("tokenizer_class")
+        if isinstance(kind, str):
+            known["tokenizer_class"] = kind
+        if self._source is not None:
+            known["chat_template"] = self._source
+        return known
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What its answers can hold besides text: "tools", "thinking"."""
+        return self._form.abilities
+
+    def _showing(self, marks: frozenset[str]) -> TokenText:
+        text = self._shown.get(marks)
+        if text is None:
+            text = self._shown[marks] = self._tokenizer.text_showing(marks)
+        return text
+
+    def _grammar(self, ask: Ask, thinking: bool) -> TokenGrammar:
+        """What the answer to `ask` must follow, from its first token on."""
+        wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+        required = ask.tool_choice.mode == "required"
+        if required and not ask.callable_tools:
+            raise Refusal("invalid_value", f"{wire}: there is no tool to call", wire)
+        for name, given in (("ignore_eos", ask.ignore_eos), ("min_tokens", ask.min_tokens)):
+            if given:
+                other = ask.wire_name(name)
+                raise Refusal("invalid_value", f"{other}: a guided answer ends where {wire} says", other)
+        if not self.eos_ids:
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this model has no token that ends an answer", wire
+            )
+        try:
+            lark = answer_lark(
+                AnswerForm() if ask.messages is None else self._form,
+                shape=ask.shape,
+                tools=ask.callable_tools,
+                required=required,
+                parallel=ask.tool_choice.parallel,
+                thinking=thinking,
+            )
+            return self._compiler().compile(lark)
+        except BadGrammar as error:
+            raise Refusal("invalid_value", f"{wire}: {error}", wire) from error
+
+    def _compiler(self) -> GrammarCompiler:
+        if self._grammars is None:
+            raw = self._showing(self._form.marks(calling=True)).raw[: self.logits_width]
+            padding = (b"",) * (self.logits_width - len(raw))
+            self._grammars = GrammarCompiler(raw + padding, self.eos_ids, self._tokenizer.encode_rendered)
+        return self._grammars
 
     def _continues(self, ask: Ask) -> bool:
         if isinstance(ask.prompt, str):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.runtime.logprobs import LogprobWish
 
 if TYPE_CHECKING:
     from headrace.runtime.prefix import PrefixLease
@@ -70,6 +72,23 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
+class TokenGrammar(Protocol):
+    """Which tokens may come next. `mask` is asked while the one step is in flight, `accept` after it has landed."""
+
+    def mask(self) -> bytes:
+        """One bit per token id, low bit first; ids beyond its end may not come."""
+
+    def accept(self, token: int) -> None:
+        """`token` was generated."""
+
+    def copy(self) -> TokenGrammar:
+        """One that stands where this one does, and moves by itself."""
+
+    @property
+    def trouble(self) -> str:
+        """Why no token may come any more, though the answer is not whole; else nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ForkPoint:
     """The new Req shares the KV of `parent` for its first `at` tokens (what has landed of them)."""
@@ -95,6 +114,8 @@ class Req:
     max_len: int
     params: SamplingParams
     fork: ForkPoint | None = None
+    grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
+    logprobs: LogprobWish | None = None
 
     phase: Phase = field(default=Phase.WAITING, init=False)
     finish: FinishReason | None = field(default=None, init=False)
@@ -124,6 +145,13 @@ class Req:
     def output_len(self) -> int:
         """Tokens generated and seen by the host."""
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def reusable_len(self) -> int:
+        """Of its known tokens, how many leading ones need no row if their KV is at hand. The last one is always
+        fed, so that there are logits to sample from."""
+        known = len(self.tokens) - 1
+        return known if self.logprobs is None else self.logprobs.reusable(known)
 
     def check(self) -> None:
         """Raise AssertionError if a length or phase rule of this Req alone is broken."""

@@ -29,10 +29,12 @@ from headrace.runtime.plan import (
     PagePatch,
     PlanRow,
     SlotGrant,
+    SlotMask,
     StepPlan,
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
+from headrace.runtime.probes import probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
@@ -74,7 +76,9 @@ class Scheduler:
         self._decoding: deque[list[Req]] = deque()  # of each plan in flight, the requests of its decode rows
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
+        self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
+        self._grammars = 0  # live requests that follow a grammar
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
     # -- verbs -------------------------------------------------------------------------------------------------
@@ -100,7 +104,9 @@ class Scheduler:
             )
         if req.fork is not None:
             self._share_parent(req)
+        self._grammars += req.grammar is not None
         self.waiting[req.id] = req
+        self._probing += req.logprobs is not None
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
@@ -159,7 +165,14 @@ class Scheduler:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
         plan = StepPlan(
-            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill)
+            self.counters.steps,
+            tuple(grants),
+            tuple(patches),
+            tuple(copies),
+            decode,
+            tuple(prefill),
+            self._masks(decoding, prefill) if self._grammars else (),
+            probes_of(decoding, prefill, self.running) if self._probing else (),
         )
         self.counters.steps += 1
         self._flight.append(plan)
@@ -194,6 +207,7 @@ class Scheduler:
             landed = req.landed_len + 1
             if (
                 finite
+                and req.grammar is None
                 and landed % size
                 and req.finish is None
                 and not (req.pausing or req.retracting)
@@ -216,6 +230,8 @@ class Scheduler:
                 sampled += 1
             self._land(self.running[row.req_id], row.start + row.count, sample, events)
         assert sampled == len(tokens), "one token per sampling row"
+        if plan.probes:
+            tell_logprobs(plan, result, events, self.running)
         return events
 
     @property
@@ -251,6 +267,9 @@ class Scheduler:
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
         """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
         size, decoding = self.page_size, Phase.DECODE
+        if self._grammars:
+            # Which tokens may come next is known once the last one has landed: such a row skips the step between.
+            able = [req for req in able if req.grammar is None or not req.inflight]
         chosen: list[Req] = []
         starts: list[int] = []
         for req in able:
@@ -275,6 +294,14 @@ class Scheduler:
             assert len(slots) == len(chosen), "who runs has a slot"
             self._columns = [req.id for req in chosen], array("i", slots)
         return chosen, DecodeRows(*self._columns, array("i", starts))
+
+    def _masks(self, decoding: list[Req], prefill: list[PlanRow]) -> tuple[SlotMask, ...]:
+        sampling = [*decoding, *(self.running[row.req_id] for row in prefill if row.sample)]
+        return tuple(
+            SlotMask(req.slot, req.grammar)
+            for req in sampling
+            if req.grammar is not None and req.slot is not None
+        )
 
     def _prefill_row(self, req: Req, room: int) -> PlanRow:
         """The next chunk, at most `room` tokens. A Req that comes back with one token to feed decodes at once."""
@@ -363,8 +390,7 @@ class Scheduler:
         # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
         req.fork = None
         req.forked_len = at
-        # The last token is always fed, so that there are logits to sample from.
-        shared = min(at, parent.landed_len, len(req.tokens) - 1, len(parent.pages) * self.page_size)
+        shared = min(at, parent.landed_len, req.reusable_len, len(parent.pages) * self.page_size)
         if not shared:
             return  # no lease either: at admission the cache may hold what the parent has not landed yet
         full = shared // self.page_size
@@ -452,9 +478,7 @@ class Scheduler:
         if req.pages or req.copy_from is not None or not self.prefix_cache:
             return 0
         if req.lease is None:
-            # The last token is always fed, so that there are logits to sample from.
-            reusable = (len(req.tokens) - 1) // self.page_size
-            req.lease = self.tree.match(req.salt, req.tokens, reusable)
+            req.lease = self.tree.match(req.salt, req.tokens, req.reusable_len // self.page_size)
         return req.lease.depth
 
     def _fits(self, req: Req, need: int, reserved: int) -> bool:
@@ -473,12 +497,8 @@ class Scheduler:
         """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
         if self.running:
             return None
-        holders = [
-            req
-            for held in (self.paused, self.waiting)
-            for req in held.values()
-            if req is not head and (req.pages or req.copy_from is not None)
-        ]
+        still = (*self.paused.values(), *self.waiting.values())
+        holders = [req for req in still if req is not head and (req.pages or req.copy_from is not None)]
         if not holders and (head.pages or head.copy_from is not None):
             return head
         return max(holders, key=_age, default=None)
@@ -513,6 +533,8 @@ class Scheduler:
         req.tokens.append(token)
         if ended:
             return None
+        if req.grammar is not None:
+            req.grammar.accept(token)
         if token in req.params.stop_ids and req.output_len > req.params.min_tokens:
             req.finish = FinishReason.STOP
         elif len(req.tokens) == req.max_len:
@@ -554,8 +576,10 @@ class Scheduler:
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
         self._give_back(req)
         self._leave_batch(req)
+        self._grammars -= req.grammar is not None
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 
     def _give_back(self, req: Req) -> None:

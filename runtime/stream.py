@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.parsers.pieces import Piece, TextPiece, joined
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, SamplingParams
@@ -15,11 +16,12 @@ from headrace.runtime.request import FinishReason, SamplingParams
 class Entry:
     """One retired token. `text` is what became certain with it: possibly "" (half a character, a possible stop
     string) or more than this token's own characters (what was held back before). `pieces` is the same typed, where
-    the stream has a splitter; None says that the text is nothing but answer."""
+    the stream has a splitter; None says that the text is nothing but answer. `logprob`: where it was asked for."""
 
     token: int
     text: str
     pieces: list[Piece] | None = None
+    logprob: TokenLogprob | None = None
 
 
 @dataclass(slots=True)
@@ -67,8 +69,11 @@ class TokenStream:
         "head",
         "keep",
         "listener",
+        "logprobs",
         "matched_stop",
         "params",
+        "prompt_ids",
+        "prompt_logprobs",
         "prompt_tokens",
         "reasoning_tokens",
         "ring",
@@ -99,6 +104,9 @@ class TokenStream:
         self.matched_stop: str | int | None = None  # which stop string or stop id ended it
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
         self.prompt_tokens = 0
+        self.prompt_ids: tuple[int, ...] = ()  # where the ask wants the prompt back
+        self.logprobs: list[TokenLogprob] | None = None  # where the ask wants them: of entries taken
+        self.prompt_logprobs: Logprobs | None = None  # where it wants them; whole with the first token
         self.cached_tokens = 0
         self.reasoning_tokens = 0  # output tokens that were thought, not said
         self.times = StreamTimes(opened)
@@ -159,14 +167,16 @@ class TokenStream:
 
     def take_text(self) -> str:
         """The text of all waiting entries; they count as sent."""
-        if self.head - self.sent == 1 == len(self.ring) and not self.keep and self.wake is None:
+        alone = self.head - self.sent == 1 == len(self.ring)
+        if alone and not self.keep and self.wake is None and self.logprobs is None:
             self.sent += 1
             return self.ring.popleft().text
         return "".join([entry.text for entry in self.take()])
 
     def take_plain(self) -> str | None:
         """The text of all waiting entries, if none is typed; they count as sent. Else None, and they wait."""
-        if self.head - self.sent == 1 == len(self.ring) and not self.keep and self.wake is None:
+        alone = self.head - self.sent == 1 == len(self.ring)
+        if alone and not self.keep and self.wake is None and self.logprobs is None:
             if self.ring[0].pieces is not None:
                 return None
             self.sent += 1
@@ -193,11 +203,20 @@ class TokenStream:
         start = self.sent - self.floor
         taken = [self.ring[start + i] for i in range(count)]
         self.sent += count
+        if self.logprobs is not None:
+            self.logprobs += [entry.logprob for entry in taken if entry.logprob is not None]
         while self.sent - self.floor > self.keep:
             self.ring.popleft()
         if count and self.wake is not None and self.pending <= self.window // 2:
             self.wake(self)
         return taken
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Those of the entries that were taken since the last call."""
+        found = self.logprobs or []
+        if found:
+            self.logprobs = []
+        return found
 
     @property
     def usage(self) -> Usage:

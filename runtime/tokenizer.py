@@ -73,6 +73,11 @@ class FolderTokenizer:
         found = self._plain.token_to_id(token)
         return None if found is None else int(found)
 
+    def name_of(self, token: int) -> str | None:
+        """The content of a token by its id."""
+        found = self._plain.id_to_token(token)
+        return None if found is None else str(found)
+
     def spells_special(self, text: str) -> bool:
         """True if `text` holds a string that the tokenizer would take for an added token."""
         if self._special.spelled(text):

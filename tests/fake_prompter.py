@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
 from headrace.runtime.interface import Ask, Message, ModelCard, Prompt, TextSplitter
 from headrace.runtime.parsers.families import REASONING, TOOLS, AnswerForm
 from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import TokenGrammar
 
 CARD = ModelCard(
     id="fake", architecture="Fake", parameters=0, dtype="none", context_len=4096, vocab_size=256, created=0
@@ -73,21 +75,42 @@ class BytePrompter:
         self.form = AnswerForm(TOOLS.get(tools or ""), REASONING.get(reasoning or ""))
 
     def prepare(self, ask: Ask) -> Prompt:
+        if ask.tool_choice.mode == "required" and not ask.callable_tools:
+            raise Refusal("invalid_value", "there is no tool to call", ask.wire_name("tool_choice"))
+        grammar = self._grammar(ask) if ask.guided else None
         if ask.messages is not None:
             if ask.tools and self.form.tools is None:
                 raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
             lines = [f"offers {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
             lines += [_line(message) for message in ask.messages]
-            return Prompt(tuple("".join([*lines, "assistant: "]).encode()))
+            return Prompt(tuple("".join([*lines, "assistant: "]).encode()), grammar=grammar)
         if isinstance(ask.prompt, str):
             if not ask.prompt:
                 raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
-            return Prompt(tuple(ask.prompt.encode()))
+            return Prompt(tuple(ask.prompt.encode()), grammar=grammar)
         assert ask.prompt is not None
+        if not ask.prompt:
+            raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
         for token in ask.prompt:
             if not 0 <= token < self.embedding_rows:
                 raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))
         return Prompt(tuple(ask.prompt))
+
+    def _grammar(self, ask: Ask) -> TokenGrammar:
+        raw = [bytes([each]) for each in range(256)]
+        lark = answer_lark(
+            self.form,
+            shape=ask.shape,
+            tools=ask.callable_tools,
+            required=ask.tool_choice.mode == "required",
+            parallel=ask.tool_choice.parallel,
+            thinking=False,
+        )
+        try:
+            return GrammarCompiler(raw, self.eos_ids, lambda text: list(text.encode())).compile(lark)
+        except BadGrammar as error:
+            wire = ask.wire_name("shape" if ask.shape is not None else "tool_choice")
+            raise Refusal("invalid_value", f"{wire}: {error}", wire) from error
 
     def cutter(self, ask: Ask) -> ByteCutter:
         return ByteCutter(ask.stop)
@@ -98,11 +121,26 @@ class BytePrompter:
         tools = {tool.name: tool.parameters for tool in ask.callable_tools}
         return self.form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        return self.form.abilities
+
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def detokenize(self, ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", "replace")
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        spelled = [self.spell(token) for token in ids]
+        parts = [name.encode() if raw is None and special else raw or b"" for name, raw in spelled]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        raw = bytes([token])
+        if token in self.eos_ids:
+            return f"<end {token}>", None
+        return raw.decode("utf-8", "replace"), raw
+
+    def about(self) -> Mapping[str, Any]:
+        return {"tokenizer_class": "Bytes", "eos_token": "<end>"}
 
 
 def _line(message: Message) -> str:

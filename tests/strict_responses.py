@@ -93,6 +93,7 @@ REASONS = {"max_output_tokens", "max_messages", "content_filter", "steered"}
 ERROR_CODES = {"server_error", "rate_limit_exceeded", "invalid_prompt"}
 TIERS = {"auto", "default", "flex", "scale", "priority", "fast", "ultrafast"}
 EFFORTS = {None, "none", "minimal", "low", "medium", "high", "xhigh", "max"}
+FORMATS = {"text", "json_object", "json_schema"}
 CHOICES = {"function", "custom", "allowed_tools"}
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 
@@ -109,7 +110,18 @@ def need(condition: bool, what: object) -> None:
 def check_part(part: dict[str, Any]) -> None:
     need(set(part) == {"type", "text", "annotations", "logprobs"}, part)
     need(part["type"] == "output_text" and isinstance(part["text"], str), part)
-    need(part["annotations"] == [] and part["logprobs"] == [], part)
+    need(part["annotations"] == [], part)
+    check_logprobs(part["logprobs"])
+
+
+def check_logprobs(found: list[dict[str, Any]]) -> None:
+    """Every entry whole: what parts and deltas hold is the same."""
+    for entry in found:
+        need(set(entry) == {"token", "bytes", "logprob", "top_logprobs"}, entry)
+        for each in (entry, *entry["top_logprobs"]):
+            need(set(each) - {"top_logprobs"} == {"token", "bytes", "logprob"}, each)
+            need(isinstance(each["token"], str) and -9999.0 <= each["logprob"] <= 0.0, each)
+            need(all(type(byte) is int and 0 <= byte < 256 for byte in each["bytes"]), each)
 
 
 ITEMS: dict[str, tuple[str, set[str]]] = {  # → the beginning of its id, and its fields
@@ -167,7 +179,10 @@ def check_response(response: dict[str, Any]) -> None:
     need(response.get("service_tier", "default") in TIERS, response)
     need(set(response["reasoning"]) == {"effort", "summary"}, response["reasoning"])
     need(response["reasoning"]["effort"] in EFFORTS, response["reasoning"])
-    need(response["text"] == {"format": {"type": "text"}}, response["text"])
+    need(
+        set(response["text"]) == {"format"} and response["text"]["format"]["type"] in FORMATS,
+        response["text"],
+    )
     need(all(tool["type"] in ("function", "custom") for tool in response["tools"]), response["tools"])
     choice = response["tool_choice"]
     need(choice in ("auto", "none", "required") or choice["type"] in CHOICES, choice)
@@ -212,7 +227,7 @@ def check_event(raw: str) -> dict[str, Any]:
     if "steer" in event:
         check_steer(event)
     if "logprobs" in event:
-        need(event["logprobs"] == [], event)
+        check_logprobs(event["logprobs"])
     MODELS[kind].model_validate_json(raw, strict=True)
     return event
 
@@ -276,6 +291,11 @@ def check_items(events: list[dict[str, Any]]) -> None:
         need(
             "".join(e["delta"] for e in mine if e["type"] == f"response.{event}.delta") == whole, (mine, item)
         )
+        if item["type"] == "message":
+            found = [each for part in item["content"] for each in part["logprobs"]]
+            sent = [each for e in mine if e["type"] == "response.output_text.delta" for each in e["logprobs"]]
+            need(sent == found, (sent, found))
+            need(all(e["logprobs"] == found for e in mine if e["type"] == "response.output_text.done"), mine)
         ends = [e[field] for e in mine if e["type"] == f"response.{event}.done"]
         cut = item["type"].endswith("_call") and item["status"] == "incomplete"
         need(

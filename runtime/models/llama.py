@@ -59,10 +59,18 @@ class Llama:
 
     def forward(self, inputs: StepInputs, kv: KVSlab) -> Tensor:
         """Writes this step's KV into `kv` and returns logits [samples, vocab] of the wanted tokens."""
+        return self.logits(self.hidden(inputs, kv).index_select(0, inputs.sample_tokens))
+
+    def hidden(self, inputs: StepInputs, kv: KVSlab) -> Tensor:
+        """Writes this step's KV into `kv` and returns what the last layer gives, [tokens, hidden]."""
         ids = self.ops.resolve_tokens(inputs.token_ids, inputs.token_slots, kv.last_tokens)
         cos, sin = self.rotary(inputs.positions)
         step = view_step(self.ops, inputs, kv, cos, sin, self.windows)
         x = self.embedding(ids)
         for layer, (key_cells, value_cells) in zip(self.layers, kv.layers, strict=True):
             x = layer(x, step, key_cells, value_cells)
-        return self.head(self.norm(x.index_select(0, inputs.sample_tokens)))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocab] of rows that `hidden` returned."""
+        return self.head(self.norm(hidden))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,24 @@ THINK = ReasoningMarks("<think>", "</think>")
 BRACKET_THINK = ReasoningMarks("[THINK]", "[/THINK]")
 
 
+# (name → its arguments as a value of a rule, several calls, the chat template) → rules for `calls`
+CallGrammar = Callable[[Mapping[str, str], bool, str], list[str]]
+
+
 @dataclass(frozen=True, slots=True)
 class ToolFamily:
     """One way of writing calls. marks: strings that must be seen in the text even if they are special tokens."""
 
     read: CallReader
     marks: tuple[str, ...]
+    grammar: CallGrammar
 
 
 TOOLS = {
-    "hermes": ToolFamily(hermes.read, hermes.MARKS),
-    "qwen_coder": ToolFamily(qwen_coder.read, qwen_coder.MARKS),
-    "llama3": ToolFamily(llama3.read, llama3.MARKS),
-    "mistral": ToolFamily(mistral.read, mistral.MARKS),
+    "hermes": ToolFamily(hermes.read, hermes.MARKS, hermes.grammar),
+    "qwen_coder": ToolFamily(qwen_coder.read, qwen_coder.MARKS, qwen_coder.grammar),
+    "llama3": ToolFamily(llama3.read, llama3.MARKS, llama3.grammar),
+    "mistral": ToolFamily(mistral.read, mistral.MARKS, mistral.grammar),
 }
 REASONING = {"think": THINK, "mistral": BRACKET_THINK}
 
@@ -57,6 +62,7 @@ class AnswerForm:
 
     tools: ToolFamily | None = None
     reasoning: ReasoningMarks | None = None
+    template: str = ""  # the chat template that taught the model
 
     def splitter(
         self, tools: Mapping[str, Mapping[str, Any] | None], *, single: bool = False, thinking: bool = False
@@ -66,6 +72,12 @@ class AnswerForm:
         if calls is None and self.reasoning is None:
             return None
         return Splitter(self.reasoning, thinking, calls)
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What an answer can hold besides text."""
+        found = {"tools": self.tools, "thinking": self.reasoning}
+        return frozenset(name for name, known in found.items() if known is not None)
 
     def marks(self, calling: bool) -> frozenset[str]:
         """The strings that a splitter must see. calling: there are tools."""
@@ -80,4 +92,4 @@ def answer_form(template: str, tools: str = "auto", reasoning: str = "auto") -> 
     "auto" for what the template spells."""
     tools_name = tool_parser(template) if tools == "auto" else tools
     reasoning_name = reasoning_parser(template) if reasoning == "auto" else reasoning
-    return AnswerForm(TOOLS.get(tools_name or ""), REASONING.get(reasoning_name or ""))
+    return AnswerForm(TOOLS.get(tools_name or ""), REASONING.get(reasoning_name or ""), template)

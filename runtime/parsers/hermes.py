@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 from headrace.runtime.parsers.call_object import read_call
 from headrace.runtime.parsers.incoming import CallRules, Incoming, Reading
 
@@ -25,3 +28,20 @@ def close(source: Incoming, mark: str) -> Reading[None]:
     if (yield from source.spells(source.at, mark)):
         source.at += len(mark)
         yield from source.drop_white()
+
+
+def grammar(tools: Mapping[str, str], parallel: bool, template: str) -> list[str]:
+    """Rules for `calls`: at least one call of `tools` (name → its arguments as a value of a rule)."""
+    rules = ['calls: call ("\\n" call)*' if parallel else "calls: call"]
+    rules.append(f"call: {json.dumps(BEGIN + chr(10))} object {json.dumps(chr(10) + END)}")
+    return rules + objects(tools, "arguments")
+
+
+def objects(tools: Mapping[str, str], key: str) -> list[str]:
+    """Rules for `object`: a call as `{"name": …, key: …}`."""
+    names = [f"object_{index}" for index in range(len(tools))]
+    rules = [f"object: {' | '.join(names)}"]
+    for rule, (tool, arguments) in zip(names, tools.items(), strict=True):
+        head = f'{{"name": {json.dumps(tool)}, {json.dumps(key)}: '
+        rules += [f'{rule}: {json.dumps(head)} {rule}_value "}}"', f"{rule}_value: {arguments}"]
+    return rules

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from headrace.runtime.parsers.call_object import read_call
+from headrace.runtime.parsers.hermes import objects
 from headrace.runtime.parsers.incoming import CallRules, Incoming, Malformed, Reading
 
 TAG = "<|python_tag|>"
@@ -29,3 +32,8 @@ def _call(source: Incoming, rules: CallRules) -> Reading[bool]:
     elif source.text[at] != "{":
         return False
     return (yield from read_call(source, at, rules))
+
+
+def grammar(tools: Mapping[str, str], parallel: bool, template: str) -> list[str]:
+    """Rules for `calls`; see hermes.grammar."""
+    return ['calls: object ("; " object)*' if parallel else "calls: object", *objects(tools, "parameters")]

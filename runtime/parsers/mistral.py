@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 
 from headrace.runtime.parsers.call_object import read_arguments, read_call
+from headrace.runtime.parsers.hermes import objects
 from headrace.runtime.parsers.incoming import CallRules, Incoming, Malformed, Reading
 
 BEGIN, ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
@@ -70,3 +73,18 @@ def _named(source: Incoming, at: int, rules: CallRules) -> Reading[bool]:
     source.at = at
     yield from read_arguments(source, rules)
     return True
+
+
+def grammar(tools: Mapping[str, str], parallel: bool, template: str) -> list[str]:
+    """Rules for `calls`; see hermes.grammar. Newer templates write a name and its arguments, older ones a list."""
+    if ARGUMENTS not in template:
+        more = '(", " object)* ' if parallel else ""
+        return [f'calls: {json.dumps(BEGIN + " [")} object {more}"]"', *objects(tools, "arguments")]
+    names = [f"named_{index}" for index in range(len(tools))]
+    rules = [f"calls: named{'+' if parallel else ''}", f"named: {' | '.join(names)}"]
+    for rule, (tool, arguments) in zip(names, tools.items(), strict=True):
+        rules += [
+            f"{rule}: {json.dumps(BEGIN + tool + ARGUMENTS)} {rule}_value",
+            f"{rule}_value: {arguments}",
+        ]
+    return rules

@@ -127,3 +127,18 @@ def _is_text(schema: Mapping[str, Any] | None, key: str) -> bool:
 def _is_json(text: str) -> bool:
     scan = JsonScan()
     return scan.read(f"{text} ", 0) == len(text) and scan.done  # the space ends a number
+
+
+def grammar(tools: Mapping[str, str], parallel: bool, template: str) -> list[str]:
+    """Rules for `calls`; see hermes.grammar.
+
+    Values stand as plain text, so the schema itself cannot be followed: any parameters are taken, and the parser
+    makes them JSON.
+    """
+    rules = ['calls: call ("\\n" call)*' if parallel else "calls: call"]
+    functions = " | ".join(json.dumps(f"{BEGIN}\n{FUNCTION}{tool}>\n") for tool in tools)
+    rules.append(f"call: ({functions}) parameter* {json.dumps(FUNCTION_END + chr(10) + END)}")
+    rules.append(f"parameter: {json.dumps(PARAMETER)} key {json.dumps('>' + chr(10))} value")
+    rules.append("key: /[A-Za-z0-9_.-]{1,128}/")
+    rules.append(f"value[suffix={json.dumps(chr(10) + PARAMETER_END + chr(10))}]: /(.|\\n)*/")
+    return rules

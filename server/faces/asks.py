@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from headrace.runtime.interface import Ask, Message, ModelCard, Tenant
+from headrace.server.faces.shapes import chat_shape, response_shape
 from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
 from headrace.server.faces.tool_items import Turns, check_outputs
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.chat import ChatMessage, ChatRequest
 from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.realtime import Options
 from headrace.server.protocol.responses import Item, Part, ResponseRequest
 
+LOGPROBS = "message.output_text.logprobs"
 _MEDIA = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
 _CHAT_MEDIA = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "video"}
 
@@ -98,6 +101,7 @@ def response_ask(
         raise WireError("missing_required_parameter", "input must not be empty", "input")
     check_outputs(request.input, history + added)
     tools = response_tools(request)
+    shape, _ = response_shape(request)
     leading = (Message("system", request.instructions),) if request.instructions else ()
     messages = join_leading_system(leading + history + added)
     effort = request.reasoning.effort if request.reasoning else None
@@ -108,22 +112,24 @@ def response_ask(
         drop_oldest=request.truncation == "auto",
         tools=tools.tools,
         tool_choice=tools.choice,
+        shape=shape,
+        logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
         param_names={
+            "shape": "text.format",
             "max_tokens": "max_output_tokens",
+            "logprobs": "top_logprobs",
             "stop_ids": "stop_token_ids",
             "messages": "input",
             "prompt": "input",
             "template_options": "chat_template_kwargs",
         },
-        **_sampling(request, effort),
+        **sampling(request, effort),
     )
 
 
 def _check_response_options(request: ResponseRequest) -> None:
-    if request.text and request.text.format and request.text.format.type != "text":
-        raise WireError("unsupported_parameter", "text.format supports text only, yet", "text.format")
-    if "message.output_text.logprobs" in (request.include or ()):
-        raise WireError("unsupported_parameter", "logprobs are not supported yet", "include")
+    if request.top_logprobs and LOGPROBS not in (request.include or ()):
+        raise WireError("invalid_value", f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
 
 
 # -- Chat ------------------------------------------------------------------------------------------------------
@@ -132,27 +138,36 @@ def _check_response_options(request: ResponseRequest) -> None:
 def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
     """The Ask of a chat completion. Raises WireError or Refusal."""
     f.check_supported(request)
-    if request.response_format and request.response_format.type != "text":
-        raise WireError("unsupported_parameter", "response_format supports text only, yet", "response_format")
-    messages = tuple(_chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages))
-    _check_results(messages)
+    if request.top_logprobs and not request.logprobs:
+        raise WireError("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
+    messages = chat_messages(request.messages)
     tools = chat_tools(request)
     limit = request.max_completion_tokens
     limit_name = "max_tokens" if limit is None else "max_completion_tokens"
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
-        messages=join_leading_system(messages),
+        messages=messages,
         max_tokens=request.max_tokens if limit is None else limit,
         tools=tools.tools,
         tool_choice=tools.choice,
+        shape=chat_shape(request),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         param_names={
+            "shape": "response_format",
             "max_tokens": limit_name,
             "stop_ids": "stop_token_ids",
             "prompt": "messages",
             "template_options": "chat_template_kwargs",
         },
-        **_sampling(request, request.reasoning_effort),
+        **sampling(request, request.reasoning_effort),
     )
+
+
+def chat_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
+    """The turns of a chat. Raises WireError for parts that are not understood."""
+    turns = tuple(_chat_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+    _check_results(turns)
+    return join_leading_system(turns)
 
 
 def _chat_message(message: ChatMessage, path: str) -> Message:
@@ -223,7 +238,7 @@ def join_leading_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return (Message("system", joined), *messages[count:])
 
 
-def _sampling(request: ResponseRequest | ChatRequest, effort: str | None) -> dict[str, Any]:
+def sampling(request: ResponseRequest | ChatRequest | Options, effort: str | None) -> dict[str, Any]:
     """The fields of Ask that both endpoints spell alike."""
     options: dict[str, bool | str] = {}
     if effort is not None:

@@ -25,6 +25,7 @@ from headrace.server.faces.settings import new_id
 from headrace.server.faces.tool_asks import text_arguments
 from headrace.server.faces.tool_items import sealed
 from headrace.server.protocol import response_events as ev
+from headrace.server.protocol.logprobs import TokenLogprobPart
 
 
 class Output:
@@ -47,14 +48,25 @@ class Output:
         self.seal = seal
         self.closed: list[ev.OutputItem] = []
         self.open: OpenMessage | OpenReasoning | OpenCall | None = None
+        self._logprobs: list[TokenLogprobPart] = []  # of tokens whose text may still become part of a message
 
-    def tell(self, pieces: Sequence[Piece], events: list[ev.Event]) -> None:
-        """The events of more that was said."""
+    def tell(
+        self, pieces: Sequence[Piece], events: list[ev.Event], logprobs: Sequence[TokenLogprobPart] = ()
+    ) -> None:
+        """The events of more that was said. logprobs: of the tokens that said it. They belong to the message that
+        says their text, also where it was held back; those of thoughts and calls are told nowhere."""
+        if not isinstance(self.open, OpenMessage) and any(isinstance(piece, TextPiece) for piece in pieces):
+            self._logprobs.clear()  # what was held back before a message ended a thought or a call
+        self._logprobs += logprobs
         for piece in pieces:
             match piece:
                 case TextPiece():
-                    if not isinstance(self.open, OpenMessage):
-                        self._follow(OpenMessage(self), events)
+                    message = self.open
+                    if not isinstance(message, OpenMessage):
+                        message = OpenMessage(self)
+                        self._follow(message, events)
+                    message.add(piece.text, events, self.take_logprobs())
+                    continue
                 case ReasoningPiece():
                     if not isinstance(self.open, OpenReasoning):
                         self._follow(OpenReasoning(self), events)
@@ -68,8 +80,18 @@ class Output:
                     assert isinstance(self.open, OpenCall), (
                         "arguments come between the begin and the end of a call"
                     )
-            assert self.open is not None
+            assert isinstance(self.open, OpenReasoning | OpenCall)
             self.open.add(piece.text, events)
+        if pieces and not isinstance(pieces[-1], TextPiece):
+            self._logprobs.clear()
+
+    def take_logprobs(self) -> tuple[TokenLogprobPart, ...]:
+        """Those that were told with no text yet."""
+        if not self._logprobs:
+            return ()
+        found = tuple(self._logprobs)
+        self._logprobs.clear()
+        return found
 
     def say_nothing(self, events: list[ev.Event]) -> None:
         """An answer without a word is still an answer: one empty message, if there is no item at all."""
@@ -122,6 +144,7 @@ class OpenMessage:
         self.index = len(output.closed) + (output.open is not None)
         self._output = output
         self._texts: list[str] = []
+        self._logprobs: list[TokenLogprobPart] = []
 
     def begin(self, events: list[ev.Event]) -> None:
         out = self._output
@@ -129,10 +152,11 @@ class OpenMessage:
         events.append(ev.ItemAdded(out.number(), self.index, item, out.lane))
         events.append(ev.PartAdded(out.number(), self.id, self.index, 0, ev.OutputText(""), out.lane))
 
-    def add(self, text: str, events: list[ev.Event]) -> None:
+    def add(self, text: str, events: list[ev.Event], logprobs: tuple[TokenLogprobPart, ...] = ()) -> None:
         out = self._output
         self._texts.append(text)
-        events.append(ev.TextDelta(out.number(), self.id, self.index, 0, text, (), out.lane))
+        self._logprobs += logprobs
+        events.append(ev.TextDelta(out.number(), self.id, self.index, 0, text, logprobs, out.lane))
 
     @property
     def text(self) -> str:
@@ -144,15 +168,19 @@ class OpenMessage:
         self._texts.append(text)
 
     def end(self, status: str, events: list[ev.Event]) -> ev.OutputItem:
-        out, item = self._output, self.item(status)
+        out = self._output
+        if found := out.take_logprobs():
+            self.add("", events, found)  # of the token that ended the answer, which has no text
+        item = self.item(status)
         (part,) = item.content
-        events.append(ev.TextDone(out.number(), self.id, self.index, 0, part.text, (), out.lane))
+        events.append(ev.TextDone(out.number(), self.id, self.index, 0, part.text, part.logprobs, out.lane))
         events.append(ev.PartDone(out.number(), self.id, self.index, 0, part, out.lane))
         events.append(ev.ItemDone(out.number(), self.index, item, out.lane))
         return item
 
     def item(self, status: str) -> ev.MessageItem:
-        return ev.MessageItem(self.id, "assistant", status, [ev.OutputText("".join(self._texts))])
+        part = ev.OutputText("".join(self._texts), logprobs=tuple(self._logprobs))
+        return ev.MessageItem(self.id, "assistant", status, [part])
 
 
 class OpenReasoning:

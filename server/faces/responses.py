@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream, joined
+from headrace.runtime.interface import (
+    FinishReason,
+    Message,
+    Prompter,
+    Refusal,
+    TextPiece,
+    TokenStream,
+    joined,
+)
 from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tape import Template
+from headrace.server.faces.token_logprobs import response_logprobs
 from headrace.server.faces.tool_asks import response_tools
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import encode
@@ -48,19 +58,22 @@ class ResponseRun:
         created: float,
         model: str,
         lane: ev.Lane = UNSET,
+        prompter: Prompter | None = None,
     ) -> None:
+        """prompter: names the tokens, where the stream has logprobs."""
         self.id = new_id("resp")
         self.request = request
         self.tools = response_tools(request)
+        _, self.format_echo = response_shape(request)
         seal = "reasoning.encrypted_content" in (request.include or ())
         self.output = Output(self.next_number, lane, self.tools.custom, seal)
         self.stream = stream
         self.lane = lane
         self.created = int(created)
         self.model = model
-        self.announced = (
-            False  # its id was told before it began: then even a refusal is an end of this response
-        )
+        self._prompter = prompter
+        # Its id was told before it began: then even a refusal is an end of this response.
+        self.announced = False
         self.began = False
         self.done = False
         self.refusal: Refusal | None = None
@@ -116,19 +129,39 @@ class ResponseRun:
                     self.refusal = stream.error
                     return events
             self._begin(events)
-        pieces = stream.take_pieces()
-        if stream.ended:
-            pieces = joined([*pieces, *stream.tail_pieces])
-        self.output.tell(pieces, events)
+        if stream.logprobs is not None:
+            self._tell_each(events)
+        else:
+            pieces = stream.take_pieces()
+            if stream.ended:
+                pieces = joined([*pieces, *stream.tail_pieces])
+            self.output.tell(pieces, events)
         if stream.ended:
             self._end(events)
         return events
+
+    def _tell_each(self, events: list[ev.Event]) -> None:
+        """Token by token, so that each item gets the logprobs of its own."""
+        stream = self.stream
+        assert self._prompter is not None, "logprobs name their tokens"
+        entries = stream.take()
+        stream.take_logprobs()  # they come with their entries here
+        for entry in entries:
+            pieces = entry.pieces
+            if pieces is None:
+                pieces = [TextPiece(entry.text)] if entry.text else []
+            found = [] if entry.logprob is None else [entry.logprob]
+            self.output.tell(pieces, events, response_logprobs(self._prompter, found))
+        if stream.ended and stream.tail_pieces:
+            self.output.tell(stream.tail_pieces, events)
 
     def next_delta(self) -> str | None:
         """What `events()` would return, where that is one delta in the middle of a message, as JSON; else None.
 
         Nearly every event is one of these, and all of a response differ in number and text alone."""
         stream, message = self.stream, self.output.open
+        if stream.logprobs is not None:
+            return None
         if type(message) is not OpenMessage or stream.finish is not None or stream.head == stream.sent:
             return None
         text = stream.take_plain()
@@ -227,6 +260,7 @@ class ResponseRun:
             metadata=request.metadata or {},
             temperature=params.temperature if params else _given(request.temperature),
             top_p=params.top_p if params else _given(request.top_p),
+            top_logprobs=request.top_logprobs or 0,
             previous_response_id=request.previous_response_id,
             max_output_tokens=request.max_output_tokens,
             reasoning=ev.ReasoningEcho(
@@ -234,6 +268,7 @@ class ResponseRun:
                 # "none" is asked for by some clients, but strict models do not know it.
                 reasoning.summary if reasoning and reasoning.summary != "none" else None,
             ),
+            text=ev.TextEcho(self.format_echo),
             truncation=request.truncation or "disabled",
             store=request.store is not False,
             usage=None if status in ("queued", "in_progress") else self.usage,

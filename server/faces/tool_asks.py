@@ -172,17 +172,6 @@ def _choice(
     choice = free_form(raw, "tool_choice")
     if choice is None:
         return ToolChoice(parallel=parallel)
-    found = _read_choice(choice, tools, custom, parallel, nested=nested)
-    if found.mode == "required":
-        raise WireError(
-            "unsupported_parameter", "tool_choice: a call cannot be forced here yet", "tool_choice"
-        )
-    return found
-
-
-def _read_choice(
-    choice: Any, tools: Sequence[Tool], custom: frozenset[str], parallel: bool, *, nested: bool
-) -> ToolChoice:
     if choice in ("none", "auto", "required"):
         return ToolChoice(choice, None, parallel)
     kind = choice.get("type") if isinstance(choice, dict) else None

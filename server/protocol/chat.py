@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
-from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool
+from headrace.server.protocol.logprobs import ChatLogprobs
+from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool, ToolName
 
 
 class ChatPart(msgspec.Struct, frozen=True):
@@ -43,6 +44,15 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class JsonSchema(msgspec.Struct, frozen=True):
+    """`json_schema`, in both APIs."""
+
+    name: ToolName
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):
@@ -82,21 +92,25 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: Annotated[bool | None, honoured()] = None
     stream_options: Annotated[StreamOptions | None, honoured("include_usage, continuous_usage_stats")] = None
     reasoning_effort: Annotated[f.Effort | None, honoured("none turns thinking off")] = None
-    n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
+    n: Annotated[
+        Annotated[int, Meta(ge=1, le=16)] | None,
+        honoured("answer k draws with seed + k; one prefill for all"),
+    ] = None
     best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
-    logprobs: Annotated[bool | None, refused(False)] = None
-    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
-    prompt_logprobs: Annotated[f.TopLogprobs | None, refused()] = None
+    logprobs: Annotated[bool | None, honoured("of the model itself, before temperature")] = None
+    top_logprobs: Annotated[f.TopLogprobs | None, honoured("needs logprobs")] = None
+    prompt_logprobs: Annotated[
+        f.TopLogprobs | None, refused(note="/v1/completions has them, with echo and logprobs")
+    ] = None
     response_format: Annotated[
-        ResponseFormat | None, honoured("text only; json is refused, not supported yet")
+        ResponseFormat | None,
+        honoured("enforced; a schema that cannot be is refused, and on a GPU all but text"),
     ] = None
     tools: Annotated[
         Annotated[list[ChatTool], Meta(max_length=TOOLS)] | None,
         honoured("functions; refused where the model's chat template has no place for them"),
     ] = None
-    tool_choice: Annotated[Raw, honoured("none, auto, or allowed_tools; required and a name are refused")] = (
-        NULL
-    )
+    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL
@@ -170,6 +184,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: str | None
+    logprobs: ChatLogprobs | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
@@ -197,6 +212,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: AnswerMessage
     finish_reason: str
+    logprobs: ChatLogprobs | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from headrace.server.protocol.logprobs import TokenLogprobPart
+
 Lane = str | UnsetType
 
 
@@ -32,11 +34,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
-    """The text part of a message. No annotations, no logprobs: both lists are always empty here."""
+    """The text part of a message. Annotations there are none; logprobs where they are asked for."""
 
     text: str
     annotations: tuple[()] = ()
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
 
 
 class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
@@ -97,12 +99,8 @@ class ReasoningEcho(msgspec.Struct, frozen=True):
     summary: str | None = None
 
 
-class TextFormatEcho(msgspec.Struct, frozen=True):
-    type: str = "text"
-
-
 class TextEcho(msgspec.Struct, frozen=True):
-    format: TextFormatEcho = TextFormatEcho()
+    format: dict[str, Any]
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +125,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: str | None = None
     max_output_tokens: int | None = None
     reasoning: ReasoningEcho
-    text: TextEcho = TextEcho()
+    text: TextEcho
     truncation: str = "disabled"
     store: bool
     usage: Usage | None = None
@@ -168,7 +166,7 @@ class TextDelta(msgspec.Struct, tag_field="type", tag="response.output_text.delt
     output_index: int
     content_index: int
     delta: str
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
     stream_id: Lane = UNSET
 
 
@@ -178,7 +176,7 @@ class TextDone(msgspec.Struct, tag_field="type", tag="response.output_text.done"
     output_index: int
     content_index: int
     text: str
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
     stream_id: Lane = UNSET
 
 
@@ -352,6 +350,11 @@ class ErrorFrame(msgspec.Struct, tag_field="type", tag="error"):
     status: int
     error: ErrorBody
     stream_id: Lane = UNSET
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    input_tokens: int
+    object: str = "response.input_tokens"
 
 
 class DeletedResponse(msgspec.Struct, frozen=True):

@@ -147,16 +147,17 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         bool | None, honoured("default true; in memory, bounded; with --store in a file too")
     ] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
-    text: Annotated[TextOptions | None, honoured("format text only; verbosity has no effect")] = None
+    text: Annotated[
+        TextOptions | None,
+        honoured("format is enforced, on a GPU refused but for text; verbosity has no effect"),
+    ] = None
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
         honoured(
             "function and custom, where the model's chat template has a place; hosted types are left out"
         ),
     ] = None
-    tool_choice: Annotated[Raw, honoured("none, auto, or allowed_tools; required and a name are refused")] = (
-        NULL
-    )
+    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
     parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
     service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
@@ -166,9 +167,11 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     include: Annotated[
         Annotated[list[f.Name], Meta(max_length=32)] | None,
-        honoured("message.output_text.logprobs is refused, the rest has no effect"),
+        honoured("message.output_text.logprobs; the rest has no effect"),
     ] = None
-    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
+    top_logprobs: Annotated[
+        f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
+    ] = None
     background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
         None
     )

@@ -176,9 +176,11 @@ MUTANTS = (
     ),
     Mutant(
         "hit_of_the_whole_prompt",
-        S,
-        """            reusable = (len(req.tokens) - 1) // self.page_size""",
-        """            reusable = len(req.tokens) // self.page_size""",
+        "request",
+        """        known = len(self.tokens) - 1
+""",
+        """        known = len(self.tokens)
+""",
     ),
     Mutant(
         "hit_one_token_too_long",
@@ -368,14 +370,14 @@ MUTANTS = (
     Mutant(
         "fork_of_unlanded_tokens",
         S,
-        """        shared = min(at, parent.landed_len, len(req.tokens) - 1""",
-        """        shared = min(at, parent.computed_len, len(req.tokens) - 1""",
+        """        shared = min(at, parent.landed_len, req.reusable_len""",
+        """        shared = min(at, parent.computed_len, req.reusable_len""",
         within=300,
     ),
     Mutant(
         "fork_shares_the_last_token",
         S,
-        """        shared = min(at, parent.landed_len, len(req.tokens) - 1, len""",
+        """        shared = min(at, parent.landed_len, req.reusable_len, len""",
         """        shared = min(at, parent.landed_len, len(req.tokens), len""",
     ),
     Mutant(

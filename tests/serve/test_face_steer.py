@@ -212,7 +212,7 @@ async def test_who_cannot_be_steered() -> None:
     done = await begun(socket, max_output_tokens=3)
     await socket.until_over()
     steer(socket, done)
-    socket.create("x", generate=False)
+    socket.create("x" * 400, generate=False)
     await socket.until(lambda: socket.types().count("response.created") == 2)
     warm = [e["response"]["id"] for e in socket.said if e["type"] == "response.created"][1]
     steer(socket, warm)
