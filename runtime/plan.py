@@ -17,7 +17,8 @@ class SlotGrant:
 
     The Engine resets every per-slot table from it: page table (`pages`, in order), sampling parameters, and,
     when `params.needs_history`, the token history (`history`: all known tokens; the first `prompt_len` of
-    them are the prompt). `history` is empty when no penalty needs it.
+    them are the prompt). `history` is empty when no penalty needs it. guided: every sampling row of it comes with a
+    SlotMask.
     """
 
     slot: int
@@ -26,6 +27,7 @@ class SlotGrant:
     prompt_len: int
     pages: tuple[int, ...]
     history: tuple[int, ...]
+    guided: bool = False
 
 
 @dataclass(frozen=True, slots=True)

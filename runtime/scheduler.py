@@ -470,7 +470,8 @@ class Scheduler:
         req.slot = self.slots.take()
         self.counters.admissions += 1
         history = tuple(req.tokens) if req.params.needs_history else ()
-        grants.append(SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history))
+        pages, guided = tuple(req.pages), req.grammar is not None
+        grants.append(SlotGrant(req.slot, req.id, req.params, req.prompt_len, pages, history, guided))
         return True
 
     def _find_prefix(self, req: Req) -> int:

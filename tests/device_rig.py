@@ -18,7 +18,7 @@ from headrace.graphs.packed import StepKey, pack, places
 from headrace.runtime.device_engine import DeviceEngine
 from headrace.runtime.logprobs import LogprobWish, TokenLogprob
 from headrace.runtime.plan import PlanRow, SlotGrant, StepPlan, StepResult
-from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams
+from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams, TokenGrammar
 from headrace.runtime.scheduler import Scheduler
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -265,11 +265,12 @@ class Run:
 
     def add(
         self, prompt: Sequence[int], new_tokens: int, params: SamplingParams = GREEDY, parent: Req | None = None,
-        at: int = 0, wish: LogprobWish | None = None,
+        at: int = 0, wish: LogprobWish | None = None, grammar: TokenGrammar | None = None,
     ) -> Req:  # fmt: skip
         """`parent`: the request is a fork of it, behind `at` tokens."""
         fork = None if parent is None else ForkPoint(parent, at)
-        req = Req(self.next_id, "", list(prompt), len(prompt), len(prompt) + new_tokens, params, fork, wish)
+        length = len(prompt)
+        req = Req(self.next_id, "", list(prompt), length, length + new_tokens, params, fork, grammar, wish)
         self.next_id += 1
         self.scheduler.add(req)
         return req
