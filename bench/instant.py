@@ -163,6 +163,9 @@ class VocabularyPrompter:
     def cutter(self, ask: Ask) -> Cutter:
         return Cutter(self.vocabulary.text, ask.stop, quiet=ask.min_tokens)
 
+    def splitter(self, ask: Ask, prompt: Prompt) -> None:
+        return None
+
     def tokenize(self, text: str) -> list[int]:
         return list(range(len(text)))
 
