@@ -62,6 +62,7 @@ class Ask:
     messages: tuple[Message, ...] | None = None
     prompt: str | tuple[int, ...] | None = None
     max_tokens: int | None = None
+    fit: bool = False  # max_tokens beyond what the context has room for is cut to it, not refused
     min_tokens: int = 0
     temperature: float | None = None
     top_k: int | None = None

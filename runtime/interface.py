@@ -140,6 +140,10 @@ class Prompter(Protocol):
     def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
         """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What answers to messages can hold besides text: "tools", "thinking"."""
+
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
 
@@ -246,6 +250,11 @@ class Runtime:
         waiting += sum([len(siblings.waiting) for siblings in self._siblings.values()])
         if waiting + count > scheduler.waiting_limit:
             raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+
+    def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
+        """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
+        has, or with what is wrong with it. Raises Refusal when no text is taken now."""
+        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -386,6 +395,7 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
+        stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
         if prompt.grammar is not None and not self.loop.engine.masks:
             wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
             raise Refusal(
@@ -448,6 +458,11 @@ class Runtime:
         self, stream: TokenStream, ask: Ask, prompt: Prompt, fork: ForkPoint | None = None
     ) -> Generation:
         """Raises Refusal for what the ask wants of a prompt of this length."""
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
         ids, count = prompt.ids, len(prompt.ids)
         params = params_of(ask, self.prompter)
         max_len = max_len_of(ask, count, self.max_context)

@@ -26,6 +26,8 @@ def max_len_of(ask: Ask, prompt_len: int, limit: int) -> int:
         )
     if ask.max_tokens is None:
         return limit
+    if ask.fit:
+        return min(limit, prompt_len + ask.max_tokens)
     if prompt_len + ask.max_tokens > limit:
         raise Refusal(
             "context_length_exceeded",

@@ -165,6 +165,11 @@ class FolderPrompter:
             known["chat_template"] = self._source
         return known
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What its answers can hold besides text: "tools", "thinking"."""
+        return self._form.abilities
+
     def _showing(self, marks: frozenset[str]) -> TokenText:
         text = self._shown.get(marks)
         if text is None:

@@ -83,11 +83,13 @@ class FakeWire:
 class Socket:
     """One WebSocket session with what it said, as objects."""
 
+    path = "/v1/responses"
+
     def __init__(self, bench: FaceBench, tenant: Tenant, query: Mapping[str, str]) -> None:
         self.bench = bench
         self.wire = FakeWire(tenant)
-        request = HttpRequest("GET", "/v1/responses", query, {}, b"", tenant, "req-1")
-        route = bench.routes.sockets["/v1/responses"]
+        request = HttpRequest("GET", self.path, query, {}, b"", tenant, "req-1")
+        route = bench.routes.sockets[self.path]
         self.refused = route.refuse(request)
         self.session = route.open(request, self.wire)
         self.raw: list[str] = []

@@ -121,6 +121,10 @@ class BytePrompter:
         tools = {tool.name: tool.parameters for tool in ask.callable_tools}
         return self.form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        return self.form.abilities
+
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 

@@ -1,7 +1,7 @@
 // Questions and answers: which request goes out, what its answer does to the conversation. No DOM.
 
 import { Answer, createEvent, isTerminal, measures, pool, splitThinking } from "./protocol.js";
-import { addNode, path, titleFrom } from "./store.js";
+import { addNode, path, shows, titleFrom } from "./store.js";
 
 const STOP_MS = 3_000; // a stop that the server does not confirm within this time is settled here
 const KEPT_GAPS = 180;
@@ -21,8 +21,22 @@ export class Chat {
     this.chains = new Map(); // answer node id -> {id, epoch}: what the server still remembers on this socket
   }
 
+  /** The answer that comes in on the branch that is shown. */
   runOf(conversation) {
-    return [...this.runs.values()].find((run) => run.conversation.id === conversation.id) ?? null;
+    return this.runsOf(conversation).find((run) => shows(conversation, run.node)) ?? null;
+  }
+
+  /** Every answer that comes in: branches of one conversation are written side by side. */
+  runsOf(conversation) {
+    return [...this.runs.values()].filter((run) => run.conversation.id === conversation.id);
+  }
+
+  /** Requests of one lane are answered one after the other, so each branch that is being written has its own. */
+  #owner(conversation) {
+    const taken = new Set(this.runsOf(conversation).map((run) => run.exchange.owner));
+    let owner = conversation.id;
+    for (let n = 2; taken.has(owner); n += 1) owner = `${conversation.id}#${n}`;
+    return owner;
   }
 
   /** Add a user message after `parent` (null: at the root) and ask for its answer. */
@@ -39,7 +53,7 @@ export class Chat {
     const run = { conversation, node, answer: new Answer(this.now()), full: false, continued: false, timer: null,
       before: this.#estimate(conversation, user), window: this.model?.max_model_len ?? null };
     run.exchange = {
-      owner: conversation.id,
+      owner: this.#owner(conversation),
       body: (lane, epoch) => this.#body(run, user, lane, epoch),
       event: (event) => this.#event(run, event),
       lost: (why) => this.#lost(run, why),
@@ -64,12 +78,12 @@ export class Chat {
 
   /** Stop, and keep nothing: the conversation is being deleted. */
   drop(conversation) {
-    const run = this.runOf(conversation);
-    if (!run) return;
-    this.link.cancel(run.exchange);
-    clearTimeout(run.timer);
-    run.node.status = "stopped";
-    this.runs.delete(run.node.id);
+    for (const run of this.runsOf(conversation)) {
+      this.link.cancel(run.exchange);
+      clearTimeout(run.timer);
+      run.node.status = "stopped";
+      this.runs.delete(run.node.id);
+    }
   }
 
   /** What the prompt will be in tokens, about: the last counted answer, and the rest by its characters per token. */

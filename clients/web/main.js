@@ -6,8 +6,9 @@ import { Link, PROBE_MS } from "./link.js";
 import { onTheme, copyText, toast } from "./notices.js";
 import { Settings, askKey, defaults } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { Store, choose, newConversation, path, siblings } from "./store.js";
+import { Store, choose, newConversation, path, shows, siblings } from "./store.js";
 import { Announcer, Thread } from "./thread.js";
+import { Versions } from "./versions.js";
 
 const CHIPS = [
   ["Explain", "how a watermill turns a river into flour"],
@@ -107,7 +108,8 @@ addEventListener("offline", () => link.check()); // a server on this machine is 
 // ---- conversations ----
 
 const chat = new Chat({ store, link, onupdate: updated });
-const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id) });
+const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id), runsOf: (c) => chat.runsOf(c) });
+const versions = new Versions();
 const sidebar = new Sidebar(store, {
   open: (id) => go(id),
   create: () => go(null),
@@ -169,12 +171,15 @@ function show() {
 
 /** News of an answer: from here on every token is drawn by the message's own view. */
 function updated(run, error) {
-  const seen = run.conversation.id === current.id;
+  const seen = run.conversation.id === current.id && shows(current, run.node);
   const ended = !chat.runs.has(run.node.id);
   if (ended || run.answer.firstAt === null) {
     show();
     if (error?.code === "model_not_found") lookup();
-    if (!seen) return;
+    if (!seen) {
+      if (ended && run.conversation.id === current.id) announcer.say("Another version is finished.");
+      return;
+    }
     if (!ended) announcer.start();
     else if (run.node.error) announcer.end(run.node.text, run.node.error);
     else announcer.end(run.node.text, `Answer finished. ${run.node.measured?.tokens ?? 0} tokens.`);
@@ -188,12 +193,12 @@ function updated(run, error) {
 function act(name, node, value) {
   if (name === "copy") copy(node.text, value);
   else if (name === "focus") prompt.focus();
-  else if (name === "branch") {
-    choose(current, siblings(current, node)[value]);
-    store.save(current);
-    show();
-  } else if (chat.runOf(current)) hint("Stop the running answer first (Esc).");
-  else if (name === "resend") {
+  else if (name === "branch") turnTo(siblings(current, node)[value.index], value.by);
+  else if (name === "versions") {
+    const among = siblings(current, node);
+    const written = new Set(chat.runsOf(current).flatMap((run) => path(current, run.node.id).map((on) => on.id)));
+    versions.ask(among, node, written, (chosen) => turnTo(chosen, 0));
+  } else if (name === "resend") {
     thread.follow();
     chat.send(current, value, node.parent);
     prompt.focus();
@@ -201,6 +206,17 @@ function act(name, node, value) {
     thread.follow();
     chat.answer(current, current.nodes.find((other) => other.id === node.parent));
   }
+}
+
+/** Show another version of a message; what is written meanwhile on the one before goes on. */
+function turnTo(node, by) {
+  if (shows(current, node)) return;
+  choose(current, node);
+  store.save(current);
+  show();
+  thread.focusVersions(node, by);
+  const among = siblings(current, node);
+  announcer.say(`Version ${among.indexOf(node) + 1} of ${among.length}.`);
 }
 
 async function remove(id) {
@@ -221,7 +237,7 @@ async function remove(id) {
 
 store.onchange = (id) => {
   const fresh = store.all.get(id);
-  if (id === current.id && fresh && !chat.runOf(current)) current = fresh;
+  if (id === current.id && fresh && !chat.runsOf(current).length) current = fresh;
   show();
 };
 store.onfault = () => toast("This browser could not keep the conversation. Export it before you close the page.");

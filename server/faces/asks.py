@@ -14,6 +14,7 @@ from headrace.server.protocol import fields as f
 from headrace.server.protocol.chat import ChatMessage, ChatRequest
 from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.realtime import Options
 from headrace.server.protocol.responses import Item, Part, ResponseRequest
 
 LOGPROBS = "message.output_text.logprobs"
@@ -111,7 +112,7 @@ def response_ask(
             "prompt": "input",
             "template_options": "chat_template_kwargs",
         },
-        **_sampling(request, effort),
+        **sampling(request, effort),
     )
 
 
@@ -151,7 +152,7 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
             "prompt": "messages",
             "template_options": "chat_template_kwargs",
         },
-        **_sampling(request, request.reasoning_effort),
+        **sampling(request, request.reasoning_effort),
     )
 
 
@@ -230,7 +231,7 @@ def join_leading_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return (Message("system", joined), *messages[count:])
 
 
-def _sampling(request: ResponseRequest | ChatRequest, effort: str | None) -> dict[str, Any]:
+def sampling(request: ResponseRequest | ChatRequest | Options, effort: str | None) -> dict[str, Any]:
     """The fields of Ask that both endpoints spell alike."""
     options: dict[str, bool | str] = {}
     if effort is not None:

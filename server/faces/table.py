@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from headrace.runtime.interface import Runtime
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTable, SocketRoute, Wire
+from headrace.server.faces import messages_http, ollama_http
+from headrace.server.faces.abouts import described
 from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
@@ -14,6 +16,9 @@ from headrace.server.faces.completions_http import CompletionsFace
 from headrace.server.faces.engine_http import NOT_GENERATIVE, EngineFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.generate_http import GenerateFace
+from headrace.server.faces.openapi_http import OpenApiFace
+from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
+from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
 from headrace.server.faces.settings import FaceSettings
@@ -46,6 +51,9 @@ def build_routes(
     engine = EngineFace(runtime, settings)
     responses = ResponsesFace(runtime, settings, store)
     budget = WaitingBudget(settings.waiting_bytes)
+    conversations = WaitingBudget(
+        settings.waiting_bytes
+    )  # of the Realtime sockets: they last as long as those
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
     def refuse_socket(request: HttpRequest) -> HttpReply | None:
@@ -88,6 +96,11 @@ def build_routes(
         "/version": HttpRoute(GET, facts.version),
         "/metrics": HttpRoute(GET, facts.metrics),
     }
+    http |= messages_http.routes(runtime, settings, http)
+    http |= ollama_http.routes(runtime, settings)
+    document = OpenApiFace(settings.version)
+    http |= document.routes()
+    http = described(http)
     for path, (body, content_type) in page_files.items():
         assert path not in http, f"a page file hides the route {path}"
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
@@ -96,9 +109,15 @@ def build_routes(
             open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
             refuse=refuse_socket,
             protocols=("openai-beta.responses.v1",),
-        )
+        ),
+        "/v1/realtime": SocketRoute(
+            open=lambda request, wire: RealtimeSocket(request, wire, runtime, settings, conversations),
+            refuse=lambda request: refuse_realtime(request, runtime, settings),
+            protocols=REALTIME_PROTOCOLS,
+        ),
     }
-    return RouteTable(http, sockets)
+    document.table = RouteTable(http, sockets)
+    return document.table
 
 
 def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:

@@ -5,6 +5,7 @@ The treatment is part of the field's type, so one declaration checks requests an
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -15,7 +16,9 @@ from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
 
 T = TypeVar("T")
-NULL = Raw(b"null")
+# The default of free-form fields. A factory, because a schema (openapi.py) can show no default that is Raw; this
+# one gives the same object every time and never runs Python.
+NULL: Any = msgspec.field(default_factory=repeat(Raw(b"null")).__next__)
 
 
 def honoured(note: str = "") -> Meta:
