@@ -103,7 +103,7 @@ class GrammarState:
             self._matcher.consume_token(token)
 
     def copy(self) -> GrammarState:
-        """One that stands where this one does, and moves by itself."""
+        """Another one that stands where this one does."""
         return GrammarState(self._matcher.deep_copy())
 
     @property

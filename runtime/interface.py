@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from headrace.runtime.logprobs import MOST_TOP, Logprobs, TokenLogprob
+from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Tenant
+from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
@@ -26,10 +27,11 @@ from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
-from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
+from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
 __all__ = [
+    "PUBLIC_TENANT",
     "AnswerShape",
     "Ask",
     "CallArguments",
@@ -61,138 +63,6 @@ __all__ = [
     "Usage",
     "joined",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """Who may share cached work: the owner of one API key (or everybody, where no key is set)."""
-
-    id: str
-    salt: str
-
-
-PUBLIC_TENANT = Tenant("public", "public")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face), tool.
-
-    An assistant's turn may hold `reasoning` and `calls` beside its text. A tool's turn is the result of one call:
-    `call_id` names the call, `name` the tool where the client said it.
-    """
-
-    role: str
-    content: str
-    calls: tuple[ToolCall, ...] = ()
-    call_id: str | None = None
-    name: str | None = None
-    reasoning: str = ""
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Everything in it that a client wrote: what is measured, checked, and kept apart from special tokens."""
-        said = [self.content, self.reasoning, self.call_id or "", self.name or ""]
-        for call in self.calls:
-            said += (call.id, call.name, call.arguments)
-        return tuple(said)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What a client asks for, in any protocol. Exactly one of `messages` and `prompt` is given.
-
-    None means "not said": the model's own defaults (generation_config) or the neutral value are taken.
-    `param_names` maps a field of Ask to the name it has on the wire, for the `param` of a Refusal.
-    `logprobs`: each output token comes with its logprob and those of so many most likely tokens (None: not at
-    all). `prompt_logprobs`: those of the prompt are wanted too, from this index on. `echo`: the prompt's ids are
-    given back.
-    Ranges are checked at birth: Refusal("invalid_value") names the field.
-    """
-
-    tenant: Tenant = PUBLIC_TENANT
-    messages: tuple[Message, ...] | None = None
-    prompt: str | tuple[int, ...] | None = None
-    max_tokens: int | None = None
-    fit: bool = False  # max_tokens beyond what the context has room for is cut to it, not refused
-    min_tokens: int = 0
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    echo: bool = False
-    tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice = AUTO
-    shape: AnswerShape | None = None
-    template_options: Mapping[str, bool | str] = field(default_factory=dict)
-    drop_oldest: bool = (
-        False  # a conversation that is too long loses its oldest turns instead of being refused
-    )
-    param_names: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if (self.messages is None) == (self.prompt is None):
-            raise Refusal("missing_required_parameter", "give messages or a prompt, and only one of them")
-        self._within("max_tokens", self.max_tokens, 1, 1 << 31)
-        self._within("min_tokens", self.min_tokens, 0, 1 << 31)
-        self._within("temperature", self.temperature, 0.0, 2.0)
-        self._within("top_k", self.top_k, -1, 1 << 31)
-        self._within("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise self._refuse("top_p", "must be greater than 0")
-        self._within("min_p", self.min_p, 0.0, 1.0)
-        self._within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        self._within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        self._within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self._within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
-        self._within("logprobs", self.logprobs, 0, MOST_TOP)
-        self._within("prompt_logprobs", self.prompt_logprobs, 0, 1 << 31)
-        if len(self.stop) > 16:
-            raise self._refuse("stop", "has at most 16 strings")
-        if any(not 1 <= len(text) <= 256 for text in self.stop):
-            raise self._refuse("stop", "strings have 1 to 256 characters")
-        if len(self.stop_ids) > 256:
-            raise self._refuse("stop_ids", "has at most 256 ids")
-        if len(self.logit_bias) > 1024:
-            raise self._refuse("logit_bias", "has at most 1024 entries")
-        if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
-            raise self._refuse("logit_bias", "values lie between -100 and 100")
-
-    @property
-    def guided(self) -> bool:
-        """The answer has to follow a grammar."""
-        return self.shape is not None or self.tool_choice.mode == "required"
-
-    @property
-    def callable_tools(self) -> tuple[Tool, ...]:
-        """The tools whose calls count, by the tool choice."""
-        only = self.tool_choice.only
-        if self.tool_choice.mode == "none":
-            return ()
-        return tuple(tool for tool in self.tools if only is None or tool.name in only)
-
-    def wire_name(self, name: str) -> str:
-        """The name of Ask field `name` in the client's own protocol."""
-        return self.param_names.get(name, name)
-
-    def _refuse(self, name: str, what: str) -> Refusal:
-        wire = self.wire_name(name)
-        return Refusal("invalid_value", f"{wire} {what}", wire)
-
-    def _within(self, name: str, value: float | None, low: float, high: float) -> None:
-        # Written so that a NaN is refused too.
-        if value is not None and not low <= value <= high:
-            raise self._refuse(name, f"must be between {low} and {high}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,26 +255,7 @@ class Runtime:
     def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
         """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
         has, or with what is wrong with it. Raises Refusal when no text is taken now."""
-        if not self.ready or self.draining:
-            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        size = _characters(ask)
-        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
-            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
-        self._preparing_characters += size
-        loop = asyncio.get_running_loop()
-
-        def counted(future: Future[Prompt]) -> None:
-            self._preparing_characters -= size
-            try:
-                told(len(future.result().ids))
-            except Refusal as refusal:
-                told(refusal)
-            except Exception as error:
-                _log_fault(error)
-                told(Refusal("server_error", "the prompt could not be prepared"))
-
-        future = self._threads.submit(self.prompter.prepare, ask)
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(counted, done))
+        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -546,6 +397,11 @@ class Runtime:
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
         generation = self._generation(stream, ask, prompt)
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
@@ -553,9 +409,7 @@ class Runtime:
         if ask.echo:
             stream.prompt_ids = prompt.ids
         if stream in self._siblings:
-            # Taken now: the first stream's grammar moves with its tokens, and theirs begins at the beginning.
-            grammar = None if prompt.grammar is None else prompt.grammar.copy()
-            self._siblings[stream].prompt = replace(prompt, grammar=grammar)
+            self._siblings[stream].take(prompt)
         self._begin(generation)
 
     def _begin(self, generation: Generation) -> None:
@@ -563,7 +417,7 @@ class Runtime:
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len
         if generation.req.logprobs is not None:
-            stream.logprobs = []
+            stream.logprobs, stream.spell = [], self.prompter.spell
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
@@ -583,7 +437,7 @@ class Runtime:
         siblings = self._siblings.pop(first)
         generation = self._generations.get(first)
         failed = first.finish in (FinishReason.ERROR, FinishReason.CANCELLED)
-        for stream, ask in siblings.waiting:
+        for place, (stream, ask) in enumerate(siblings.waiting):
             if stream.finish is not None:
                 continue  # cancelled meanwhile
             if failed:
@@ -591,14 +445,11 @@ class Runtime:
                 stream.end(first.finish, error=first.error)
                 self._count_end(stream)
                 continue
-            fork = None
+            prompt, fork = siblings.prompts[place], None
             if generation is not None and generation.req.phase is not Phase.DONE:
-                fork = ForkPoint(generation.req, len(siblings.prompt.ids))
+                fork = ForkPoint(generation.req, len(prompt.ids))
             stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
             try:
-                prompt = siblings.prompt
-                if prompt.grammar is not None:
-                    prompt = replace(prompt, grammar=prompt.grammar.copy())
                 self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), prompt, fork))
             except Refusal as refusal:
                 stream.end(FinishReason.ERROR, error=refusal)
@@ -619,7 +470,7 @@ class Runtime:
         wish = wish_of(ask, count, self.prompter.logits_width)
         self._next_id += 1
         req = Req(
-            self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, prompt.grammar, wish
+            self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, wish, prompt.grammar
         )
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
@@ -635,10 +486,17 @@ class Runtime:
 
 @dataclass(slots=True)
 class _Siblings:
-    """Streams that wait for the first one of their prompt, and the prompt once it is prepared."""
+    """Streams that wait for the first one of their prompt, and what each will answer, once that is prepared."""
 
     waiting: tuple[tuple[TokenStream, Ask], ...]
-    prompt: Prompt = Prompt(())
+    prompts: tuple[Prompt, ...] = ()
+
+    def take(self, prompt: Prompt) -> None:
+        """The prompt of the first one: a grammar moves with its answer, so everybody gets his own."""
+        own = prompt.grammar
+        self.prompts = tuple(
+            replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
+        )
 
 
 def _characters(ask: Ask) -> int:

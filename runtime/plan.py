@@ -97,17 +97,6 @@ class DecodeRows(Sequence[PlanRow]):
 
 
 @dataclass(frozen=True, slots=True)
-class SlotMask:
-    """The token sampled for `slot` in this step is one that `grammar` allows.
-
-    The Engine asks for its mask while the step is in flight: nobody moves the grammar before it has landed.
-    """
-
-    slot: int
-    grammar: TokenGrammar
-
-
-@dataclass(frozen=True, slots=True)
 class Probe:
     """Logprobs wanted of row `row` of StepPlan.rows: of `ids`, which follow the row's tokens `first`,
     `first + 1`... (counted in the row; only prefill rows have any), then, if the row samples, of the token that
@@ -117,6 +106,17 @@ class Probe:
     top: int
     first: int
     ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMask:
+    """The token sampled for `slot` in this step is one that `grammar` allows.
+
+    The Engine asks for its mask while the step is in flight: nobody moves the grammar before it has landed.
+    """
+
+    slot: int
+    grammar: TokenGrammar
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class TokenGrammar(Protocol):
         """`token` was generated."""
 
     def copy(self) -> TokenGrammar:
-        """One that stands where this one does, and moves by itself."""
+        """Another one that stands where this one does."""
 
     @property
     def trouble(self) -> str:
@@ -114,8 +114,8 @@ class Req:
     max_len: int
     params: SamplingParams
     fork: ForkPoint | None = None
-    grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
     logprobs: LogprobWish | None = None
+    grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
 
     phase: Phase = field(default=Phase.WAITING, init=False)
     finish: FinishReason | None = field(default=None, init=False)

@@ -18,7 +18,6 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from operator import attrgetter
 
 from headrace.runtime.audit import audit
 from headrace.runtime.pages import PagePool, SlotPool
@@ -29,15 +28,15 @@ from headrace.runtime.plan import (
     PagePatch,
     PlanRow,
     SlotGrant,
-    SlotMask,
     StepPlan,
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
-from headrace.runtime.probes import probes_of, tell_logprobs
+from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
+from headrace.runtime.victims import stuck_holder, victim_of
 
 
 class Scheduler:
@@ -164,16 +163,10 @@ class Scheduler:
         if not decoding and not prefill:
             assert not grants and not copies and not patches, "a page was granted to nobody's step"
             return None
-        plan = StepPlan(
-            self.counters.steps,
-            tuple(grants),
-            tuple(patches),
-            tuple(copies),
-            decode,
-            tuple(prefill),
-            self._masks(decoding, prefill) if self._grammars else (),
-            probes_of(decoding, prefill, self.running) if self._probing else (),
-        )
+        masks = masks_of(decoding, prefill, self.running) if self._grammars else ()
+        probes = probes_of(decoding, prefill, self.running) if self._probing else ()
+        lists = (tuple(grants), tuple(patches), tuple(copies))
+        plan = StepPlan(self.counters.steps, *lists, decode, tuple(prefill), masks, probes)
         self.counters.steps += 1
         self._flight.append(plan)
         self._decoding.append(decoding)
@@ -295,14 +288,6 @@ class Scheduler:
             self._columns = [req.id for req in chosen], array("i", slots)
         return chosen, DecodeRows(*self._columns, array("i", starts))
 
-    def _masks(self, decoding: list[Req], prefill: list[PlanRow]) -> tuple[SlotMask, ...]:
-        sampling = [*decoding, *(self.running[row.req_id] for row in prefill if row.sample)]
-        return tuple(
-            SlotMask(req.slot, req.grammar)
-            for req in sampling
-            if req.grammar is not None and req.slot is not None
-        )
-
     def _prefill_row(self, req: Req, room: int) -> PlanRow:
         """The next chunk, at most `room` tokens. A Req that comes back with one token to feed decodes at once."""
         assert req.slot is not None and req.phase is Phase.PREFILL and req.total_len == len(req.tokens)
@@ -332,7 +317,7 @@ class Scheduler:
         itself)."""
         while not self._make_room(1):
             # One look for a victim in vain is enough: it reads every waiting and paused request.
-            victim = None if self._dry else self._victim()
+            victim = None if self._dry else victim_of(self.running, self.paused, self.waiting)
             if victim is None:
                 self._dry = True
                 return False  # marked ones are still in flight; their pages come when they land
@@ -358,20 +343,6 @@ class Scheduler:
                 return False
             self.counters.evicted_pages += 1
         return True
-
-    def _victim(self) -> Req | None:
-        """Who gives pages back: first those that do not move anyway, and the youngest of a kind.
-
-        The oldest running request is never chosen while anybody else holds a page, and alone it always fits
-        (`add` saw to that), so the oldest always advances and nothing can wait for ever. While a marked one is
-        still in flight nobody else is marked: its pages may be enough."""
-        for held in (self.paused, self.waiting):
-            holders = [req for req in held.values() if req.pages or req.copy_from is not None]
-            if holders:
-                return max(holders, key=_age)
-        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
-            return None
-        return max(self.running.values(), key=_age, default=None)
 
     def _retract(self, req: Req) -> None:
         """Take the pages of `req`: now, or when its last step retires. It starts over from its tokens later."""
@@ -439,7 +410,7 @@ class Scheduler:
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
-            victim = self._stuck_holder(req)
+            victim = stuck_holder(req, self.running, self.paused, self.waiting)
             if victim is None:
                 return False
             self._retract(victim)
@@ -492,16 +463,6 @@ class Scheduler:
         """Pages beyond `pages` (None: those it has) that the next `ahead_tokens` tokens of `req` will need."""
         reach = min(req.max_len - 1, req.total_len + self.ahead_tokens)
         return max(0, self._pages_for(reach) - (len(req.pages) if pages is None else pages))
-
-    def _stuck_holder(self, head: Req) -> Req | None:
-        """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
-        if self.running:
-            return None
-        still = (*self.paused.values(), *self.waiting.values())
-        holders = [req for req in still if req is not head and (req.pages or req.copy_from is not None)]
-        if not holders and (head.pages or head.copy_from is not None):
-            return head
-        return max(holders, key=_age, default=None)
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -576,9 +537,9 @@ class Scheduler:
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
         self._give_back(req)
         self._leave_batch(req)
-        self._grammars -= req.grammar is not None
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._grammars -= req.grammar is not None
         self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 
@@ -619,6 +580,3 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
         audit(self, self._flight, self._sources)
-
-
-_age = attrgetter("id")  # ids are given in order of arrival: the largest is the youngest

@@ -230,6 +230,8 @@ class App:
 
     def _count_step(self, facts: StepFacts) -> None:
         self.metrics.step.observe(facts.seconds)
+        self.metrics.launch_gap.observe(facts.gap)
+        self.metrics.look_lag.observe(facts.lag)
 
     def _count_stream(self, stream: TokenStream) -> None:
         times, metrics = stream.times, self.metrics

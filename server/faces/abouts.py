@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from headrace.server.exchange import About, HttpRoute
-from headrace.server.protocol import chat, messages, ollama
+from headrace.server.faces.engine_http import NOT_GENERATIVE
+from headrace.server.protocol import chat, completions, generate, messages, ollama, tokenizing
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.responses import ResponseRequest
 
@@ -39,6 +41,26 @@ def _ollama(
     return {method: about}
 
 
+def _said(summary: str) -> dict[str, About]:
+    """A POST of which only a refusal can come back."""
+    return {"POST": About(summary=summary, body=Any)}
+
+
+_TOKENIZE = {
+    "POST": About(
+        summary="A text or messages as the ids of tokens.",
+        body=tokenizing.TokenizeRequest,
+        reply=tokenizing.Tokenized,
+    )
+}
+_DETOKENIZE = {
+    "POST": About(
+        summary="Ids of tokens as text.", body=tokenizing.DetokenizeRequest, reply=tokenizing.Detokenized
+    )
+}
+_FLUSHED = About(summary="Forget every cached prompt, if nothing runs.", reply=str, reply_type="text/plain")
+_TIMEOUT = {"timeout": "seconds to wait for what runs"}
+
 # By path of the route table; tests/serve/test_openapi.py wants a row for every path but those of the page.
 ABOUT: dict[str, dict[str, About]] = {
     "/v1/chat/completions": {
@@ -48,6 +70,42 @@ ABOUT: dict[str, dict[str, About]] = {
             reply=chat.ChatCompletion,
             event=chat.ChatChunk,
         )
+    },
+    "/v1/completions": {
+        "POST": About(
+            summary="Completions of prompts, whole or as events.",
+            body=completions.CompletionRequest,
+            reply=completions.Completion,
+            event=completions.Completion,
+        )
+    },
+    "/generate": {
+        "POST": About(
+            summary="SGLang's native shape: answers with their ids, whole or growing.",
+            body=generate.GenerateRequest,
+            reply=generate.Generated | list[generate.Generated],
+            event=generate.Generated,
+        )
+    },
+    "/abort_request": {
+        "POST": About(summary="End requests of /generate.", body=generate.AbortRequest, reply=Any)
+    },
+    "/flush_cache": {
+        "GET": dataclasses.replace(_FLUSHED, query=_TIMEOUT),
+        "POST": dataclasses.replace(_FLUSHED, query=_TIMEOUT),
+    },
+    "/server_info": _get("The server's settings and counts."),
+    "/get_server_info": _get("As /server_info."),
+    "/model_info": _get("What the served model is."),
+    "/get_model_info": _get("As /model_info."),
+    "/tokenize": _TOKENIZE,
+    "/v1/tokenize": _TOKENIZE,
+    "/detokenize": _DETOKENIZE,
+    "/v1/detokenize": _DETOKENIZE,
+    "/tokenizer_info": _get("What the tokenizer is."),
+    **{
+        path: _said(f"Refused: a model that generates text has no {ability}.")
+        for path, ability in NOT_GENERATIVE.items()
     },
     "/v1/responses": {
         "POST": About(

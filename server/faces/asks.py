@@ -112,8 +112,8 @@ def response_ask(
         drop_oldest=request.truncation == "auto",
         tools=tools.tools,
         tool_choice=tools.choice,
-        shape=shape,
         logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
+        shape=shape,
         param_names={
             "shape": "text.format",
             "max_tokens": "max_output_tokens",
@@ -150,8 +150,8 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         max_tokens=request.max_tokens if limit is None else limit,
         tools=tools.tools,
         tool_choice=tools.choice,
-        shape=chat_shape(request),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        shape=chat_shape(request),
         param_names={
             "shape": "response_format",
             "max_tokens": limit_name,

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from headrace.runtime.interface import Ask, Message, Tenant, Tool, ToolChoice
+from headrace.runtime.interface import AnswerShape, Ask, Message, Tenant, Tool, ToolChoice
 from headrace.server.faces.asks import join_leading_system, scoped
 from headrace.server.faces.messages_turns import Turns, given
 from headrace.server.faces.offered import check_offered, offered
 from headrace.server.protocol import fields as f
-from headrace.server.protocol.codec import compact, typed
+from headrace.server.protocol.codec import compact, free_form, typed
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.messages import CountTokensRequest, MessagesRequest, MessagesTool
+from headrace.server.protocol.messages import CountTokensRequest, MessagesRequest, MessagesTool, OutputFormat
 from headrace.server.protocol.tools import ToolName
 
 _NAMES = {
     "stop": "stop_sequences",
+    "shape": "output_config.format",
     "prompt": "messages",
     "template_options": "chat_template_kwargs",
+}
+_MODES: Mapping[str, Literal["auto", "required", "none"]] = {
+    "auto": "auto",
+    "any": "required",
+    "none": "none",
 }
 # Tools that Anthropic's own servers would run. Clients that offer them beside their own get along without.
 _HOSTED = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset", "advisor_")
@@ -50,14 +57,12 @@ def count_ask(request: CountTokensRequest, tenant: Tenant) -> Ask:
 def _prompt(request: CountTokensRequest) -> dict[str, Any]:
     """The fields of Ask that make the prompt."""
     f.check_supported(request)
-    config = request.output_config
-    if config is not None and compact(config.format) not in ("null", '{"type":"text"}'):
-        raise WireError("unsupported_parameter", "output_config.format is not supported yet", "output_config")
     tools = _tools(request)
     return {
         "messages": _messages(request),
         "tools": tools,
-        "tool_choice": _choice(request),
+        "tool_choice": _choice(request, tools),
+        "shape": _shape(request),
         "template_options": _options(request),
         "param_names": _NAMES,
     }
@@ -106,16 +111,28 @@ def _own(tool: MessagesTool, path: str) -> Tool:
     return offered(name, tool.description, tool.input_schema, schema)
 
 
-def _choice(request: CountTokensRequest) -> ToolChoice:
+def _choice(request: CountTokensRequest, tools: Sequence[Tool]) -> ToolChoice:
     choice = request.tool_choice
     if choice is None:
         return ToolChoice()
-    if choice.type in ("any", "tool"):
-        raise WireError(
-            "unsupported_parameter", "tool_choice: a call cannot be forced here yet", "tool_choice"
-        )
     parallel = not choice.disable_parallel_tool_use
-    return ToolChoice("none" if choice.type == "none" else "auto", None, parallel)
+    if choice.type == "tool":
+        name = given(choice.name, "tool_choice.name")
+        if all(tool.name != name for tool in tools):
+            raise WireError(
+                "invalid_value", f"tool_choice.name: there is no tool '{name[:200]}'", "tool_choice.name"
+            )
+        return ToolChoice("required", frozenset({name}), parallel)
+    return ToolChoice(_MODES[choice.type], None, parallel)
+
+
+def _shape(request: CountTokensRequest) -> AnswerShape | None:
+    path = "output_config.format"
+    form = free_form(request.output_config.format, path) if request.output_config is not None else None
+    if form is None:
+        return None
+    described: OutputFormat = typed(form, OutputFormat, path)
+    return AnswerShape(described.schema)
 
 
 def _options(request: CountTokensRequest) -> dict[str, bool | str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from headrace.runtime.interface import Ask, Message, ModelCard, Tenant, Tool, ToolCall
+from headrace.runtime.interface import AnswerShape, Ask, Message, ModelCard, Tenant, Tool, ToolCall
 from headrace.server.faces.asks import check_model, join_leading_system
 from headrace.server.faces.offered import check_offered, offered
 from headrace.server.faces.settings import new_id
@@ -26,6 +26,7 @@ _NAMES = {
     "seed": "options.seed",
     "stop": "options.stop",
     "template_options": "think",
+    "shape": "format",
 }
 
 
@@ -135,6 +136,17 @@ def _tools(request: o.OllamaChatRequest) -> tuple[Tool, ...]:
     return tuple(tools)
 
 
+def _shape(request: o.OllamaRequest) -> AnswerShape | None:
+    form = free_form(request.format, "format")
+    if form in (None, ""):
+        return None
+    if form == "json":
+        return AnswerShape()
+    if not isinstance(form, dict):
+        raise WireError("invalid_value", 'format is "json" or a JSON schema', "format")
+    return AnswerShape(form)
+
+
 def _ask(request: o.OllamaRequest, tenant: Tenant, text: str, **given: Any) -> Ask:
     options = request.options or o.OllamaOptions()
     limit = options.num_predict
@@ -156,6 +168,7 @@ def _ask(request: o.OllamaRequest, tenant: Tenant, text: str, **given: Any) -> A
         seed=options.seed,
         stop=f.stop_strings(options.stop),
         ignore_eos=bool(options.ignore_eos),
+        shape=_shape(request),
         template_options={}
         if request.think is None
         else {"enable_thinking": request.think not in (False, "none")},

@@ -42,8 +42,6 @@ def open_response(
     else:
         stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
     kind = WarmUpRun if warm_up else ResponseRun
-    run = kind(
-        request, stream, created=settings.now(), model=runtime.card.id, prompter=runtime.prompter, lane=lane
-    )
+    run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, tenant, parent, added, items, background=background)

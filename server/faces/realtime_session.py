@@ -20,6 +20,7 @@ from headrace.server.protocol import realtime as rt
 from headrace.server.protocol import realtime_events as ev
 from headrace.server.protocol.codec import compact, encode, free_form
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.tools import TOOLS_BYTES
 
 SESSION_BYTES = (
     768 << 10
@@ -180,6 +181,10 @@ def _tool(tool: ev.FunctionTool) -> Tool:
 
 def _tools(given: list[rt.Tool], path: str) -> tuple[ev.FunctionTool, ...]:
     tools: list[ev.FunctionTool] = []
+    size = sum(len(bytes(tool.parameters)) + len(tool.description or "") for tool in given)
+    if size > TOOLS_BYTES:
+        what = f"{path} has more than {TOOLS_BYTES} bytes of descriptions and schemas"
+        raise WireError("invalid_value", what, path)
     for index, tool in enumerate(given):
         at = f"{path}[{index}]"
         if tool.type not in (None, "function"):

@@ -11,7 +11,6 @@ from msgspec import UNSET
 from headrace.runtime.interface import (
     FinishReason,
     Message,
-    Prompter,
     Refusal,
     TextPiece,
     TokenStream,
@@ -58,9 +57,7 @@ class ResponseRun:
         created: float,
         model: str,
         lane: ev.Lane = UNSET,
-        prompter: Prompter | None = None,
     ) -> None:
-        """prompter: names the tokens, where the stream has logprobs."""
         self.id = new_id("resp")
         self.request = request
         self.tools = response_tools(request)
@@ -71,7 +68,6 @@ class ResponseRun:
         self.lane = lane
         self.created = int(created)
         self.model = model
-        self._prompter = prompter
         # Its id was told before it began: then even a refusal is an end of this response.
         self.announced = False
         self.began = False
@@ -143,7 +139,6 @@ class ResponseRun:
     def _tell_each(self, events: list[ev.Event]) -> None:
         """Token by token, so that each item gets the logprobs of its own."""
         stream = self.stream
-        assert self._prompter is not None, "logprobs name their tokens"
         entries = stream.take()
         stream.take_logprobs()  # they come with their entries here
         for entry in entries:
@@ -151,7 +146,7 @@ class ResponseRun:
             if pieces is None:
                 pieces = [TextPiece(entry.text)] if entry.text else []
             found = [] if entry.logprob is None else [entry.logprob]
-            self.output.tell(pieces, events, response_logprobs(self._prompter, found))
+            self.output.tell(pieces, events, response_logprobs(stream, found))
         if stream.ended and stream.tail_pieces:
             self.output.tell(stream.tail_pieces, events)
 

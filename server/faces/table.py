@@ -78,6 +78,8 @@ def build_routes(
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
         "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
+        "/ping": HttpRoute(GET, facts.ready, public=True),
+        "/health_generate": HttpRoute(GET, facts.ready, public=True),
         "/generate": HttpRoute(POST, generate.respond),
         "/abort_request": HttpRoute(POST, generate.abort),
         "/flush_cache": HttpRoute(BOTH, engine.flush_cache),

@@ -86,6 +86,12 @@ class MessagesChoice(msgspec.Struct, frozen=True):
     disable_parallel_tool_use: bool | None = None
 
 
+class OutputFormat(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema"):
+    """`output_config.format`."""
+
+    schema: dict[str, Any]
+
+
 class OutputConfig(msgspec.Struct, frozen=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: Raw = NULL
@@ -117,10 +123,11 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
         honoured("the client's own; those that run on Anthropic's servers are left out, others refused"),
     ] = None
     tool_choice: Annotated[
-        MessagesChoice | None, honoured("auto and none; any and tool are refused, not supported yet")
+        MessagesChoice | None, honoured("enforced; any and tool are refused where the device cannot")
     ] = None
     output_config: Annotated[
-        OutputConfig | None, honoured("format is refused, not supported yet; effort has no effect")
+        OutputConfig | None,
+        honoured("format is enforced, and refused where the device cannot; effort has no effect"),
     ] = None
     thread: Annotated[
         Raw, refused(note="nothing is kept here; clients that hear this send whole histories")

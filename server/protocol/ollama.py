@@ -98,7 +98,9 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     think: Annotated[
         bool | f.Effort | None, honoured("false turns the template's thinking off, all else on")
     ] = None
-    format: Annotated[Raw, refused('""')] = NULL
+    format: Annotated[Raw, honoured('"json" or a schema: enforced, and refused where the device cannot')] = (
+        NULL
+    )
     logprobs: Annotated[bool | None, refused(False)] = None
     top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
     keep_alive: Annotated[Raw, ignored("the model stays while the server runs")] = NULL

@@ -24,6 +24,7 @@ planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 
 S = "scheduler"
+V = "victims"
 MUTANTS = (
     # -- ends and releases
     Mutant(
@@ -258,40 +259,40 @@ MUTANTS = (
     ),
     Mutant(
         "oldest_retracted_first",
-        S,
-        """        return max(self.running.values(), key=_age, default=None)""",
-        """        return min(self.running.values(), key=_age, default=None)""",
+        V,
+        """    return max(running.values(), key=_age, default=None)""",
+        """    return min(running.values(), key=_age, default=None)""",
         within=200,
     ),
     Mutant(
         "running_retracted_before_paused",
-        S,
-        """        for held in (self.paused, self.waiting):
-            holders =""",
-        """        for held in ():
-            holders =""",
+        V,
+        """    for held in (paused, waiting):
+        holders =""",
+        """    for held in ():
+        holders =""",
         within=200,
     ),
     Mutant(
         "stuck_behind_a_paused_holder",
-        S,
-        """        return max(holders, key=_age, default=None)""",
-        """        return None""",
+        V,
+        """    return max(holders, key=_age, default=None)""",
+        """    return None""",
     ),
     Mutant(
         "stuck_on_its_own_pages",
-        S,
-        """            return head
+        V,
+        """        return head
 """,
-        """            return None
+        """        return None
 """,
         within=400,
     ),
     Mutant(
         "retracted_twice_in_flight",
-        S,
-        """        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
-            return None
+        V,
+        """    if any(req.retracting or req.pausing or req.finish is not None for req in running.values()):
+        return None
 """,
         "",
     ),

@@ -183,8 +183,8 @@ RESULT = {"type": "tool_result", "tool_use_id": "toolu_9", "content": "x"}
         ({"tools": [{"name": "a", "input_schema": {"type": "string"}}]}, "tools[0].input_schema"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice"),
-        ({"tool_choice": {"type": "tool", "name": "clock"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": "zork"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"tool_choice": {"type": "zork"}}, "tool_choice.type"),
         ({"messages": [{"role": "user", "content": [RESULT]}]}, "toolu_9"),
         (

@@ -15,6 +15,7 @@ from bad_values import FREE, NUMBERS, TEXTS, kinds
 from face_bench import FaceBench, Fetch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_model import END
 from strict_messages import check_events, check_message
 
 from headrace.server.protocol.messages import CountTokensRequest, MessagesRequest
@@ -34,6 +35,11 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "/api/generate": OllamaGenerateRequest,
 }
 FAMILIES = {"number": NUMBERS, "text": TEXTS, "free": FREE}
+
+
+def small() -> FaceBench:
+    """Where a value takes the limit away, the context ends the answer soon."""
+    return FaceBench(page_count=8, eos=frozenset({END}), form={"tools": "hermes"})
 
 
 def grid(type_: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
@@ -57,7 +63,7 @@ def refusal(path: str, fetch: Fetch) -> str:
         assert set(body) == {"error"}
         message = body["error"]
     else:
-        assert body["type"] == "error" and set(body["error"]) == {"type", "message"}
+        assert body["type"] == "error" and set(body["error"]) - {"details"} == {"type", "message"}
         assert body["error"]["type"] in ("invalid_request_error", "not_found_error")
         message = body["error"]["message"]
     assert message and len(message) <= 900
@@ -75,7 +81,7 @@ async def held_against(bench: FaceBench, path: str, body: bytes) -> str | None:
 
 @pytest.mark.parametrize("path", BASE)
 async def test_every_field_against_the_grid(path: str) -> None:
-    bench = FaceBench(page_count=8)  # where a value takes the limit away, the context ends the answer soon
+    bench = small()
     served = refused = 0
     for name, value in grid(TYPES[path]):
         message = await held_against(bench, path, with_raw(BASE[path], name, value))
@@ -88,7 +94,7 @@ async def test_every_field_against_the_grid(path: str) -> None:
 
 
 async def test_every_option_against_the_grid() -> None:
-    bench = FaceBench(page_count=8)
+    bench = small()
     refused = 0
     for name, value in grid(OllamaOptions):
         options = with_raw({"num_predict": 1}, name, value).decode("utf-8", "surrogatepass")

@@ -121,6 +121,12 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
         "/v1/chat/completions",
         {"model": "fake", "messages": MESSAGES, "max_tokens": 3, "logit_bias": {"7": -1}},
     ),
+    ("/v1/completions", {"model": "fake", "prompt": ["a", "b"], "max_tokens": 3, "logprobs": 2}),
+    ("/generate", {"text": "hi", "sampling_params": {"max_new_tokens": 3}, "return_logprob": True}),
+    ("/generate", {"text": ["hi", "ho"], "sampling_params": {"max_new_tokens": 3}}),
+    ("/abort_request", {"rid": "x"}),
+    ("/tokenize", {"prompt": "hi", "return_token_strs": True}),
+    ("/detokenize", {"tokens": [97, 98]}),
     (
         "/v1/responses",
         {"model": "fake", "input": [{"role": "user", "content": "hi"}], "max_output_tokens": 3},
@@ -166,6 +172,12 @@ async def test_what_the_document_forbids_is_refused_as_it_says(
     reply_schema(document, path, status="4XX").validate(fetch.json)
 
 
+STREAMED = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/generate", "/v1/messages", "/api/chat",
+    "/api/generate",
+)  # fmt: skip
+
+
 def events(fetch: Fetch, path: str) -> list[Any]:
     if path.startswith("/api/"):
         return [json.loads(line) for line in fetch.body.splitlines()]
@@ -173,9 +185,7 @@ def events(fetch: Fetch, path: str) -> list[Any]:
     return [json.loads(line.removeprefix("data: ")) for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("path", "body"), [row for row in GOOD if not row[0].endswith(("count_tokens", "show", "pull"))]
-)
+@pytest.mark.parametrize(("path", "body"), [row for row in GOOD if row[0] in STREAMED])
 async def test_every_event_of_a_stream_is_one_that_the_document_knows(
     bench: FaceBench, document: dict[str, Any], path: str, body: dict[str, Any]
 ) -> None:

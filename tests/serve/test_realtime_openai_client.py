@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -347,3 +351,25 @@ def test_many_sessions_at_once_each_get_their_own_answer(server: LiveServer) -> 
         thread.join(120)
     assert len(texts) == 8
     assert all(texts[number] == texts[number % 2] for number in texts) and texts[0] != texts[1]
+
+
+def test_the_example_of_the_page_runs() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "realtime.md").read_text()
+    example = next(
+        text
+        for text in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        if "OpenAI(" in text
+    )
+    running = LiveServer(choose=until_newline, eos=frozenset({END}))
+    try:
+        assert "http://127.0.0.1:8000" in example
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", example.replace("http://127.0.0.1:8000", running.url)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    finally:
+        running.stop()
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) == 2 and all(ran.stdout.splitlines())

@@ -10,10 +10,12 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import pytest
 from face_bench import FaceBench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from realtime_bench import Talk
+from scripted_model import END, call
 
 VERBS = {
     "user": st.integers(0, 4),
@@ -22,6 +24,7 @@ VERBS = {
     "cancel": st.integers(0, 3),
     "cancel_bare": st.just(0),
     "delete": st.integers(0, 5),
+    "result": st.integers(0, 3),
     "retrieve": st.integers(0, 5),
     "land": st.integers(1, 6),
     "flush": st.just(0),
@@ -33,11 +36,28 @@ LIKELY = (*VERBS, "user", "user", "ask", "aside", "land", "land", "land", "read"
 OPERATIONS = st.sampled_from(LIKELY).flatmap(lambda verb: st.tuples(st.just(verb), VERBS[verb]))
 
 
-class Script:
-    """Plays operations on one bench and keeps count of what each must be answered with."""
+WEATHER = {"type": "function", "name": "weather"}
+CALL = call("weather", '{"at": "Rome"}')
+ANSWERS = ("Yes.", CALL, f"Let me see.\n{CALL}\n{CALL}", f"{CALL} Done.", "<think>hm</think>No.")
 
-    def __init__(self) -> None:
+
+def callers(tokens: list[int], seed: int, width: int) -> int:
+    """A model whose answers are words, calls, or both: which, the seed decides."""
+    answer = ANSWERS[seed % len(ANSWERS)].encode()
+    done = len(tokens) - bytes(tokens).rindex(b"assistant: ") - len(b"assistant: ")
+    return answer[done] if done < len(answer) else END
+
+
+class Play:
+    """Plays operations on one bench and counts what each must be answered with. tools: the model calls them,
+    and its answers end by themselves."""
+
+    def __init__(self, *, tools: bool) -> None:
+        self.tools = tools
         self.bench = FaceBench(gated=True)
+        if tools:
+            form = {"tools": "hermes", "reasoning": "think"}
+            self.bench = FaceBench(gated=True, choose=callers, eos=frozenset({END}), form=form)
         self.talks: list[Talk] = []
         self.numbers = 0
         self.connect()
@@ -81,6 +101,14 @@ class Script:
                 self.expect(name, refused=not active)
             case "delete" | "retrieve":
                 self.send(verb, {"type": f"conversation.item.{verb}", "item_id": self.known(value)})
+            case "result":
+                calls = [item["call_id"] for item in talk.reader.items if item["type"] == "function_call"]
+                call_id = calls[value] if value < len(calls) else "nobody"
+                output = {"type": "function_call_output", "call_id": call_id, "output": "rain"}
+                talk.pump()
+                known = call_id in [item.get("call_id") for item in talk.reader.items]
+                name = self.send("user", {"type": "conversation.item.create", "item": output})
+                self.expect(name, refused=not known)
             case "land":
                 for _ in range(value):
                     self.bench.engine.land(1)
@@ -113,12 +141,14 @@ class Script:
         talk.pump()
         busy = self.active and verb == "ask"
         before = len(self.bench.asks)
-        fields = {"max_output_tokens": limit, "seed": self.numbers, "instructions": "i"}
+        fields: dict[str, Any] = {"max_output_tokens": limit, "seed": self.numbers, "instructions": "i"}
+        if self.tools:
+            fields |= {"max_output_tokens": limit * 20, "tools": [WEATHER]}
         if verb == "aside":
             fields["conversation"] = "none"
         name = self.send(verb, {"type": "response.create", "response": fields})
         self.expect(name, refused=busy)
-        if len(self.bench.asks) > before and current:
+        if len(self.bench.asks) > before and current and not self.tools:
             # What the model is asked is what the events have told of the conversation, unfinished items left out.
             shown = [
                 (item["role"], "".join(part["text"] for part in item["content"]))
@@ -154,25 +184,29 @@ class Script:
         talk.reader.rest()
         talk.items()
         statuses = {final["status"] for final in talk.reader.finals}
-        assert statuses <= {"incomplete", "cancelled"}, "the fake model never stops by itself"
+        assert statuses <= {"incomplete", "cancelled"} or self.tools, "letters never stop by themselves"
+        assert "failed" not in statuses
         for answer in talk.reader.answers.values():
             assert answer.final is not None
             limit = answer.final["max_output_tokens"]
             made = answer.final["usage"]["output_tokens"]
             assert made == limit if answer.final["status"] == "incomplete" else made <= limit
-            assert len(answer.text) == made, "one letter a token"
+            assert len(answer.text) == made or self.tools, "one letter a token"
         talk.drop()
         await self.bench.baseline()
         assert all(talk.face._conversation._budget.used == 0 for talk in self.talks)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(OPERATIONS, min_size=8, max_size=50))
-def test_any_interleaving_keeps_order_items_and_counts(operations: list[tuple[str, int]]) -> None:
+@pytest.mark.parametrize("tools", [False, True])
+@settings(max_examples=100, deadline=None)
+@given(operations=st.lists(OPERATIONS, min_size=8, max_size=50))
+def test_any_interleaving_keeps_order_items_and_counts(
+    operations: list[tuple[str, int]], tools: bool
+) -> None:
     async def run() -> None:
-        script = Script()
+        play = Play(tools=tools)
         for verb, value in operations:
-            await script.play(verb, value)
-        await script.end()
+            await play.play(verb, value)
+        await play.end()
 
     asyncio.run(run())

@@ -95,6 +95,7 @@ async def test_an_update_changes_what_it_names_and_nothing_else() -> None:
         ({"tools": [{"type": "function"}]}, "missing_required_parameter", "session.tools[0].name"),
         ({"tools": [{"name": "a b"}]}, "invalid_value", "session.tools[0].name"),
         ({"tools": [{"name": "a"}, {"name": "a"}]}, "invalid_value", "session.tools[1].name"),
+        ({"tools": [{"name": "a", "description": "x" * (257 << 10)}]}, "invalid_value", "session.tools"),
         ({"tools": [{"name": "a", "parameters": 5}]}, "invalid_value", "session.tools[0].parameters"),
         ({"tool_choice": "sometimes"}, "invalid_value", "session.tool_choice"),
         ({"tool_choice": {"type": "mcp", "server_label": "x"}}, "invalid_value", "session.tool_choice"),

@@ -331,6 +331,6 @@ def test_depth_and_waiting_are_bounded() -> None:
 )
 def test_the_template_tells_the_family(template: str, tools: str | None, reasoning: str | None) -> None:
     form = answer_form(template)
-    assert form == AnswerForm(TOOLS.get(tools or ""), REASONING.get(reasoning or ""))
-    assert answer_form(template, "mistral", "none") == AnswerForm(TOOLS["mistral"], None)
+    assert form == AnswerForm(TOOLS.get(tools or ""), REASONING.get(reasoning or ""), template)
+    assert answer_form(template, "mistral", "none") == AnswerForm(TOOLS["mistral"], None, template)
     assert answer_form(template, "none", "none").splitter(ALLOWED) is None
