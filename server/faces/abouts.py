@@ -197,6 +197,8 @@ ABOUT: dict[str, dict[str, About]] = {
     "/healthz": _text("As /health."),
     "/ready": _text("Can a request be admitted?"),
     "/readyz": _text("As /ready."),
+    "/ping": _text("As /ready."),
+    "/health_generate": _text("As /ready."),
     "/version": _get("The server's own version."),
     "/metrics": _text("Numbers for Prometheus."),
     "/openapi.json": _get("This document."),
