@@ -285,7 +285,7 @@ class Archive:
 
 
 def _messages(packed: bytes) -> tuple[Message, ...]:
-    """What `pack` made of messages. A picture's source is text or bytes: the format tells them apart, not a type."""
+    """What `pack` made of messages. Pictures are text or bytes: the format tells them apart, types do not."""
     messages = []
     for fields in unpack(packed, list[dict[str, Any]]):
         calls = tuple(ToolCall(**call) for call in fields.pop("calls"))
