@@ -22,11 +22,12 @@ _first = itemgetter(0)
 class Tape:
     """Grows at its end; read from anywhere."""
 
-    __slots__ = ("_items", "_templates")
+    __slots__ = ("_items", "_last", "_templates")
 
     def __init__(self) -> None:
         self._items: list[str | bytes] = []  # a delta's text, or a whole event
         self._templates: list[tuple[int, Template]] = []  # each from that event on
+        self._last: Template | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -38,7 +39,8 @@ class Tape:
 
     def delta(self, template: Template, text: str) -> None:
         """Append the event that `template` makes of the next number and of `text`."""
-        if not self._templates or self._templates[-1][1] is not template:
+        if template is not self._last:
+            self._last = template
             self._templates.append((len(self._items), template))
         self._items.append(text)
 
