@@ -248,5 +248,8 @@ class ResponseSteer(
 ):
     """Adds user input to a running response."""
 
-    previous_response_id: f.Name
-    input: str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)]
+    previous_response_id: Annotated[f.Name, honoured("required; the running response")]
+    input: Annotated[
+        str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)],
+        honoured("required; messages of the user. Any other field is an error"),
+    ]
