@@ -78,8 +78,9 @@ async def test_every_field_against_the_grid(name: str) -> None:
 
 RICH: dict[str, dict[str, Any]] = {
     "/v1/completions": {
-        "model": "fake", "prompt": ["ab", "c"], "max_tokens": 2, "n": 2, "echo": True, "logprobs": 3,
-        "stop": ["q"], "logit_bias": {"97": 1.5}, "stream": True, "stream_options": {"include_usage": True}, "seed": 1, "best_of": 2,
+        "model": "fake", "prompt": ["ab", "c"], "max_tokens": 2, "n": 2, "best_of": 2, "echo": True, "logprobs": 3,
+        "stop": ["q"], "logit_bias": {"97": 1.5}, "seed": 1, "stream": True,
+        "stream_options": {"include_usage": True},
     },
     "/generate": {
         "input_ids": [[97, 98], [99]], "rid": ["a", "b"], "stream": True, "return_logprob": [True, False],
