@@ -14,12 +14,12 @@ from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool,
 
 
 class ChatPart(msgspec.Struct, frozen=True):
-    """One content part of a message; only text is understood yet."""
+    """One content part of a message: text, or a picture."""
 
     type: Literal["text", "refusal", "image_url", "input_audio", "file", "video_url"]
     text: str | None = None
     refusal: str | None = None
-    image_url: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
     input_audio: Raw = NULL
     file: Raw = NULL
     video_url: Raw = NULL
@@ -66,7 +66,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[f.Name, honoured("required")]
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)],
-        honoured("required; text, calls and results of system, developer, user, assistant and tool messages"),
+        honoured("required; text, pictures (`image_url` with a data: URL), calls and their results"),
     ]
     max_completion_tokens: Annotated[f.Count | None, honoured("wins over max_tokens")] = None
     max_tokens: Annotated[f.Count | None, honoured()] = None
@@ -104,13 +104,13 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     response_format: Annotated[
         ResponseFormat | None,
-        honoured("enforced; a schema that cannot be is refused, and on a GPU all but text"),
+        honoured("enforced; a schema that cannot be enforced is refused"),
     ] = None
     tools: Annotated[
         Annotated[list[ChatTool], Meta(max_length=TOOLS)] | None,
         honoured("functions; refused where the model's chat template has no place for them"),
     ] = None
-    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
+    tool_choice: Annotated[Raw, honoured("enforced")] = NULL
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL

@@ -264,11 +264,9 @@ async def test_harmless_hosted_tools_pass_where_functions_do_not() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options.prewarm"),
-        ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "background"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(fields: dict[str, Any], param: str) -> None:
