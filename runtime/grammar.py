@@ -125,7 +125,8 @@ class GrammarCompiler:
         ends: frozenset[int],
         encode: Callable[[str], list[int]],
     ) -> None:
-        assert ends
+        if not ends:
+            raise BadGrammar("this model has no token that ends an answer")
         self._vocabulary = _Vocabulary(raw, ends, encode)
         self._ends = sorted(ends)
         self._lock = threading.Lock()

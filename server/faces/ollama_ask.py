@@ -28,6 +28,7 @@ _NAMES = {
     "seed": "options.seed",
     "stop": "options.stop",
     "template_options": "think",
+    "logprobs": "top_logprobs",
     "shape": "format",
 }
 
@@ -77,6 +78,8 @@ def generate_ask(request: o.OllamaGenerateRequest, tenant: Tenant) -> Ask | None
 
 def _check(request: o.OllamaRequest) -> None:
     f.check_supported(request)
+    if request.top_logprobs and not request.logprobs:
+        raise WireError("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
     if request.options is not None:
         try:
             f.check_supported(request.options)
@@ -180,6 +183,7 @@ def _ask(request: o.OllamaRequest, tenant: Tenant, text: str, **given: Any) -> A
         stop=f.stop_strings(options.stop),
         ignore_eos=bool(options.ignore_eos),
         shape=_shape(request),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         template_options={}
         if request.think is None
         else {"enable_thinking": request.think not in (False, "none")},

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.logprobs import ChatTokenLogprob
 from headrace.server.protocol.tools import TOOLS, ToolName
 
 Limit = Annotated[int, Meta(ge=-2, le=(1 << 31) - 1)]
@@ -104,8 +105,8 @@ class OllamaRequest(msgspec.Struct, frozen=True, kw_only=True):
     format: Annotated[Raw, honoured('"json" or a schema: enforced, and refused where the device cannot')] = (
         NULL
     )
-    logprobs: Annotated[bool | None, refused(False)] = None
-    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
+    logprobs: Annotated[bool | None, honoured("of the model itself, before temperature")] = None
+    top_logprobs: Annotated[f.TopLogprobs | None, honoured("needs logprobs")] = None
     keep_alive: Annotated[Raw, ignored("the model stays while the server runs")] = NULL
     truncate: Annotated[bool | None, ignored("a prompt that is too long is refused")] = None
     shift: Annotated[bool | None, ignored("an answer ends where the context ends")] = None
@@ -205,6 +206,7 @@ class OllamaLine(msgspec.Struct, frozen=True, kw_only=True):
     prompt_eval_duration: int | UnsetType = UNSET
     eval_count: int | UnsetType = UNSET
     eval_duration: int | UnsetType = UNSET
+    logprobs: tuple[ChatTokenLogprob, ...] | UnsetType = UNSET
 
 
 class OllamaChatLine(OllamaLine, frozen=True, kw_only=True):

@@ -167,7 +167,8 @@ async def test_a_request_for_nothing_says_that_the_model_is_loaded(keep_alive: A
         ("/api/chat", {"options": {"tfs_z": 0.5}}, "options.tfs_z"),
         ("/api/chat", {"format": "xml"}, "format"),
         ("/api/chat", {"format": 5}, "format"),
-        ("/api/chat", {"logprobs": True}, "logprobs"),
+        ("/api/chat", {"top_logprobs": 3}, "top_logprobs"),
+        ("/api/chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ("/api/chat", {"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ("/api/chat", {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x" * 9000}]}, "messages"),
@@ -277,3 +278,25 @@ def test_refusals_of_the_front_have_the_same_shape() -> None:
     reply = restated(error_reply(401, "a sentence", headers={"www-authenticate": "Bearer"}), "req-7")
     assert reply.status == 401 and json.loads(reply.body) == {"error": "a sentence"}
     assert reply.headers == {"www-authenticate": "Bearer"}
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_logprobs_of_every_token_once(path: str) -> None:
+    bench = FaceBench()
+    asked: dict[str, Any] = (
+        {"messages": [{"role": "user", "content": "x"}]} if path == "/api/chat" else {"prompt": "x"}
+    )
+    asked |= {"model": "fake", "options": {"num_predict": 6, "seed": 1}, "logprobs": True, "top_logprobs": 2}
+    whole = (await bench.fetch(path, {**asked, "stream": False}).done()).json
+    text = whole["message"]["content"] if path == "/api/chat" else whole["response"]
+    model = ChatResponse if path == "/api/chat" else GenerateResponse
+    model.model_validate_json(json.dumps(whole), strict=True)
+    assert "".join(each["token"] for each in whole["logprobs"]) == text and len(text) == 6
+    for each in whole["logprobs"]:
+        assert each["logprob"] <= 0 and len(each["top_logprobs"]) == 2
+    lines = [json.loads(line) for line in (await bench.fetch(path, asked).done()).body.splitlines()]
+    told = [each for line in lines for each in line.get("logprobs", [])]
+    assert told == whole["logprobs"]
+    assert all("logprobs" in line for line in lines[:-1]), "each line has those of its own tokens"
+    bare = (await bench.fetch(path, {**asked, "logprobs": False, "top_logprobs": 0}).done()).body
+    assert b"logprobs" not in bare

@@ -15,7 +15,7 @@ from headrace.server.faces.engine_http import NOT_GENERATIVE
 
 KEY = {"authorization": "Bearer sk-test"}
 USER = [{"role": "user", "content": "hello"}]
-PUBLIC = {"/", "/health", "/healthz", "/ready", "/readyz"}
+PUBLIC = {"/", "/health", "/healthz", "/ready", "/readyz", "/ping", "/health_generate"}
 # A good body for every POST route of the server; a new route needs a row.
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "fake", "messages": USER, "max_tokens": 5},
