@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -180,6 +181,80 @@ async def test_a_model_without_eyes_refuses_by_name() -> None:
     assert bench.fetch("/v1/models").json["data"][0]["x_pictures"] is False
     seeing = FaceBench(card=SEES)
     assert seeing.fetch("/v1/models").json["data"][0]["x_pictures"] is True
+    await bench.baseline()
+
+
+# -- binary messages of a socket ---------------------------------------------------------------------------------
+
+FILE = b"\x89PNG\r\n\x1a\n and the rest of it"
+FILE_URL = "data:image/png;base64," + base64.b64encode(FILE).decode()
+
+
+def named(ref: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "input_image", "image_url": f"ref:{ref}", **more}]}]
+
+
+async def test_a_binary_message_is_a_picture_that_requests_name() -> None:
+    bench = FaceBench(card=SEES)
+    socket = bench.socket()
+    socket.send(FILE)
+    socket.pump()
+    (held,) = socket.said
+    assert held == {
+        "type": "x.image", "image_ref": f"sha256:{hashlib.sha256(FILE).hexdigest()}", "bytes": len(FILE)
+    }  # fmt: skip
+    socket.create(named(held["image_ref"], detail="low"))
+    await socket.until_over()
+    assert prompt_of(bench) == f"user: [small picture of {len(FILE_URL)}]\nassistant: "
+    (ask,) = bench.asks
+    assert ask.messages[0].pictures[0].source == FILE_URL
+    # Another connection, even of the same tenant, holds nothing; nor does this one after its end.
+    other = bench.socket()
+    other.create(named(held["image_ref"]))
+    await other.until_over()
+    error = other.said[-1]["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "input[0].content[0].image_url")
+    socket.drop()
+    other.drop()
+    await bench.baseline()
+
+
+async def test_a_socket_holds_the_newest_pictures() -> None:
+    bench = FaceBench(card=SEES)
+    socket = bench.socket()
+    for number in range(20):
+        socket.send(FILE + bytes([number]))
+    socket.send(FILE + bytes([4]))  # forgotten by then, and new again
+    socket.pump()
+    refs = [event["image_ref"] for event in socket.said]
+    assert len(set(refs)) == 20 and refs[-1] == refs[4]
+    budget = socket.session._lanes.budget
+    assert budget.used == 16 * (len(FILE) + 1)
+    socket.create(named(refs[3]))
+    await socket.until_over()
+    assert socket.said[-1]["type"] == "error"
+    socket.create(named(refs[4]))
+    await socket.until_over(2)
+    assert socket.said[-1]["type"] == "response.incomplete"
+    socket.drop()
+    assert budget.used == 0
+    await bench.baseline()
+
+
+async def test_binary_messages_that_are_no_picture_are_events_as_ever() -> None:
+    bench = FaceBench(card=SEES)
+    socket = bench.socket()
+    socket.send(
+        json.dumps(
+            {"type": "response.create", "model": "fake", "input": "x", "max_output_tokens": 2}
+        ).encode()
+    )
+    await socket.until_over()
+    assert socket.said[-1]["type"] == "response.incomplete"
+    socket.send(b"\x00\x01")
+    socket.pump()
+    assert socket.said[-1]["error"]["code"] == "invalid_json"
+    socket.drop()
     await bench.baseline()
 
 
