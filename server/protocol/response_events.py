@@ -345,7 +345,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class PictureHeld(msgspec.Struct, frozen=True, tag_field="type", tag="x.image"):
-    """A binary message was a picture: `ref:` and this name, as an `image_url`, show it in requests of the socket."""
+    """A binary message was a picture: `ref:` and this name as an `image_url` show it in requests of the socket."""
 
     image_ref: str
     bytes: int
