@@ -177,8 +177,8 @@ class FolderPrompter:
 
     @property
     def abilities(self) -> frozenset[str]:
-        """What its answers can hold besides text: "tools", "thinking"."""
-        return self._form.abilities
+        """What its answers can hold besides text: "tools", "thinking"; and "vision", where it sees."""
+        return self._form.abilities | ({"vision"} if self.images is not None else frozenset())
 
     def _showing(self, marks: frozenset[str]) -> TokenText:
         text = self._shown.get(marks)

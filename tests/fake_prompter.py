@@ -129,7 +129,7 @@ class BytePrompter:
 
     @property
     def abilities(self) -> frozenset[str]:
-        return self.form.abilities
+        return self.form.abilities | ({"vision"} if self.sees else frozenset())
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
