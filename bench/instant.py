@@ -155,6 +155,7 @@ class VocabularyPrompter:
         self.eos_ids = frozenset({SHAPE["eos_token_id"]})
         self.embedding_rows = self.logits_width = SHAPE["vocab_size"]
         self.defaults: Mapping[str, Any] = {}
+        self.abilities: frozenset[str] = frozenset()
 
     def prepare(self, ask: Ask) -> Prompt:
         text = ask.messages[-1].content if ask.messages is not None else str(ask.prompt)

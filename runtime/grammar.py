@@ -146,7 +146,7 @@ class GrammarState:
             self._matcher.consume_token(token)
 
     def copy(self) -> GrammarState:
-        """One that stands where this one does, and moves by itself."""
+        """Another one that stands where this one does."""
         return GrammarState(self._matcher.deep_copy())
 
     @property
@@ -168,7 +168,8 @@ class GrammarCompiler:
         ends: frozenset[int],
         encode: Callable[[str], list[int]],
     ) -> None:
-        assert ends
+        if not ends:
+            raise BadGrammar("this model has no token that ends an answer")
         self._vocabulary = _Vocabulary(raw, ends, encode)
         self._ends = sorted(ends)
         self._lock = threading.Lock()

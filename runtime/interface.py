@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from headrace.runtime.logprobs import MOST_TOP, Logprobs, TokenLogprob
+from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.image import ImageSpan
+from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
@@ -26,9 +28,11 @@ from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
-from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
+from headrace.runtime.tools import Tool, ToolCall, ToolChoice
+from headrace.runtime.truncation import prepare_within
 
 __all__ = [
+    "PUBLIC_TENANT",
     "AnswerShape",
     "Ask",
     "CallArguments",
@@ -39,6 +43,7 @@ __all__ = [
     "Logprobs",
     "Message",
     "ModelCard",
+    "Picture",
     "Piece",
     "Prompt",
     "Prompter",
@@ -63,143 +68,17 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
-    """Who may share cached work: the owner of one API key (or everybody, where no key is set)."""
-
-    id: str
-    salt: str
-
-
-PUBLIC_TENANT = Tenant("public", "public")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face), tool.
-
-    An assistant's turn may hold `reasoning` and `calls` beside its text. A tool's turn is the result of one call:
-    `call_id` names the call, `name` the tool where the client said it.
-    """
-
-    role: str
-    content: str
-    calls: tuple[ToolCall, ...] = ()
-    call_id: str | None = None
-    name: str | None = None
-    reasoning: str = ""
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Everything in it that a client wrote: what is measured, checked, and kept apart from special tokens."""
-        said = [self.content, self.reasoning, self.call_id or "", self.name or ""]
-        for call in self.calls:
-            said += (call.id, call.name, call.arguments)
-        return tuple(said)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What a client asks for, in any protocol. Exactly one of `messages` and `prompt` is given.
-
-    None means "not said": the model's own defaults (generation_config) or the neutral value are taken.
-    `param_names` maps a field of Ask to the name it has on the wire, for the `param` of a Refusal.
-    `logprobs`: each output token comes with its logprob and those of so many most likely tokens (None: not at
-    all). `prompt_logprobs`: those of the prompt are wanted too, from this index on. `echo`: the prompt's ids are
-    given back.
-    Ranges are checked at birth: Refusal("invalid_value") names the field.
-    """
-
-    tenant: Tenant = PUBLIC_TENANT
-    messages: tuple[Message, ...] | None = None
-    prompt: str | tuple[int, ...] | None = None
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    echo: bool = False
-    tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice = AUTO
-    shape: AnswerShape | None = None
-    template_options: Mapping[str, bool | str] = field(default_factory=dict)
-    param_names: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if (self.messages is None) == (self.prompt is None):
-            raise Refusal("missing_required_parameter", "give messages or a prompt, and only one of them")
-        self._within("max_tokens", self.max_tokens, 1, 1 << 31)
-        self._within("min_tokens", self.min_tokens, 0, 1 << 31)
-        self._within("temperature", self.temperature, 0.0, 2.0)
-        self._within("top_k", self.top_k, -1, 1 << 31)
-        self._within("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise self._refuse("top_p", "must be greater than 0")
-        self._within("min_p", self.min_p, 0.0, 1.0)
-        self._within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        self._within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        self._within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self._within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
-        self._within("logprobs", self.logprobs, 0, MOST_TOP)
-        self._within("prompt_logprobs", self.prompt_logprobs, 0, 1 << 31)
-        if len(self.stop) > 16:
-            raise self._refuse("stop", "has at most 16 strings")
-        if any(not 1 <= len(text) <= 256 for text in self.stop):
-            raise self._refuse("stop", "strings have 1 to 256 characters")
-        if len(self.stop_ids) > 256:
-            raise self._refuse("stop_ids", "has at most 256 ids")
-        if len(self.logit_bias) > 1024:
-            raise self._refuse("logit_bias", "has at most 1024 entries")
-        if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
-            raise self._refuse("logit_bias", "values lie between -100 and 100")
-
-    @property
-    def guided(self) -> bool:
-        """The answer has to follow a grammar."""
-        return self.shape is not None or self.tool_choice.mode == "required"
-
-    @property
-    def callable_tools(self) -> tuple[Tool, ...]:
-        """The tools whose calls count, by the tool choice."""
-        only = self.tool_choice.only
-        if self.tool_choice.mode == "none":
-            return ()
-        return tuple(tool for tool in self.tools if only is None or tool.name in only)
-
-    def wire_name(self, name: str) -> str:
-        """The name of Ask field `name` in the client's own protocol."""
-        return self.param_names.get(name, name)
-
-    def _refuse(self, name: str, what: str) -> Refusal:
-        wire = self.wire_name(name)
-        return Refusal("invalid_value", f"{wire} {what}", wire)
-
-    def _within(self, name: str, value: float | None, low: float, high: float) -> None:
-        # Written so that a NaN is refused too.
-        if value is not None and not low <= value <= high:
-            raise self._refuse(name, f"must be between {low} and {high}")
-
-
-@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
 
     grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
+    spans: which of the ids stand for pictures.
     """
 
     ids: tuple[int, ...]
     thinking: bool = False
     grammar: TokenGrammar | None = None
+    spans: tuple[ImageSpan, ...] = ()
 
 
 class TextCutter(Protocol):
@@ -247,6 +126,7 @@ class ModelCard:
     created: int  # Unix seconds
     embedded: bool = False
     notice: str = ""  # one plain sentence that the chat page shows about this model
+    sees: bool = False  # it takes pictures
 
 
 class Prompter(Protocol):
@@ -265,6 +145,10 @@ class Prompter(Protocol):
 
     def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
         """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What answers to messages can hold besides text: "tools", "thinking"."""
 
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
@@ -288,6 +172,8 @@ Worked = TypeVar("Worked")
 _INLINE_CHARACTERS = 2048
 # Text waiting for preparation, in characters: beyond it the server takes no more asks for the moment.
 _PREPARING_LIMIT = 256 << 20
+# Pixels of the pictures of all live requests, in bytes.
+_PIXELS_LIMIT = 512 << 20
 
 
 class Runtime:
@@ -308,6 +194,7 @@ class Runtime:
         self._next_id = 0
         self._preparing: dict[TokenStream, int] = {}  # → characters of its ask
         self._preparing_characters = 0
+        self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
         self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
@@ -328,10 +215,10 @@ class Runtime:
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS and not ask.guided:
+        if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
             loop.call_soon(self._prepare_now, stream, ask)
         else:
-            future = self._threads.submit(self.prompter.prepare, ask)
+            future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
             future.add_done_callback(
                 lambda done: loop.call_soon_threadsafe(self._prepared, stream, ask, done)
             )
@@ -372,6 +259,11 @@ class Runtime:
         waiting += sum([len(siblings.waiting) for siblings in self._siblings.values()])
         if waiting + count > scheduler.waiting_limit:
             raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+
+    def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
+        """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
+        has, or with what is wrong with it. Raises Refusal when no text is taken now."""
+        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -471,6 +363,8 @@ class Runtime:
             "retractions": counters.retractions,
             "evicted_pages": counters.evicted_pages,
             "copied_pages": counters.copied_pages,
+            "images_encoded": scheduler.gallery.encoded,
+            "images_reused": scheduler.gallery.reused,
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
@@ -489,7 +383,7 @@ class Runtime:
         future: Future[Prompt] = Future()
         if stream.finish is None:
             try:
-                future.set_result(self.prompter.prepare(ask))
+                future.set_result(prepare_within(self.prompter, ask, self.max_context))
             except Exception as error:
                 future.set_exception(error)
         self._prepared(stream, ask, future)
@@ -512,6 +406,12 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
+        stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
         generation = self._generation(stream, ask, prompt)
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
@@ -519,9 +419,7 @@ class Runtime:
         if ask.echo:
             stream.prompt_ids = prompt.ids
         if stream in self._siblings:
-            # Taken now: the first stream's grammar moves with its tokens, and theirs begins at the beginning.
-            grammar = None if prompt.grammar is None else prompt.grammar.copy()
-            self._siblings[stream].prompt = replace(prompt, grammar=grammar)
+            self._siblings[stream].take(prompt)
         self._begin(generation)
 
     def _begin(self, generation: Generation) -> None:
@@ -529,13 +427,14 @@ class Runtime:
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len
         if generation.req.logprobs is not None:
-            stream.logprobs = []
+            stream.logprobs, stream.spell = [], self.prompter.spell
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
         except Refusal:
             del self._generations[stream]
             raise
+        self._pixels += sum(len(span.image.pixels) for span in generation.req.spans)
         # `times.joined` is set: a face may tell that the response has begun. It does so behind the turn that `join`
         # asked for, so that the device is at work on the prompt while those words are made.
         asyncio.get_running_loop().call_soon(self._tell_joined, stream)
@@ -549,7 +448,7 @@ class Runtime:
         siblings = self._siblings.pop(first)
         generation = self._generations.get(first)
         failed = first.finish in (FinishReason.ERROR, FinishReason.CANCELLED)
-        for stream, ask in siblings.waiting:
+        for place, (stream, ask) in enumerate(siblings.waiting):
             if stream.finish is not None:
                 continue  # cancelled meanwhile
             if failed:
@@ -557,14 +456,11 @@ class Runtime:
                 stream.end(first.finish, error=first.error)
                 self._count_end(stream)
                 continue
-            fork = None
+            prompt, fork = siblings.prompts[place], None
             if generation is not None and generation.req.phase is not Phase.DONE:
-                fork = ForkPoint(generation.req, len(siblings.prompt.ids))
+                fork = ForkPoint(generation.req, len(prompt.ids))
             stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
             try:
-                prompt = siblings.prompt
-                if prompt.grammar is not None:
-                    prompt = replace(prompt, grammar=prompt.grammar.copy())
                 self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), prompt, fork))
             except Refusal as refusal:
                 stream.end(FinishReason.ERROR, error=refusal)
@@ -583,14 +479,28 @@ class Runtime:
         params = params_of(ask, self.prompter)
         max_len = max_len_of(ask, count, self.max_context)
         wish = wish_of(ask, count, self.prompter.logits_width)
+        pixels = sum(len(span.image.pixels) for span in prompt.spans)
+        if self._pixels and self._pixels + pixels > _PIXELS_LIMIT:
+            raise Refusal("server_is_overloaded", "too many pictures are waiting already", retry_after=1.0)
         self._next_id += 1
         req = Req(
-            self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, prompt.grammar, wish
+            self._next_id,
+            ask.tenant.salt,
+            list(ids),
+            count,
+            max_len,
+            params,
+            fork,
+            wish,
+            prompt.grammar,
+            prompt.spans,
         )
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:
-        self._generations.pop(stream, None)
+        generation = self._generations.pop(stream, None)
+        if generation is not None:
+            self._pixels -= sum(len(span.image.pixels) for span in generation.req.spans)
         self._count_end(stream)
 
     def _count_end(self, stream: TokenStream) -> None:
@@ -601,18 +511,31 @@ class Runtime:
 
 @dataclass(slots=True)
 class _Siblings:
-    """Streams that wait for the first one of their prompt, and the prompt once it is prepared."""
+    """Streams that wait for the first one of their prompt, and what each will answer, once that is prepared."""
 
     waiting: tuple[tuple[TokenStream, Ask], ...]
-    prompt: Prompt = Prompt(())
+    prompts: tuple[Prompt, ...] = ()
+
+    def take(self, prompt: Prompt) -> None:
+        """The prompt of the first one: a grammar moves with its answer, so everybody gets his own."""
+        own = prompt.grammar
+        self.prompts = tuple(
+            replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
+        )
 
 
 def _characters(ask: Ask) -> int:
     if ask.messages is not None:
         said = sum(len(text) for message in ask.messages for text in message.texts)
+        said += sum(message.picture_bytes for message in ask.messages)
         return said + sum(tool.characters for tool in ask.tools)
     assert ask.prompt is not None
     return len(ask.prompt)
+
+
+def _shows(ask: Ask) -> bool:
+    """A picture of a few bytes may take long to decode."""
+    return any(message.pictures for message in ask.messages or ())
 
 
 def _log_fault(error: BaseException) -> None:

@@ -75,12 +75,17 @@ class Generation:
 
 @dataclass(slots=True)
 class StepFacts:
-    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it."""
+    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it.
+
+    gap: seconds in which the device had nothing to do before this step because the host was not ready with it. lag:
+    the longest time between two looks at the device while it ran: so late its landing may have been seen."""
 
     seconds: float
     decode_rows: int
     prefill_rows: int
     prefill_tokens: int
+    gap: float
+    lag: float
 
 
 def _ignore_step(facts: StepFacts) -> None:
@@ -131,6 +136,9 @@ class StepLoop:
         self.fault: BaseException | None = None
         self.progress_at = clock()  # when a step was last launched or landed
         self._landed_at = self.progress_at
+        self._looked_at = self.progress_at
+        self._resting = True  # no step is in flight because nothing was to be done
+        self._gap = self._lag = 0.0  # since the last step that landed
         self._told_at = -math.inf  # when tokens were last handed to readers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flight: deque[tuple[StepPlan, Future[StepResult], float]] = deque()
@@ -203,6 +211,9 @@ class StepLoop:
     def _look(self) -> None:
         """Ask a polled engine again and again while a step is in flight; sockets are served in between."""
         assert self._loop is not None and self.engine.poll is not None
+        now = self.clock()
+        self._lag = max(self._lag, now - self._looked_at)
+        self._looked_at = now
         if self.engine.poll():
             self._turn()
         self._polling = bool(self._flight) and self.fault is None
@@ -228,8 +239,9 @@ class StepLoop:
             self.progress_at = now
             events += self.scheduler.retire(plan, result)
             rows, tokens = len(plan.decode), plan.prefill_tokens
-            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens))
-            if self.engine.pace is not None:
+            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens, self._gap, self._lag))
+            self._gap = self._lag = 0.0
+            if self.engine.pace is not None and not plan.encodes:
                 # A step that was launched behind another kept the device busy only once that one had landed.
                 pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
                 self.engine.pace.observe(rows, tokens, pairs, now - max(launched, self._landed_at))
@@ -241,7 +253,8 @@ class StepLoop:
         if not self._flight:
             # Telling may have ended or paused requests and so made room that the launch above did not see.
             self._launch()
-            if not self._flight and not self._live:
+            self._resting = not self._flight
+            if self._resting and not self._live:
                 self.on_idle()
 
     def _launch(self) -> None:
@@ -256,12 +269,16 @@ class StepLoop:
             for grant in plan.grants:
                 self._admitted(grant.req_id, now)
             future = self.engine.launch(plan)
+            if not self._flight and not self._resting:
+                self._gap += self.clock() - self._landed_at
+            self._resting = False
             self._flight.append((plan, future, now))
             if self.engine.poll is None:
                 future.add_done_callback(self._landed)
             elif not self._polling:
                 assert self._loop is not None
                 self._polling = True
+                self._looked_at = self.clock()
                 self._loop.call_soon(self._look)
 
     def _admitted(self, req_id: int, now: float) -> None:

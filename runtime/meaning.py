@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from headrace.runtime.ask import Ask
 from headrace.runtime.logprobs import LogprobWish
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import SamplingParams
 
 if TYPE_CHECKING:
-    from headrace.runtime.interface import Ask, Prompter
+    from headrace.runtime.interface import Prompter
 
 SEED_MASK = (1 << 64) - 1
 
@@ -25,6 +26,8 @@ def max_len_of(ask: Ask, prompt_len: int, limit: int) -> int:
         )
     if ask.max_tokens is None:
         return limit
+    if ask.fit:
+        return min(limit, prompt_len + ask.max_tokens)
     if prompt_len + ask.max_tokens > limit:
         raise Refusal(
             "context_length_exceeded",

@@ -1,12 +1,25 @@
-"""Which rows of a step shall tell logprobs, and who hears what they found. Ids and lengths only."""
+"""What a step needs beside its rows: who must follow a grammar, which rows shall tell logprobs, and who hears them.
+Ids and lengths only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headrace.runtime.plan import PlanRow, Probe, StepPlan, StepResult
+from headrace.runtime.plan import PlanRow, Probe, SlotMask, StepPlan, StepResult
 from headrace.runtime.request import Req
 from headrace.runtime.retired import Retired
+
+
+def masks_of(
+    decoding: Sequence[Req], prefill: Sequence[PlanRow], running: Mapping[int, Req]
+) -> tuple[SlotMask, ...]:
+    """The grammars of the rows that sample. decoding, running: as for `probes_of`."""
+    sampling = [*decoding, *(running[row.req_id] for row in prefill if row.sample)]
+    return tuple(
+        SlotMask(req.slot, req.grammar)
+        for req in sampling
+        if req.grammar is not None and req.slot is not None
+    )
 
 
 def probes_of(

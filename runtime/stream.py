@@ -78,6 +78,7 @@ class TokenStream:
         "reasoning_tokens",
         "ring",
         "sent",
+        "spell",
         "tail",
         "tail_pieces",
         "times",
@@ -106,6 +107,9 @@ class TokenStream:
         self.prompt_tokens = 0
         self.prompt_ids: tuple[int, ...] = ()  # where the ask wants the prompt back
         self.logprobs: list[TokenLogprob] | None = None  # where the ask wants them: of entries taken
+        self.spell: Callable[[int], tuple[str, bytes | None]] | None = (
+            None  # a token's name and bytes, beside them
+        )
         self.prompt_logprobs: Logprobs | None = None  # where it wants them; whole with the first token
         self.cached_tokens = 0
         self.reasoning_tokens = 0  # output tokens that were thought, not said

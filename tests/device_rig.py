@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from headrace.bench.shapes import weight_shapes
 from headrace.graphs.packed import StepKey, pack, places
 from headrace.runtime.device_engine import DeviceEngine
+from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import LogprobWish, TokenLogprob
 from headrace.runtime.plan import PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams, TokenGrammar
@@ -254,6 +255,8 @@ class Run:
             "page_size": engine.page_size,
             "slots": engine.max_running,
             "chunk_tokens": engine.chunk_tokens,
+            "image_blocks": engine.image_blocks,
+            "image_block_rows": engine.image_block_rows,
         }
         self.engine = engine
         self.scheduler = Scheduler(**{**given, **settings})
@@ -265,12 +268,13 @@ class Run:
 
     def add(
         self, prompt: Sequence[int], new_tokens: int, params: SamplingParams = GREEDY, parent: Req | None = None,
-        at: int = 0, wish: LogprobWish | None = None, grammar: TokenGrammar | None = None,
+        at: int = 0, wish: LogprobWish | None = None, spans: tuple[ImageSpan, ...] = (),
+        grammar: TokenGrammar | None = None,
     ) -> Req:  # fmt: skip
         """`parent`: the request is a fork of it, behind `at` tokens."""
         fork = None if parent is None else ForkPoint(parent, at)
-        length = len(prompt)
-        req = Req(self.next_id, "", list(prompt), length, length + new_tokens, params, fork, grammar, wish)
+        longest = len(prompt) + new_tokens
+        req = Req(self.next_id, "", list(prompt), len(prompt), longest, params, fork, wish, grammar, spans)
         self.next_id += 1
         self.scheduler.add(req)
         return req

@@ -17,6 +17,7 @@ from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.scheduler import Scheduler
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import STREAM_END, Answer, HttpReply, HttpRequest, StreamHead
+from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.table import build_routes
 
@@ -83,11 +84,13 @@ class FakeWire:
 class Socket:
     """One WebSocket session with what it said, as objects."""
 
+    path = "/v1/responses"
+
     def __init__(self, bench: FaceBench, tenant: Tenant, query: Mapping[str, str]) -> None:
         self.bench = bench
         self.wire = FakeWire(tenant)
-        request = HttpRequest("GET", "/v1/responses", query, {}, b"", tenant, "req-1")
-        route = bench.routes.sockets["/v1/responses"]
+        request = HttpRequest("GET", self.path, query, {}, b"", tenant, "req-1")
+        route = bench.routes.sockets[self.path]
         self.refused = route.refuse(request)
         self.session = route.open(request, self.wire)
         self.raw: list[str] = []
@@ -243,7 +246,8 @@ class FaceBench:
             waiting_limit=waiting_limit,
         )
         self.loop = StepLoop(self.scheduler, self.engine)
-        self.runtime = Runtime(card, BytePrompter(eos, **(form or {})), self.loop, self.engine.max_context)
+        prompter = BytePrompter(eos, sees=card.sees, **(form or {}))
+        self.runtime = Runtime(card, prompter, self.loop, self.engine.max_context)
         self.runtime.ready = True
         self.prompts: list[list[int]] = []  # the ids of every request that joined
         join = self.loop.join
@@ -272,12 +276,14 @@ class FaceBench:
             **(settings or {}),
         )
         self.store = Conversations(clock=self.clock, **(store or {}))
+        self.running = Running(self.runtime, self.store)
         self.routes = build_routes(
             self.runtime,
             self.settings,
             self.store,
             lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
             {"/": (b"<!doctype html>", "text/html; charset=utf-8")},
+            running=self.running,
         )
         self.readers: list[Socket | Fetch] = []
         self.loop.on_flush = self.flush
@@ -355,3 +361,5 @@ class FaceBench:
         assert self.scheduler.pages_in_use == 0
         assert self.scheduler.slots.free_count == self.engine.max_running
         assert not self.runtime._generations and not self.runtime._preparing
+        self.flush()
+        assert not len(self.running)

@@ -73,6 +73,12 @@ class AnswerForm:
             return None
         return Splitter(self.reasoning, thinking, calls)
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What an answer can hold besides text."""
+        found = {"tools": self.tools, "thinking": self.reasoning}
+        return frozenset(name for name, known in found.items() if known is not None)
+
     def marks(self, calling: bool) -> frozenset[str]:
         """The strings that a splitter must see. calling: there are tools."""
         seen = set() if self.reasoning is None else {self.reasoning.begin, self.reasoning.end}

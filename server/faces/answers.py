@@ -55,7 +55,12 @@ class StreamAnswer(ABC):
 
     Subclasses say what the stream has become: `whole()` once, or `parts()` as it grows. Until the first byte
     went out a failure is an HTTP error with its own status; afterwards it is `failure()` inside the stream.
+    The class attributes are what a protocol does differently around its objects.
     """
+
+    stream_type = "text/event-stream; charset=utf-8"
+    silence = PING  # what breaks a silence; b"" where the protocol has nothing for that
+    last_part = DONE  # what follows the last object; b"" where that is the end itself
 
     def __init__(self, runtime: Runtime, wire: Wire, headers: Mapping[str, str], *, streamed: bool) -> None:
         self._runtime = runtime
@@ -66,14 +71,20 @@ class StreamAnswer(ABC):
         self._over = False
         self._gone = False
         self.stream: TokenStream | None = None
+        self.cancel_is_answer = False  # a cancelled stream has been told as what it is: no failure follows
 
     def open(self, ask: Ask) -> TokenStream:
         """Start the generation. Raises Refusal if the server takes no request now."""
-        self.stream = self._runtime.open(ask, self._listen)
-        self._wire.dirty()
-        return self.stream
+        return self.take(self._runtime.open(ask, self.listen))
 
-    def _listen(self, stream: TokenStream) -> None:
+    def take(self, stream: TokenStream) -> TokenStream:
+        """Answer with a stream that was opened with `listen`."""
+        self.stream = stream
+        self._wire.dirty()
+        return stream
+
+    def listen(self, stream: TokenStream) -> None:
+        """The stream's listener."""
         if not self._gone:
             self._wire.dirty()
 
@@ -92,28 +103,28 @@ class StreamAnswer(ABC):
         if not stream.ended:
             return []
         self._over = True
-        if stream.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
-            return [error_reply(stream_error(stream), self._headers)]
+        if stream.finish is FinishReason.ERROR or self._cut_off(stream):
+            return [self.refused(stream_error(stream))]
         return [HttpReply(200, self.whole(stream), headers=self._headers)]
 
     def _render_stream(self, stream: TokenStream, told: list[bytes], failed: bool) -> list[Part]:
         parts: list[Part] = []
         if stream.ended and not self._head_sent and not told:
             self._over = True
-            return [error_reply(stream_error(stream), self._headers)]
+            return [self.refused(stream_error(stream))]
         if told:
             parts += self._head()
         parts += told
         if stream.ended:
             self._over = True
-            if failed or stream.finish is FinishReason.CANCELLED:
+            if failed or self._cut_off(stream):
                 parts += self.failure(stream_error(stream))
-            parts += [DONE, STREAM_END]
+            parts += [self.last_part, STREAM_END] if self.last_part else [STREAM_END]
         return parts
 
     def ping(self) -> list[Part]:
         """See exchange.Answer. A whole reply cannot be kept alive this way."""
-        return [*self._head(), PING] if self._streamed and not self._over else []
+        return [*self._head(), self.silence] if self._streamed and self.silence and not self._over else []
 
     def closed(self) -> None:
         """See exchange.Answer: the client is gone, so is its request."""
@@ -126,7 +137,10 @@ class StreamAnswer(ABC):
         if self._head_sent:
             return []
         self._head_sent = True
-        return [StreamHead(headers={"cache-control": "no-cache", **self._headers})]
+        return [StreamHead(200, self.stream_type, {"cache-control": "no-cache", **self._headers})]
+
+    def _cut_off(self, stream: TokenStream) -> bool:
+        return stream.finish is FinishReason.CANCELLED and not self.cancel_is_answer
 
     # -- what an endpoint says ---------------------------------------------------------------------------------
 
@@ -137,6 +151,10 @@ class StreamAnswer(ABC):
     @abstractmethod
     def whole(self, stream: TokenStream) -> bytes:
         """The body of a whole reply; the stream has ended well."""
+
+    def refused(self, error: WireError) -> HttpReply:
+        """The reply to a request that failed before its first byte."""
+        return error_reply(error, self._headers)
 
     @abstractmethod
     def failure(self, error: WireError) -> list[bytes]:

@@ -13,7 +13,6 @@ from headrace.runtime.interface import (
     CallEnd,
     FinishReason,
     Piece,
-    Prompter,
     ReasoningPiece,
     TextPiece,
     TokenStream,
@@ -31,9 +30,8 @@ _FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 class ChatSpeaker:
     """`told` says that a delta of it went out: from then on plain text needs no delta of its own making."""
 
-    def __init__(self, index: int, prompter: Prompter, reasoning_field: str) -> None:
+    def __init__(self, index: int, reasoning_field: str) -> None:
         self.index = index
-        self._prompter = prompter
         self._reasoning_field = reasoning_field
         self._said: list[Piece] = []  # of a whole reply
         self._calls = 0  # calls that have begun
@@ -90,7 +88,7 @@ class ChatSpeaker:
     def _logprobs(self, stream: TokenStream) -> ChatLogprobs | UnsetType:
         if stream.logprobs is None:
             return UNSET
-        return chat_logprobs(self._prompter, stream.take_logprobs())
+        return chat_logprobs(stream)
 
     def _delta(self, piece: Piece) -> chat.Delta | None:
         """The delta of one piece; the end of a call has none."""

@@ -62,9 +62,7 @@ class ChatAnswer(ManyAnswer):
         self._created = int(settings.now())
         self._model = runtime.card.id
         self._copies = request.n or 1
-        self._speakers = [
-            ChatSpeaker(index, runtime.prompter, settings.reasoning_field) for index in range(self._copies)
-        ]
+        self._speakers = [ChatSpeaker(index, settings.reasoning_field) for index in range(self._copies)]
         self._chunk_ends: dict[int, tuple[bytes, bytes]] = {}
 
     def parts(self, index: int, stream: TokenStream) -> list[bytes]:

@@ -67,14 +67,17 @@ class GenerateFace:
     def abort(self, request: HttpRequest, wire_: Wire) -> HttpReply:
         """POST /abort_request: 200 whether or not anything ran under that name."""
         try:
-            body = decode(request.body, wire.AbortRequest, strict=self._settings.strict_fields).value
+            decoded = decode(request.body, wire.AbortRequest, strict=self._settings.strict_fields)
         except WireError as error:
             return error_reply(error)
+        body = decoded.value
+        if decoded.ignored:
+            self._settings.on_ignored_fields("abort_request", len(decoded.ignored))
         if body.rid is None and not body.abort_all:
             return error_reply(WireError("missing_required_parameter", "give rid or abort_all", "rid"))
         for answer in list(self._running.get(request.tenant.id, ())):
             answer.abort(None if body.abort_all else body.rid, body.abort_message or ABORTED)
-        return HttpReply(200, b"{}")
+        return HttpReply(200, b"{}", headers=ignored_header(decoded.ignored))
 
     def forget(self, tenant: Tenant, answer: GenerateAnswer) -> None:
         """The answer is over."""

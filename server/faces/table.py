@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from headrace.runtime.interface import Runtime
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTable, SocketRoute, Wire
+from headrace.server.faces import messages_http, ollama_http
+from headrace.server.faces.abouts import described
 from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
@@ -14,8 +16,12 @@ from headrace.server.faces.completions_http import CompletionsFace
 from headrace.server.faces.engine_http import NOT_GENERATIVE, EngineFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.generate_http import GenerateFace
+from headrace.server.faces.openapi_http import OpenApiFace
+from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
+from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
+from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tokenizer_http import TokenizerFace
 from headrace.server.protocol.errors import WireError
@@ -33,19 +39,25 @@ def build_routes(
     metrics_text: Callable[[], tuple[bytes, str]],
     page_files: Mapping[str, tuple[bytes, str]],
     alive: Callable[[], bool] = lambda: True,
+    running: Running | None = None,
 ) -> RouteTable:
     """The route table of one server.
 
     `metrics_text()` gives (text, content type). `page_files` maps a path ("/", "/app.js") to (bytes, content
-    type). `alive()` says whether the step loop runs. Health and page need no key; everything else does.
+    type). `alive()` says whether the step loop runs. `running` is the table of responses under way, for who wants
+    to look into it. Health and page need no key; everything else does.
     """
     chat = ChatFace(runtime, settings)
     completions = CompletionsFace(runtime, settings)
     generate = GenerateFace(runtime, settings)
     tokenizer = TokenizerFace(runtime, settings)
     engine = EngineFace(runtime, settings)
-    responses = ResponsesFace(runtime, settings, store)
+    running = running if running is not None else Running(runtime, store)
+    responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
+    conversations = WaitingBudget(
+        settings.waiting_bytes
+    )  # of the Realtime sockets: they last as long as those
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
     def refuse_socket(request: HttpRequest) -> HttpReply | None:
@@ -62,8 +74,12 @@ def build_routes(
         "/v1/chat/completions": HttpRoute(POST, chat.respond),
         "/v1/completions": HttpRoute(POST, completions.respond),
         "/v1/responses": HttpRoute(POST, responses.create),
+        "/v1/responses/input_tokens": HttpRoute(POST, responses.count),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
+        "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
+        "/ping": HttpRoute(GET, facts.ready, public=True),
+        "/health_generate": HttpRoute(GET, facts.ready, public=True),
         "/generate": HttpRoute(POST, generate.respond),
         "/abort_request": HttpRoute(POST, generate.abort),
         "/flush_cache": HttpRoute(BOTH, engine.flush_cache),
@@ -86,17 +102,28 @@ def build_routes(
         "/version": HttpRoute(GET, facts.version),
         "/metrics": HttpRoute(GET, facts.metrics),
     }
+    http |= messages_http.routes(runtime, settings, http)
+    http |= ollama_http.routes(runtime, settings)
+    document = OpenApiFace(settings.version)
+    http |= document.routes()
+    http = described(http)
     for path, (body, content_type) in page_files.items():
         assert path not in http, f"a page file hides the route {path}"
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
     sockets = {
         "/v1/responses": SocketRoute(
-            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
+            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, running, budget),
             refuse=refuse_socket,
             protocols=("openai-beta.responses.v1",),
-        )
+        ),
+        "/v1/realtime": SocketRoute(
+            open=lambda request, wire: RealtimeSocket(request, wire, runtime, settings, conversations),
+            refuse=lambda request: refuse_realtime(request, runtime, settings),
+            protocols=REALTIME_PROTOCOLS,
+        ),
     }
-    return RouteTable(http, sockets)
+    document.table = RouteTable(http, sockets)
+    return document.table
 
 
 def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:

@@ -1,35 +1,40 @@
-"""Logprobs of tokens in the words of each protocol. Knows how tokens are spelled; knows no stream, no
-request."""
+"""Logprobs of tokens in the words of each protocol. Knows how tokens are spelled; knows no request."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from headrace.runtime.interface import Ask, Prompter, TokenLogprob
+from headrace.runtime.interface import Ask, Prompter, TokenLogprob, TokenStream
 from headrace.server.protocol import logprobs as wire
 
 
-def chat_logprobs(prompter: Prompter, found: Iterable[TokenLogprob]) -> wire.ChatLogprobs:
-    """`choices[].logprobs` of a chat completion or chunk."""
+def chat_logprobs(stream: TokenStream) -> wire.ChatLogprobs:
+    """`choices[].logprobs` of a chat completion or chunk: of the tokens taken since the last one."""
+    spell = stream.spell
+    assert spell is not None, "logprobs name their tokens"
     content = []
-    for each in found:
-        token, raw = prompter.spell(each.token)
+    for each in stream.take_logprobs():
+        token, raw = spell(each.token)
         top = []
         for rank, value in each.top:
-            name, spelled = prompter.spell(rank)
+            name, spelled = spell(rank)
             top.append(wire.ChatTopLogprob(name, value, None if spelled is None else list(spelled)))
         content.append(wire.ChatTokenLogprob(token, each.logprob, None if raw is None else list(raw), top))
     return wire.ChatLogprobs(content)
 
 
-def response_logprobs(prompter: Prompter, found: Iterable[TokenLogprob]) -> tuple[wire.TokenLogprobPart, ...]:
-    """`logprobs` of an output_text part, and of its deltas."""
+def response_logprobs(
+    stream: TokenStream, found: Iterable[TokenLogprob]
+) -> tuple[wire.TokenLogprobPart, ...]:
+    """`logprobs` of an output_text part, and of its deltas: `found`, of tokens of the stream."""
+    spell = stream.spell
+    assert spell is not None, "logprobs name their tokens"
     parts = []
     for each in found:
-        token, raw = prompter.spell(each.token)
+        token, raw = spell(each.token)
         top = []
         for rank, value in each.top:
-            name, spelled = prompter.spell(rank)
+            name, spelled = spell(rank)
             top.append(wire.TopLogprob(name, list(spelled or b""), value))
         parts.append(wire.TokenLogprobPart(token, list(raw or b""), each.logprob, top))
     return tuple(parts)

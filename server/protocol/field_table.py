@@ -14,6 +14,15 @@ from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.completions import CompletionRequest
 from headrace.server.protocol.fields import extra_of
 from headrace.server.protocol.generate import AbortRequest, GenerateRequest, SamplingFields
+from headrace.server.protocol.messages import CountTokensRequest, MessagesRequest
+from headrace.server.protocol.ollama import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaOptions,
+    OllamaPullRequest,
+    OllamaShowRequest,
+)
+from headrace.server.protocol.realtime import ResponseFields, SessionFields
 from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
 from headrace.server.protocol.tokenizing import DetokenizeRequest, TokenizeRequest
 
@@ -26,8 +35,17 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /tokenize", TokenizeRequest),
     ("POST /detokenize", DetokenizeRequest),
     ("POST /v1/responses", ResponseRequest),
+    ("POST /v1/messages", MessagesRequest),
+    ("POST /v1/messages/count_tokens", CountTokensRequest),
+    ("POST /api/chat", OllamaChatRequest),
+    ("POST /api/generate", OllamaGenerateRequest),
+    ("`options` of /api/chat and /api/generate", OllamaOptions),
+    ("POST /api/show", OllamaShowRequest),
+    ("POST /api/pull", OllamaPullRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
+    ("session.update on the /v1/realtime socket: `session`", SessionFields),
+    ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )
 
 HEAD = """# Request fields
@@ -55,7 +73,11 @@ def field_table() -> str:
         known: tuple[str, ...] = ()
         if type_ is ResponseCreate:
             parts.append("Every field of POST /v1/responses, and:\n")
-            known = ResponseRequest.__struct_fields__
+            known = tuple(
+                name
+                for name in ResponseRequest.__struct_fields__
+                if name not in ResponseCreate.__annotations__  # what a socket treats otherwise is told there
+            )
         parts.append("| field | type and bounds | treatment |\n|---|---|---|")
         for field in shapes.type_info(type_).fields:  # type: ignore[attr-defined]
             if field.name in known:

@@ -37,12 +37,12 @@ class Part(msgspec.Struct, frozen=True):
     ]
     text: str | None = None
     refusal: str | None = None
-    image_url: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
     file_id: Raw = NULL
     file_data: Raw = NULL
     file_url: Raw = NULL
     filename: Raw = NULL
-    detail: Raw = NULL
+    detail: f.Detail | None = None
     input_audio: Raw = NULL
     annotations: Raw = NULL
     logprobs: Raw = NULL
@@ -118,7 +118,10 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[f.Name | None, honoured("required, unless the socket's address named one")] = None
     input: Annotated[
         Input | None,
-        honoured("text, or items: messages, calls, their outputs, reasoning; empty only when continuing"),
+        honoured(
+            "text, or items: messages of text and pictures (data: URLs), calls, their outputs, reasoning; "
+            "empty only when continuing"
+        ),
     ] = None
     instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
     previous_response_id: Annotated[f.Name | None, honoured("continues or forks that response")] = None
@@ -143,7 +146,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         f.OpaqueId | None, honoured("extra; shares cached prompts only with equal salts")
     ] = None
     metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
-    store: Annotated[bool | None, honoured("default true; in memory, bounded by count, bytes and age")] = None
+    store: Annotated[
+        bool | None, honoured("default true; in memory, bounded; with --store in a file too")
+    ] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
     text: Annotated[
         TextOptions | None,
@@ -163,7 +168,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
     truncation: Annotated[
-        Literal["auto", "disabled"] | None, refused("disabled", note="a too long input is an error")
+        Literal["auto", "disabled"] | None,
+        honoured("auto drops the oldest turns; default disabled: a too long input is an error"),
     ] = None
     include: Annotated[
         Annotated[list[f.Name], Meta(max_length=32)] | None,
@@ -172,7 +178,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[
         f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
     ] = None
-    background: Annotated[bool | None, refused(False)] = None
+    background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
+        None
+    )
     conversation: Annotated[Raw, refused()] = NULL
     prompt: Annotated[Raw, refused(note="stored templates are not offered")] = NULL
     ebnf: Annotated[Raw, refused()] = NULL
@@ -200,7 +208,10 @@ class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type
     """The client event that starts a response on a socket."""
 
     stream_id: Annotated[Raw, honoured("the lane: 1 to 256 of A-Z, a-z, 0-9, _ . -")] = NULL
-    generate: Annotated[bool | None, refused(True)] = None
+    generate: Annotated[
+        bool | None, honoured("false reads the prompt into the cache, and answers nothing")
+    ] = None
+    background: Annotated[bool | None, refused(False, note="a socket's responses end with it")] = None
     event_id: Annotated[f.ShortText | None, ignored()] = None
 
 
@@ -237,7 +248,7 @@ class ResponseSteer(
     tag_field="type",
     tag="response.steer",
 ):
-    """Adds user input to a running response; answered with `steering_not_supported` for now."""
+    """Adds user input to a running response."""
 
     previous_response_id: f.Name
     input: str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)]

@@ -33,6 +33,11 @@ class Hashed:
     def accept(self, token: int) -> None:
         self.accepted.append(token)
 
+    def copy(self) -> Hashed:
+        twin = Hashed(self.fails_after)
+        twin.accepted = list(self.accepted)
+        return twin
+
     @property
     def trouble(self) -> str:
         return "too complex" if len(self.accepted) >= self.fails_after else ""

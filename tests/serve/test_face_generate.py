@@ -313,6 +313,15 @@ async def test_the_cache_is_flushed_when_nothing_runs() -> None:
         assert (await bench.fetch("/flush_cache", query={"timeout": wrong}).done()).status == 400
 
 
+async def test_what_benchmarks_ask_before_they_begin() -> None:
+    bench = FaceBench()
+    for path in ("/ping", "/health_generate"):
+        assert (await bench.fetch(path).done()).status == 200
+        assert bench.routes.http[path].public
+    bench.runtime.drain()
+    assert (await bench.fetch("/ping").done()).status == 503
+
+
 async def test_facts_of_server_and_model() -> None:
     bench = FaceBench()
     for path in ("/server_info", "/get_server_info"):
