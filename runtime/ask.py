@@ -23,11 +23,25 @@ PUBLIC_TENANT = Tenant("public", "public")
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of a message, in front of character `at` of its text.
+
+    source: a data URL or the bytes of an image file, as the client sent it; nothing in it is trusted yet. small:
+    the client is content with little of it (`detail: low`). name: where it stands on the wire, for a Refusal."""
+
+    at: int
+    source: str | bytes = field(repr=False)
+    small: bool = False
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face), tool.
 
     An assistant's turn may hold `reasoning` and `calls` beside its text. A tool's turn is the result of one call:
-    `call_id` names the call, `name` the tool where the client said it.
+    `call_id` names the call, `name` the tool where the client said it. `pictures`: in the order of their places in
+    `content`.
     """
 
     role: str
@@ -36,6 +50,7 @@ class Message:
     call_id: str | None = None
     name: str | None = None
     reasoning: str = ""
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -44,6 +59,11 @@ class Message:
         for call in self.calls:
             said += (call.id, call.name, call.arguments)
         return tuple(said)
+
+    @property
+    def picture_bytes(self) -> int:
+        """About what its pictures take as they were sent."""
+        return sum(len(picture.source) for picture in self.pictures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

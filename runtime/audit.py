@@ -84,5 +84,6 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
             assert page not in cached and mapped[page] == 1, "a writable page has another owner"
     pool.check(owners)
     scheduler.slots.check(held_slots)
+    scheduler.gallery.check(scheduler.reqs())
     scheduler.tree.check([req.lease for req in scheduler.reqs() if req.lease is not None])
     assert len(scheduler.running) <= scheduler.slots.count

@@ -14,11 +14,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from headrace.graphs.inputs import RowLayout, StepBuffers
+from headrace.graphs.inputs import RowLayout, StepBuffers, StepInputs
 from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
 from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.probing import Probed
@@ -37,8 +38,9 @@ class CpuEngine:
     """`launch` plans, get results. Raises CheckpointError or SettingError when it cannot be built.
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
-    page_size, max_running, max_context, chunk_tokens: what a Scheduler for this engine needs. Prompt ids lie below
-    `embedding_rows`, sampled ones below `logits_width`.
+    page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows: what a Scheduler for this
+    engine needs. Prompt ids lie below `embedding_rows`, sampled ones below `logits_width`. images: how the model
+    wants pictures, None if it takes none.
     """
 
     masks = True  # it asks the grammars of a plan for their masks
@@ -74,6 +76,11 @@ class CpuEngine:
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
         pages_per_slot = -(-self.max_context // self.page_size)
         step_tokens = self.chunk_tokens + self.max_running
+        self.images = blueprint.images(self.config.image_tokens)
+        self.image_blocks = image_blocks(
+            self.model_config, self.images, self.config.image_memory_mb, self.dtype.itemsize
+        )
+        self.image_block_rows = BLOCK_ROWS
         self.sizes = measure(
             self.model_config,
             self.dtype,
@@ -83,9 +90,10 @@ class CpuEngine:
             self.max_running,
             pages_per_slot,
             self.chunk_tokens,
+            self.image_blocks * BLOCK_ROWS,
         )
         log.info("memory: %s", self.sizes)
-        self.card = blueprint.card(self.config.dtype, self.max_context)
+        self.card = blueprint.card(self.config.dtype, self.max_context, sees=self.images is not None)
         self.backend: Backend = CpuBackend(
             self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
         )
@@ -106,6 +114,9 @@ class CpuEngine:
             )
             self.sampling = SamplingTable(self.max_running, self.logits_width)
             self.buffers = StepBuffers(step_tokens, self.max_running)
+            self.eyes: Eyes | None = None
+            if self.images is not None:
+                self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)
 
         try:
             self.backend.submit(load).result()
@@ -129,19 +140,24 @@ class CpuEngine:
         for grant in plan.grants:
             self.kv.grant(grant.slot, grant.pages)
             self.sampling.grant(grant)
+            if self.eyes is not None:
+                self.eyes.grant(grant)
         for patch in plan.patches:
             self.kv.patch(patch.slot, patch.index, patch.page)
         if plan.copies:
             sources = torch.tensor([copy.source for copy in plan.copies])
             targets = torch.tensor([copy.target for copy in plan.copies])
             self.backend.ops.copy_pages(self.kv.data, sources, targets)
+        if self.eyes is not None:
+            self.eyes.encode(plan.encodes)
         if not plan.rows:
             return StepResult(())
-        inputs = self.buffers.fill(
-            [_layout(row) for row in plan.decode], [_layout(row) for row in plan.prefill]
-        )
+        inputs = self.layout(plan.decode, plan.prefill)
         masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
-        hidden = self.model.hidden(inputs, self.kv)
+        seen = None
+        if self.eyes is not None:
+            seen = self.eyes.see(plan.decode, plan.prefill, len(plan.decode), inputs.shape.tokens)
+        hidden = self.model.hidden(inputs, self.kv, seen)
         sampled = [row for row in plan.rows if row.sample]
         if not sampled:
             return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
@@ -179,6 +195,10 @@ class CpuEngine:
                 found.add(logits[sample : sample + 1], (max(0, tokens[sample]),))
         return found.columns()
 
+    def layout(self, decode: Sequence[PlanRow], prefill: Sequence[PlanRow]) -> StepInputs:
+        """The static inputs of a step with these rows; valid until the next call."""
+        return self.buffers.fill([_layout(row) for row in decode], [_layout(row) for row in prefill])
+
     def warm(self) -> None:
         """Every kind of step has run once: chunks, decode rows of all common counts, page copies, sampling.
 
@@ -196,6 +216,8 @@ class CpuEngine:
             self.launch(StepPlan(number, **{**empty, **parts})).result()  # type: ignore[arg-type]
             number += 1
 
+        if self.eyes is not None:
+            self.backend.submit(self.eyes.exercise).result()
         for params in (greedy, drawn):
             grant = SlotGrant(0, 0, params, length, tuple(range(pages)), ())
             step(grants=(grant,), prefill=(PlanRow(0, 0, 0, length, (0,) * length, True),))

@@ -36,12 +36,14 @@ from headrace.runtime.device_sampler import DeviceSampler
 from headrace.runtime.device_sizes import DeviceSizes
 from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceWeights, RandomParts
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
 from headrace.runtime.lone_future import LoneFuture
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
 from headrace.runtime.pace import Pace
 from headrace.runtime.plan import DecodeRows, PageCopy, SlotGrant, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
+from headrace.runtime.step_images import StepImages
 from headrace.runtime.weights import MappedParts
 
 log = logging.getLogger("headrace.engine")
@@ -117,7 +119,12 @@ class DeviceEngine:
         operations = 2.0 * sum(torch.Size(shape).numel() for shape in blueprint.outline.parts.values())
         self.pace = Pace(sizes_of_chunks, operations / ASSUMED_RATE, config.step_ms / 1e3)
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
-        self.card = blueprint.card(config.dtype, config.max_context)
+        self.images = blueprint.images(config.image_tokens)
+        self.image_blocks = image_blocks(
+            self.model_config, self.images, config.image_memory_mb, self.dtype.itemsize
+        )
+        self.image_block_rows = BLOCK_ROWS
+        self.card = blueprint.card(config.dtype, config.max_context, sees=self.images is not None)
         largest = self.keys.largest
         device = queue.device
         log.info("memory: %s", sizes)
@@ -142,6 +149,9 @@ class DeviceEngine:
                 -(-self.max_context // self.page_size),
                 self.sampler.settings_words,
             )
+            self.eyes: Eyes | None = None
+            if self.images is not None:
+                self.eyes = Eyes(model, self.images, self.image_blocks, self.max_running, self.dtype, device)
             self.decoder = DeviceDecoder(model, self.slab, largest, self.dtype, queue.processors, queue.early)
             _, words = places(largest)
             self._spill_at = words
@@ -171,11 +181,12 @@ class DeviceEngine:
         future: Future[StepResult] = LoneFuture()
         with self.queue.turn():
             key, chunk, probes = self._send(plan, block)
+            seen = None if self.eyes is None else self._look(self.eyes, plan, key)
             if key is not None:
                 replay = self._replays.get(key)
-                if replay is None:
+                if replay is None or seen is not None:
                     with torch.no_grad():
-                        self._step(self._view(key))
+                        self._step(self._view(key), seen)
                 else:
                     replay()
                 lane = self._lane(key, block)
@@ -275,6 +286,8 @@ class DeviceEngine:
                 self.slab.write_settings(grant.slot, self.sampler.settings_row(grant)),
             ):
                 changed.update(zip(places_, values, strict=True))
+            if self.eyes is not None:
+                changed.update(zip(*self.slab.write_shift(grant.slot, self.eyes.grant(grant)), strict=True))
         for patch in plan.patches:
             places_, values = self.slab.write_pages(patch.slot, patch.index, (patch.page,))
             changed.update(zip(places_, values, strict=True))
@@ -296,10 +309,18 @@ class DeviceEngine:
             spill.then(partial(copy_pages, self.slab.pages, sources, targets))
         return spill, (where[:inline], values[:inline])
 
-    def _step(self, step: PackedStep) -> None:
+    def _look(self, eyes: Eyes, plan: StepPlan, key: StepKey | None) -> StepImages | None:
+        """Encode the plan's picture, and gather what its rows read of pictures: both queued ahead of the step."""
+        with torch.no_grad():
+            eyes.encode(plan.encodes)
+            if key is None or not plan.prefill:
+                return None
+            return eyes.see(plan.decode, plan.prefill, key.decode, key.tokens, shifted=True)
+
+    def _step(self, step: PackedStep, seen: StepImages | None = None) -> None:
         """The whole step, eager or under capture: tables, forward, choice of tokens."""
         write_words(self.slab.arena, step.write_places, step.write_values)
-        logits = self.decoder.forward(step)
+        logits = self.decoder.forward(step, seen)
         self.sampler.sample(
             logits,
             step.sample_slots,
@@ -331,6 +352,9 @@ class DeviceEngine:
 
     def _exercise(self) -> None:
         """Every launch that no graph holds has run once: compiled and loaded, not in the middle of a stream."""
+        if self.eyes is not None:
+            with self.queue.turn(), torch.no_grad():
+                self.eyes.exercise()
         params = SamplingParams(repetition_penalty=2.0)
         copies = (PageCopy(0, 1),) if self.page_count > 1 else ()
         future = self.launch(StepPlan(0, (SlotGrant(0, 0, params, 1, (0,), (0,)),), (), copies, (), ()))

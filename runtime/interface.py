@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Tenant
+from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
@@ -41,6 +42,7 @@ __all__ = [
     "Logprobs",
     "Message",
     "ModelCard",
+    "Picture",
     "Piece",
     "Prompt",
     "Prompter",
@@ -69,11 +71,13 @@ class Prompt:
     """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
 
     grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
+    spans: which of the ids stand for pictures.
     """
 
     ids: tuple[int, ...]
     thinking: bool = False
     grammar: TokenGrammar | None = None
+    spans: tuple[ImageSpan, ...] = ()
 
 
 class TextCutter(Protocol):
@@ -121,6 +125,7 @@ class ModelCard:
     created: int  # Unix seconds
     embedded: bool = False
     notice: str = ""  # one plain sentence that the chat page shows about this model
+    sees: bool = False  # it takes pictures
 
 
 class Prompter(Protocol):
@@ -166,6 +171,8 @@ Worked = TypeVar("Worked")
 _INLINE_CHARACTERS = 2048
 # Text waiting for preparation, in characters: beyond it the server takes no more asks for the moment.
 _PREPARING_LIMIT = 256 << 20
+# Pixels of the pictures of all live requests, in bytes.
+_PIXELS_LIMIT = 512 << 20
 
 
 class Runtime:
@@ -186,6 +193,7 @@ class Runtime:
         self._next_id = 0
         self._preparing: dict[TokenStream, int] = {}  # → characters of its ask
         self._preparing_characters = 0
+        self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
         self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
@@ -206,7 +214,7 @@ class Runtime:
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS and not ask.guided:
+        if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(self.prompter.prepare, ask)
@@ -354,6 +362,8 @@ class Runtime:
             "retractions": counters.retractions,
             "evicted_pages": counters.evicted_pages,
             "copied_pages": counters.copied_pages,
+            "images_encoded": scheduler.gallery.encoded,
+            "images_reused": scheduler.gallery.reused,
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
@@ -423,6 +433,7 @@ class Runtime:
         except Refusal:
             del self._generations[stream]
             raise
+        self._pixels += sum(len(span.image.pixels) for span in generation.req.spans)
         # `times.joined` is set: a face may tell that the response has begun. It does so behind the turn that `join`
         # asked for, so that the device is at work on the prompt while those words are made.
         asyncio.get_running_loop().call_soon(self._tell_joined, stream)
@@ -467,14 +478,28 @@ class Runtime:
         params = params_of(ask, self.prompter)
         max_len = max_len_of(ask, count, self.max_context)
         wish = wish_of(ask, count, self.prompter.logits_width)
+        pixels = sum(len(span.image.pixels) for span in prompt.spans)
+        if self._pixels and self._pixels + pixels > _PIXELS_LIMIT:
+            raise Refusal("server_is_overloaded", "too many pictures are waiting already", retry_after=1.0)
         self._next_id += 1
         req = Req(
-            self._next_id, ask.tenant.salt, list(ids), count, max_len, params, fork, wish, prompt.grammar
+            self._next_id,
+            ask.tenant.salt,
+            list(ids),
+            count,
+            max_len,
+            params,
+            fork,
+            wish,
+            prompt.grammar,
+            prompt.spans,
         )
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:
-        self._generations.pop(stream, None)
+        generation = self._generations.pop(stream, None)
+        if generation is not None:
+            self._pixels -= sum(len(span.image.pixels) for span in generation.req.spans)
         self._count_end(stream)
 
     def _count_end(self, stream: TokenStream) -> None:
@@ -501,9 +526,15 @@ class _Siblings:
 def _characters(ask: Ask) -> int:
     if ask.messages is not None:
         said = sum(len(text) for message in ask.messages for text in message.texts)
+        said += sum(message.picture_bytes for message in ask.messages)
         return said + sum(tool.characters for tool in ask.tools)
     assert ask.prompt is not None
     return len(ask.prompt)
+
+
+def _shows(ask: Ask) -> bool:
+    """A picture of a few bytes may take long to decode."""
+    return any(message.pictures for message in ask.messages or ())
 
 
 def _log_fault(error: BaseException) -> None:

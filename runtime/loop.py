@@ -241,7 +241,7 @@ class StepLoop:
             rows, tokens = len(plan.decode), plan.prefill_tokens
             self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens, self._gap, self._lag))
             self._gap = self._lag = 0.0
-            if self.engine.pace is not None:
+            if self.engine.pace is not None and not plan.encodes:
                 # A step that was launched behind another kept the device busy only once that one had landed.
                 pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
                 self.engine.pace.observe(rows, tokens, pairs, now - max(launched, self._landed_at))

@@ -10,7 +10,10 @@ from typing import Any
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
 from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
-from headrace.runtime.interface import Ask, Prompt, TextCutter, TextSplitter
+from headrace.runtime.image import Image, ImageSpan
+from headrace.runtime.image_settings import ImageSettings
+from headrace.runtime.images import COUNT_LIMIT, BadPicture, picture_bytes, read_picture
+from headrace.runtime.interface import Ask, Picture, Prompt, TextCutter, TextSplitter
 from headrace.runtime.parsers.families import TOOLS, AnswerForm, answer_form
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import TokenGrammar
@@ -63,13 +66,16 @@ class FolderPrompter:
         embedding_rows: int,
         logits_width: int,
         max_context: int | None = None,
+        images: ImageSettings | None = None,
         *,
         tool_parser: str = "auto",
         reasoning_parser: str = "auto",
     ) -> None:
         """embedding_rows, logits_width: of the model itself; max_context: tokens that fit, if it is known: text
-        that cannot be that short is refused before any work is spent on it. tool_parser, reasoning_parser: see
-        parsers.families.answer_form. Raises CheckpointError."""
+        that cannot be that short is refused before any work is spent on it. images: how the model wants pictures,
+        None if it takes none. tool_parser, reasoning_parser: see parsers.families.answer_form. Raises
+        CheckpointError."""
+        self.images = images
         self.embedding_rows = embedding_rows
         self.logits_width = logits_width
         self._tokenizer = FolderTokenizer(folder)
@@ -93,6 +99,7 @@ class FolderPrompter:
         """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
         self._check_ids_of(ask)
         _check_unicode(ask)
+        pictures = self._pictures(ask)
         thinking = False
         if ask.messages is not None:
             name, (ids, thinking) = "messages", self._chat(ask)
@@ -111,7 +118,10 @@ class FolderPrompter:
                 raise Refusal(
                     "invalid_value", f"{wire}: {what} in [0, {self.embedding_rows}), not {token}", wire
                 )
-        return Prompt(tuple(ids), thinking, grammar)
+        if self.images is None:
+            return Prompt(tuple(ids), thinking, grammar)
+        laid, spans = self._with_pictures(ask, wire, ids, pictures)
+        return Prompt(tuple(laid), thinking, grammar, spans)
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text."""
@@ -215,6 +225,54 @@ class FolderPrompter:
             return ask.prompt != ""
         pieces = self._tokenizer.text.raw
         return ask.prompt is not None and any(token < len(pieces) and pieces[token] for token in ask.prompt)
+
+    def _pictures(self, ask: Ask) -> list[Picture]:
+        """All pictures of the ask, in order; nothing of them was looked at but their number."""
+        pictures = [picture for message in ask.messages or () for picture in message.pictures]
+        wire = ask.wire_name("messages")
+        if pictures and self.images is None:
+            raise Refusal(
+                "invalid_value", "this model takes no pictures: it reads text alone", pictures[0].name or wire
+            )
+        if len(pictures) > COUNT_LIMIT:
+            what = f"{wire} holds {len(pictures)} pictures; at most {COUNT_LIMIT} are taken"
+            raise Refusal("invalid_value", what, wire)
+        return pictures
+
+    def _with_pictures(
+        self, ask: Ask, wire: str, ids: list[int], pictures: list[Picture]
+    ) -> tuple[list[int], tuple[ImageSpan, ...]]:
+        """The ids, each placeholder among them as often as its picture has rows, and where the pictures stand."""
+        assert self.images is not None
+        token = self.images.token_id
+        shown = ids.count(token)
+        if shown != len(pictures):
+            if ask.messages is None:
+                what = f"the token {token} stands for a picture, and a prompt has none; send messages"
+            else:
+                what = f"the chat template shows {shown} pictures where {len(pictures)} were sent"
+            raise Refusal("invalid_value", f"{wire}: {what}", wire)
+        if not pictures:
+            return ids, ()
+        images = iter([self._read(ask, picture) for picture in pictures])
+        laid: list[int] = []
+        spans: list[ImageSpan] = []
+        for each in ids:
+            if each == token:
+                spans.append(ImageSpan(len(laid), next(images)))
+                laid += [token] * spans[-1].image.rows
+            else:
+                laid.append(each)
+        return laid, tuple(spans)
+
+    def _read(self, ask: Ask, picture: Picture) -> Image:
+        assert self.images is not None
+        try:
+            data = picture_bytes(picture.source)
+            return read_picture(data, self.images, ask.tenant.salt, picture.small)
+        except BadPicture as bad:
+            name = picture.name or ask.wire_name("messages")
+            raise Refusal("invalid_value", f"{name}: the picture {bad}", name) from bad
 
     def _chat(self, ask: Ask) -> tuple[list[int], bool]:
         """Ids of the rendered messages, and whether they end inside of reasoning."""
@@ -326,7 +384,9 @@ class FolderPrompter:
 
     def _eos_ids(self, generation: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
         """generation_config, else config, and the tokenizer's own; ids the model cannot say are left out."""
-        found = set(_ids(generation.get("eos_token_id", config.get("eos_token_id"))))
+        inner = config.get("text_config")  # of a model that does more than read
+        fallback = config.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+        found = set(_ids(generation.get("eos_token_id", fallback)))
         own = self._tokenizer.names.get("eos_token")
         if own is not None and (token := self._tokenizer.id_of(own)) is not None:
             found.add(token)

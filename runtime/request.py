@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import LogprobWish
 
 if TYPE_CHECKING:
+    from headrace.runtime.gallery import Exhibit
     from headrace.runtime.prefix import PrefixLease
 
 
@@ -101,10 +104,11 @@ class ForkPoint:
 class Req:
     """One generation.
 
-    `tokens` is what the host knows: prompt, then retired outputs. Three lengths rule the rest:
-    `computed_len`: tokens whose KV has been launched; `landed_len`: tokens whose KV has retired;
-    `total_len`: known tokens plus those sampled on the device that the host has not seen (at most `inflight`).
-    `max_len` bounds `total_len`: prompt plus the tokens it may generate.
+    `tokens` is what the host knows: prompt, then retired outputs. Three lengths rule the rest: `computed_len`:
+    tokens whose KV has been launched; `landed_len`: tokens whose KV has retired; `total_len`: known tokens plus
+    those sampled on the device that the host has not seen (at most `inflight`). `max_len` bounds `total_len`:
+    prompt plus the tokens it may generate. `spans`: where its prompt shows pictures, in order; what the
+    placeholder tokens there mean is said by the picture's key alone (`keys`).
     """
 
     id: int
@@ -116,6 +120,7 @@ class Req:
     fork: ForkPoint | None = None
     logprobs: LogprobWish | None = None
     grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
+    spans: tuple[ImageSpan, ...] = ()
 
     phase: Phase = field(default=Phase.WAITING, init=False)
     finish: FinishReason | None = field(default=None, init=False)
@@ -135,11 +140,27 @@ class Req:
     retractions: int = field(default=0, init=False)
     admitted: bool = field(default=False, init=False)  # it has had a slot: `cached_len` is settled
     spoilt: bool = field(default=False, init=False)  # a row of it was not finite: its KV is for nobody else
+    exhibits: dict[int, Exhibit] = field(
+        default_factory=dict, init=False
+    )  # encoded pictures it reads, by span
 
     def __post_init__(self) -> None:
         assert self.prompt_len == len(self.tokens) >= 1, "a Req is born with its whole prompt"
         assert self.prompt_len < self.max_len, "a Req has room for at least one token"
         self.total_len = self.prompt_len
+        end = 0
+        for span in self.spans:
+            assert end <= span.start and span.end <= self.prompt_len, "spans lie in order, inside the prompt"
+            end = span.end
+
+    def keys(self, start: int, end: int) -> Sequence[int]:
+        """What tells the content of tokens [start, end) apart from all others: ids, and keys where pictures are."""
+        found = self.tokens[start:end]
+        for span in self.spans:
+            first, last = max(start, span.start), min(end, span.end)
+            if first < last:
+                found[first - start : last - start] = [span.image.key] * (last - first)
+        return found
 
     @property
     def output_len(self) -> int:
@@ -160,6 +181,7 @@ class Req:
         assert self.total_len - len(self.tokens) <= self.inflight, self
         assert (self.slot is not None) == (self.phase in (Phase.PREFILL, Phase.DECODE)), self
         assert self.inflight == 0 or self.slot is not None, self
+        assert not self.exhibits or self.slot is not None, self
         if self.phase is Phase.DONE:
             assert self.finish is not None and not self.pages and self.lease is None, self
             assert self.copy_from is None, self

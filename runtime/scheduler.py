@@ -20,10 +20,12 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from headrace.runtime.audit import audit
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.pages import PagePool, SlotPool
 from headrace.runtime.plan import (
     NON_FINITE,
     DecodeRows,
+    OpenPlan,
     PageCopy,
     PagePatch,
     PlanRow,
@@ -44,7 +46,7 @@ class Scheduler:
 
     page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
-    a low value packs more requests and retracts more often.
+    a low value packs more requests and retracts more often. image_blocks, image_block_rows: the pool of image rows.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Scheduler:
         prefix_cache: bool = True,
         waiting_limit: int = 1024,
         ahead_tokens: int = 64,
+        image_blocks: int = 0,
+        image_block_rows: int = 1,
     ) -> None:
         assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
         self.page_size = page_size
@@ -67,6 +71,7 @@ class Scheduler:
         self.pool = PagePool(page_count)
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
+        self.gallery = Gallery(image_blocks, image_block_rows)
         self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
@@ -97,6 +102,7 @@ class Scheduler:
                 "context_length_exceeded",
                 f"prompt and answer need {req.max_len} tokens; this server can hold {self.max_tokens}",
             )
+        self.gallery.check_sizes(req)
         if len(self.waiting) >= self.waiting_limit:
             raise Refusal(
                 "server_is_overloaded", f"{len(self.waiting)} requests are waiting already", retry_after=1.0
@@ -136,40 +142,29 @@ class Scheduler:
 
         Decode rows first, then prompt chunks in order of admission, then admissions while budget, slots and
         pages last. All state is moved forward: the plan must be launched, and retired in order."""
-        room = self.chunk_tokens if budget is None else budget
-        grants: list[SlotGrant] = []
-        patches: list[PagePatch] = []
-        copies: list[PageCopy] = []
-        prefill: list[PlanRow] = []
+        step = OpenPlan(self.chunk_tokens if budget is None else budget)
         self._dry = False
         able = self._plannable()
-        decoding, decode = self._decode_rows(able, patches)
+        decoding, decode = self._decode_rows(able, step.patches)
         for req in able:
             # A decode row without a page may have taken those of this one meanwhile.
-            if room > 0 and req.phase is Phase.PREFILL and not req.retracting:
-                row = self._prefill_row(req, room)
-                prefill.append(row)
-                room -= row.count
+            if step.room > 0 and req.phase is Phase.PREFILL and not req.retracting:
+                self._prefill(req, step)
         # Summed once: a burst of admissions costs as much per request as a single one.
         reserved = sum(map(self._growth, self.running.values())) if self.waiting else 0
-        while room > 0 and self.waiting and self.slots.free_count:
+        while step.room > 0 and self.waiting and self.slots.free_count:
             req = next(iter(self.waiting.values()))
-            if not self._admit(req, reserved, grants, copies):
+            if not self._admit(req, reserved, step):
                 break
-            row = self._prefill_row(req, room)
-            prefill.append(row)
-            room -= row.count
+            self._prefill(req, step)
             reserved += self._growth(req)
-        if not decoding and not prefill:
-            assert not grants and not copies and not patches, "a page was granted to nobody's step"
-            return None
-        masks = masks_of(decoding, prefill, self.running) if self._grammars else ()
-        probes = probes_of(decoding, prefill, self.running) if self._probing else ()
-        lists = (tuple(grants), tuple(patches), tuple(copies))
-        plan = StepPlan(self.counters.steps, *lists, decode, tuple(prefill), masks, probes)
-        self.counters.steps += 1
-        self._flight.append(plan)
-        self._decoding.append(decoding)
+        masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
+        probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
+        plan = step.close(self.counters.steps, decode, masks, probes)
+        if plan is not None:
+            self.counters.steps += 1
+            self._flight.append(plan)
+            self._decoding.append(decoding)
         return plan
 
     def prospect(self) -> tuple[int, int, int] | None:
@@ -243,7 +238,8 @@ class Scheduler:
         return self.pool.used_count - self._evictable
 
     def flush_cache(self) -> int:
-        """Drop every cached page that no live request holds; returns how many."""
+        """Drop every cached page and picture that no live request holds; returns how many pages."""
+        self.gallery.clear()
         return self.tree.clear()
 
     # -- rows --------------------------------------------------------------------------------------------------
@@ -288,14 +284,16 @@ class Scheduler:
             self._columns = [req.id for req in chosen], array("i", slots)
         return chosen, DecodeRows(*self._columns, array("i", starts))
 
-    def _prefill_row(self, req: Req, room: int) -> PlanRow:
-        """The next chunk, at most `room` tokens. A Req that comes back with one token to feed decodes at once."""
+    def _prefill(self, req: Req, step: OpenPlan) -> None:
+        """The next chunk; none before its picture's turn. One that has one token to feed decodes at once."""
         assert req.slot is not None and req.phase is Phase.PREFILL and req.total_len == len(req.tokens)
-        start = req.computed_len
-        count = min(room, req.total_len - start)
-        assert count >= 1
+        start, count = req.computed_len, min(step.room, req.total_len - req.computed_len)
+        count, images = self.gallery.look(req, start, count, step) if req.spans else (count, ())
+        if not count:
+            return
         last = start + count == req.total_len
-        row = PlanRow(req.id, req.slot, start, count, tuple(req.tokens[start : start + count]), last)
+        ids = tuple(req.tokens[start : start + count])
+        step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))
         req.computed_len += count
         req.inflight += 1
         refeed = last and count == 1 and (req.output_len > 0 or start < req.forked_len)
@@ -305,7 +303,6 @@ class Scheduler:
             req.total_len += 1
             req.phase = Phase.DECODE
             self.counters.decode_tokens_computed += 1
-        return row
 
     # -- pages -------------------------------------------------------------------------------------------------
 
@@ -357,7 +354,7 @@ class Scheduler:
         parent, at = req.fork.parent, req.fork.at
         assert parent.salt == req.salt, "a fork stays within its tenant"
         assert parent.phase is not Phase.DONE and 0 <= at <= len(parent.tokens)
-        assert req.tokens[:at] == parent.tokens[:at], "a fork repeats its parent up to the fork point"
+        assert req.keys(0, at) == parent.keys(0, at), "a fork repeats its parent up to the fork point"
         # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
         req.fork = None
         req.forked_len = at
@@ -392,13 +389,11 @@ class Scheduler:
         known = min(req.landed_len, len(req.tokens))
         while (req.lease.depth + 1) * size <= known:
             depth = req.lease.depth
-            self.tree.extend(
-                req.lease, tuple(req.tokens[depth * size : (depth + 1) * size]), req.pages[depth]
-            )
+            self.tree.extend(req.lease, tuple(req.keys(depth * size, (depth + 1) * size)), req.pages[depth])
 
     # -- admission ---------------------------------------------------------------------------------------------
 
-    def _admit(self, req: Req, reserved: int, grants: list[SlotGrant], copies: list[PageCopy]) -> bool:
+    def _admit(self, req: Req, reserved: int, step: OpenPlan) -> bool:
         """Give the first waiting request a slot and pages for all it knows; False if it must wait.
         `reserved`: pages kept for the growth of those who run.
 
@@ -406,7 +401,9 @@ class Scheduler:
         while True:
             hit = self._find_prefix(req)
             need = self._pages_for(len(req.tokens)) - len(req.pages) - hit
-            if self._fits(req, need, reserved):
+            fits = self._fits(req, need, reserved)
+            start = hit * self.page_size or (req.computed_len if req.copy_from is None else req.copy_len)
+            if fits and self.gallery.can_start(req, start, step):
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
@@ -426,7 +423,7 @@ class Scheduler:
         if req.copy_from is not None:
             target = req.pages[req.computed_len // self.page_size]
             # The hold on the source ends when the step retires.
-            copies.append(PageCopy(req.copy_from, target))
+            step.copies.append(PageCopy(req.copy_from, target))
             req.computed_len = req.copy_len
             req.copy_from = None
             self.counters.copied_pages += 1
@@ -441,7 +438,8 @@ class Scheduler:
         req.slot = self.slots.take()
         self.counters.admissions += 1
         history = tuple(req.tokens) if req.params.needs_history else ()
-        grants.append(SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history))
+        grant = SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history, req.spans)
+        step.grants.append(grant)
         return True
 
     def _find_prefix(self, req: Req) -> int:
@@ -449,7 +447,8 @@ class Scheduler:
         if req.pages or req.copy_from is not None or not self.prefix_cache:
             return 0
         if req.lease is None:
-            req.lease = self.tree.match(req.salt, req.tokens, req.reusable_len // self.page_size)
+            keys = req.keys(0, len(req.tokens))
+            req.lease = self.tree.match(req.salt, keys, req.reusable_len // self.page_size)
         return req.lease.depth
 
     def _fits(self, req: Req, need: int, reserved: int) -> bool:
@@ -471,6 +470,7 @@ class Scheduler:
         req.inflight -= 1
         if not req.spoilt:
             req.landed_len = landed
+            self.gallery.passed(req)
         if token is not None:
             event = self._take_token(req, token)
             if event is not None:
@@ -508,6 +508,7 @@ class Scheduler:
         Left in the cache it would fail every request with this prefix, and be kept because it is in demand."""
         req.spoilt = True
         req.landed_len = 0
+        self.gallery.condemn(req)
         if req.lease is not None:
             self.tree.condemn(req.lease)
             req.lease = None
@@ -560,6 +561,7 @@ class Scheduler:
 
     def _leave_batch(self, req: Req) -> None:
         if req.slot is not None:
+            self.gallery.leave(req)
             self.slots.give_back(req.slot)
             req.slot = None
             del self.running[req.id]

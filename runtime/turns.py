@@ -25,7 +25,7 @@ def described(messages: Sequence[Message], template: str) -> list[dict[str, Any]
     names = {call.id: call.name for message in messages for call in message.calls}
     laid = []
     for message in messages:
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        turn: dict[str, Any] = {"role": message.role, "content": _content(message)}
         if message.reasoning:
             turn["reasoning_content"] = message.reasoning
         if message.calls:
@@ -45,6 +45,22 @@ def described(messages: Sequence[Message], template: str) -> list[dict[str, Any]
                 turn["name"] = name
         laid.append(turn)
     return laid
+
+
+def _content(message: Message) -> str | list[dict[str, str]]:
+    """A text, or parts where pictures stand in it."""
+    if not message.pictures:
+        return message.content
+    parts: list[dict[str, str]] = []
+    done = 0
+    for picture in message.pictures:
+        if picture.at > done:
+            parts.append({"type": "text", "text": message.content[done : picture.at]})
+        parts.append({"type": "image"})
+        done = picture.at
+    if done < len(message.content):
+        parts.append({"type": "text", "text": message.content[done:]})
+    return parts
 
 
 def _arguments(text: str) -> Any:

@@ -22,6 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
+from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.interface import ModelCard, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import Engine, StepFacts, StepLoop
 from headrace.runtime.scheduler import Scheduler
@@ -62,6 +63,12 @@ class SizedEngine(Engine, Protocol):
     max_running: int
     max_context: int
     chunk_tokens: int
+    image_blocks: int
+    image_block_rows: int
+
+    @property
+    def images(self) -> ImageSettings | None:
+        """How its model wants pictures; None: it takes none."""
 
     @property
     def idle_work(self) -> Callable[[], bool] | None:
@@ -89,6 +96,8 @@ class App:
             engine.chunk_tokens,
             prefix_cache=config.engine.prefix_cache,
             waiting_limit=config.engine.waiting_limit,
+            image_blocks=engine.image_blocks,
+            image_block_rows=engine.image_block_rows,
         )
         self.loop = StepLoop(self.scheduler, engine)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)
@@ -244,6 +253,7 @@ def load_model(config: ServerConfig) -> tuple[SizedEngine, Prompter, ModelCard]:
             engine.embedding_rows,
             engine.logits_width,
             engine.max_context,
+            engine.images,
             tool_parser=config.tool_parser,
             reasoning_parser=config.reasoning_parser,
         )

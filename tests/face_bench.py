@@ -245,7 +245,8 @@ class FaceBench:
             waiting_limit=waiting_limit,
         )
         self.loop = StepLoop(self.scheduler, self.engine)
-        self.runtime = Runtime(card, BytePrompter(eos, **(form or {})), self.loop, self.engine.max_context)
+        prompter = BytePrompter(eos, sees=card.sees, **(form or {}))
+        self.runtime = Runtime(card, prompter, self.loop, self.engine.max_context)
         self.runtime.ready = True
         self.prompts: list[list[int]] = []  # the ids of every request that joined
         join = self.loop.join

@@ -67,11 +67,13 @@ class BytePrompter:
         self,
         eos_ids: frozenset[int] = frozenset(),
         defaults: Mapping[str, Any] | None = None,
+        sees: bool = False,
         tools: str | None = None,
         reasoning: str | None = None,
     ) -> None:
         self.eos_ids = eos_ids
         self.defaults = defaults or {}
+        self.sees = sees
         self.form = AnswerForm(TOOLS.get(tools or ""), REASONING.get(reasoning or ""))
 
     def prepare(self, ask: Ask) -> Prompt:
@@ -79,6 +81,10 @@ class BytePrompter:
             raise Refusal("invalid_value", "there is no tool to call", ask.wire_name("tool_choice"))
         grammar = self._grammar(ask) if ask.guided else None
         if ask.messages is not None:
+            for message in ask.messages:
+                if message.pictures and not self.sees:
+                    name = message.pictures[0].name
+                    raise Refusal("invalid_value", "this model takes no pictures: it reads text alone", name)
             if ask.tools and self.form.tools is None:
                 raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
             lines = [f"offers {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
@@ -143,10 +149,19 @@ class BytePrompter:
         return {"tokenizer_class": "Bytes", "eos_token": "<end>"}
 
 
+def spelled(message: Message) -> str:
+    """The content with every picture as a word of its own, so that a lost or moved one changes the answer."""
+    text = message.content
+    for picture in reversed(message.pictures):
+        size = "small" if picture.small else "whole"
+        text = f"{text[: picture.at]}[{size} picture of {len(picture.source)}]{text[picture.at :]}"
+    return text
+
+
 def _line(message: Message) -> str:
     calls = "".join(f" [{call.name} {call.arguments}]" for call in message.calls)
     answers = f" of {message.call_id}" if message.call_id is not None else ""
-    return f"{message.role}{answers}: {message.content}{calls}\n"
+    return f"{message.role}{answers}: {spelled(message)}{calls}\n"
 
 
 def letters(tokens: list[int], seed: int, width: int) -> int:

@@ -5,6 +5,7 @@ import { addNode, path, shows, titleFrom } from "./store.js";
 
 const STOP_MS = 3_000; // a stop that the server does not confirm within this time is settled here
 const KEPT_GAPS = 180;
+const PICTURE_TOKENS = 256; // of one picture, about, until the server has counted
 
 const LOST = {
   lanes: "Too many chats are answering at once. Stop one of them and try again.",
@@ -39,10 +40,11 @@ export class Chat {
     return owner;
   }
 
-  /** Add a user message after `parent` (null: at the root) and ask for its answer. */
-  send(conversation, text, parent = conversation.leaf) {
-    const user = addNode(conversation, { parent, role: "user", text });
-    conversation.title ||= titleFrom(text);
+  /** Add a user message (text, and pictures as data URLs) after `parent` (null: at the root) and ask for its answer. */
+  send(conversation, text, parent = conversation.leaf, pictures = []) {
+    const shown = pictures?.length ? { pictures } : {};
+    const user = addNode(conversation, { parent, role: "user", text, ...shown });
+    conversation.title ||= titleFrom(text || "A picture");
     return this.answer(conversation, user);
   }
 
@@ -94,7 +96,8 @@ export class Chat {
     const known = last < 0 ? 0 : messages[last].measured.context;
     const usual = this.model?.x_embedded ? 1 : 4; // the model inside the package reads bytes
     const perToken = last < 0 ? usual : Math.max(1, length(messages.slice(0, last + 1)) / known);
-    return known + Math.ceil(length(messages.slice(last + 1)) / perToken);
+    const shown = messages.slice(last + 1).reduce((sum, node) => sum + (node.pictures?.length ?? 0), 0);
+    return known + shown * PICTURE_TOKENS + Math.ceil(length(messages.slice(last + 1)) / perToken);
   }
 
   #body(run, user, lane, epoch) {
@@ -104,7 +107,7 @@ export class Chat {
     run.continued = Boolean(chain && chain.epoch === epoch && !run.full);
     run.epoch = epoch;
     run.answer.sentAt = this.now();
-    const whole = messages.map(({ role, text }) => ({ role, text: splitThinking(text).text }));
+    const whole = messages.map(({ role, text, pictures }) => ({ role, text: splitThinking(text).text, pictures }));
     return createEvent({
       model: this.model?.id, lane, system: conversation.system, settings: conversation.settings,
       messages: run.continued ? whole.slice(-1) : whole,

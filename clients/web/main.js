@@ -4,6 +4,7 @@ import { Chat } from "./chat.js";
 import { $, h, icon, keep } from "./dom.js";
 import { Link, PROBE_MS } from "./link.js";
 import { onTheme, copyText, toast } from "./notices.js";
+import { Tray } from "./pictures.js";
 import { Settings, askKey, defaults } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Store, choose, newConversation, path, shows, siblings } from "./store.js";
@@ -87,6 +88,7 @@ async function showState(state, { why = "", ask = null } = {}) {
 
 function showModel(model) {
   chat.model = model;
+  tray.allow(model.x_pictures === true);
   $("#model-name").textContent = model.id;
   prompt.setAttribute("placeholder", `Message ${model.id.split("/").at(-1)}`);
   const notice = model.x_notice || model.notice || (model.x_embedded || model.embedded
@@ -108,6 +110,7 @@ addEventListener("offline", () => link.check()); // a server on this machine is 
 // ---- conversations ----
 
 const chat = new Chat({ store, link, onupdate: updated });
+const tray = new Tray({ onchange: showComposer, refuse: toast });
 const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id), runsOf: (c) => chat.runsOf(c) });
 const versions = new Versions();
 const sidebar = new Sidebar(store, {
@@ -200,7 +203,7 @@ function act(name, node, value) {
     versions.ask(among, node, written, (chosen) => turnTo(chosen, 0));
   } else if (name === "resend") {
     thread.follow();
-    chat.send(current, value, node.parent);
+    chat.send(current, value, node.parent, node.pictures);
     prompt.focus();
   } else if (name === "again") {
     thread.follow();
@@ -246,7 +249,7 @@ store.onfault = () => toast("This browser could not keep the conversation. Expor
 
 function send() {
   const text = prompt.value.trim();
-  if (!text) return;
+  if (!text && !tray.pictures.length) return;
   if (chat.runOf(current)) {
     hint("Stop the running answer first (Esc).");
     return;
@@ -254,7 +257,7 @@ function send() {
   keep.set(`draft.${draftName()}`, null);
   prompt.value = "";
   thread.follow();
-  chat.send(current, text);
+  chat.send(current, text, current.leaf, tray.take());
   history.replaceState(null, "", `#${current.id}`);
   show();
   prompt.focus();
@@ -266,7 +269,7 @@ function showComposer() {
   button.classList.toggle("stop", running);
   button.setAttribute("aria-label", running ? "Stop" : "Send");
   button.title = running ? "Stop (Esc)" : "Send (Enter)";
-  button.disabled = !running && !prompt.value.trim();
+  button.disabled = !running && !prompt.value.trim() && !tray.pictures.length;
   button.replaceChildren(icon(running ? "stop" : "send"));
   if (!CSS.supports("field-sizing", "content")) {
     prompt.rows = 1;

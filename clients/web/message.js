@@ -2,6 +2,7 @@
 
 import { h, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
+import { thumbnails } from "./pictures.js";
 import { measures, splitThinking } from "./protocol.js";
 import { drawTimeline } from "./timeline.js";
 
@@ -49,6 +50,8 @@ export class MessageView {
       this.element.append(this.thinking, this.body, this.note, h("footer", {}, this.line, this.tools));
     } else {
       this.body.classList.add("plain");
+      const shown = node.pictures?.length ? h("div", { class: "pictures" }, ...thumbnails(node.pictures)) : null;
+      if (shown) this.element.append(shown);
       this.element.append(this.body, h("footer", {}, this.tools));
     }
   }
@@ -60,6 +63,7 @@ export class MessageView {
     const { node, element } = this;
     if (node.role === "user") {
       if (!this.editing && this.body.textContent !== node.text) this.body.textContent = node.text;
+      this.body.hidden = !node.text && !this.editing;
     } else {
       const streaming = Boolean(run);
       element.classList.toggle("streaming", streaming);
@@ -182,8 +186,9 @@ export class MessageView {
       this.editing = null;
       const text = area.value.trim();
       this.body.textContent = this.node.text;
+      this.body.hidden = !this.node.text;
       this.element.classList.remove("editing");
-      if (send && text) this.act("resend", this.node, text);
+      if (send && (text || this.node.pictures)) this.act("resend", this.node, text);
       else this.act("focus", this.node);
     };
     area.addEventListener("input", fit);
@@ -197,6 +202,7 @@ export class MessageView {
       }
     });
     this.editing = area;
+    this.body.hidden = false;
     this.element.classList.add("editing");
     this.body.replaceChildren(area, h("div", { class: "row" },
       h("button", { type: "button", click: () => done(false) }, "Cancel"),

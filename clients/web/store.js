@@ -1,6 +1,7 @@
 // Conversations: a tree of messages each, kept in the browser's IndexedDB. Edits and second tries are branches.
 
 import { keep } from "./dom.js";
+import { checkedPictures } from "./pictures.js";
 import { cleanSettings } from "./protocol.js";
 
 const ROLES = new Set(["user", "assistant"]);
@@ -79,6 +80,8 @@ export function checked(raw) {
     if (node.parent !== null && !seen.has(node.parent)) continue;
     seen.add(node.id);
     const kept = { id: node.id, parent: node.parent, role: node.role, text: text(node.text), at: count(node.at, now) };
+    const pictures = node.role === "user" ? checkedPictures(node.pictures) : [];
+    if (pictures.length) kept.pictures = pictures;
     if (text(node.next)) kept.next = node.next;
     if (node.role === "assistant") {
       kept.status = STATUSES.has(node.status) ? node.status : "interrupted";

@@ -37,6 +37,7 @@ from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceMatrix
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.llama import DecoderLayer, Llama
+from headrace.runtime.step_images import StepImages
 
 FEWEST = 4
 # Bytes of a layer's weights. Measured: 31 MB gain 6 to 10 % with 8 and 16 rows, 436 MB lose 5 %; this is what the
@@ -151,6 +152,8 @@ class DeviceDecoder:
         self.head = device_matrix(model.head)
         self.frequencies = model.rotary.frequencies.to(device)
         self.rotary_factor = float(model.rotary.attention)
+        self.axes = model.rotary.axes.to(device, torch.int32)
+        self.shifts = slab.shifts if config.rope.sections else None
         self.windows = model.windows
         slots = slab.page_table.shape[0]
         # Layers of one window share their list of work; all share the scratch, since one runs after the other.
@@ -169,11 +172,15 @@ class DeviceDecoder:
         parts = (layer.qkv, layer.out, layer.gate_up, layer.down)
         self.short = sum(part.weight.numel() for part in parts) * dtype.itemsize <= SHORT_LAYER
 
-    def forward(self, step: PackedStep) -> Tensor:
-        """Write the step's KV and return logits [samples, vocab], valid until the next forward."""
+    def forward(self, step: PackedStep, seen: StepImages | None = None) -> Tensor:
+        """Write the step's KV and return logits [samples, vocab], valid until the next forward.
+
+        seen: what of this step comes from pictures; a step with it runs eagerly, and may allocate."""
         key, slab, buffers = step.key, self.slab, self.buffers
         x = buffers.stream[: key.tokens]
         embed(step.token_ids, step.token_slots, slab.last_tokens, self.embedding, x)
+        if seen is not None:
+            x.index_copy_(0, seen.tokens, seen.rows[:, 0])
         if key.decode:
             slots = step.token_slots[: key.decode]
             for window in self.windows:
@@ -191,8 +198,10 @@ class DeviceDecoder:
                     slab.page_size,
                 )
         for index, layer in enumerate(self.layers):
-            self._attention(layer, index, step, x)
+            self._attention(layer, index, step, x, None if seen is None else seen.angles)
             self._mlp(layer, x, self._early(key))
+            if seen is not None and index + 1 < seen.rows.shape[1]:
+                x.index_add_(0, seen.tokens, seen.rows[:, index + 1])
         if key.rows:
             rows = buffers.heads[: key.samples]
             torch.index_select(x, 0, step.sample_tokens, out=rows)
@@ -259,7 +268,9 @@ class DeviceDecoder:
         if matrix.bias is not None:
             stream.add_(matrix.bias)
 
-    def _attention(self, layer: LayerWeights, index: int, step: PackedStep, x: Tensor) -> None:
+    def _attention(
+        self, layer: LayerWeights, index: int, step: PackedStep, x: Tensor, angles: Tensor | None
+    ) -> None:
         key, config, slab, buffers = step.key, self.config, self.slab, self.buffers
         key_pages, value_pages = slab.layers[index]
         qkv = buffers.qkv[: key.tokens]
@@ -310,6 +321,7 @@ class DeviceDecoder:
                 config.scale,
                 programs,
                 tuning,
+                shifts=self.shifts,
             )
             self._add_linear(attended, layer.out, x, False)
             return
@@ -327,6 +339,9 @@ class DeviceDecoder:
             key_pages,
             value_pages,
             query,
+            shifts=self.shifts if angles is None else None,
+            angles=angles,
+            axes=None if angles is None else self.axes,
         )
         if key.decode:
             decode_attention(

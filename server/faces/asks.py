@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from headrace.runtime.interface import Ask, Message, ModelCard, Tenant
+from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
+from headrace.server.faces.pictures import picture
 from headrace.server.faces.shapes import chat_shape, response_shape
 from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
 from headrace.server.faces.tool_items import Turns, check_outputs
@@ -18,8 +19,8 @@ from headrace.server.protocol.realtime import Options
 from headrace.server.protocol.responses import Item, Part, ResponseRequest
 
 LOGPROBS = "message.output_text.logprobs"
-_MEDIA = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
-_CHAT_MEDIA = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "video"}
+_MEDIA = {"input_file": "files", "input_audio": "audio"}
+_CHAT_MEDIA = {"input_audio": "audio", "file": "files", "video_url": "video"}
 
 
 def check_model(name: str | None, card: ModelCard, aliases: Iterable[str]) -> None:
@@ -65,13 +66,26 @@ def _item_message(item: Item, path: str) -> Message:
     role = "system" if item.role == "developer" else item.role
     if isinstance(item.content, str):
         return Message(role, item.content)
-    texts = [_part_text(part, f"{path}.content[{i}]") for i, part in enumerate(item.content)]
-    return Message(role, "".join(texts))
+    text = ""
+    pictures: list[Picture] = []
+    for i, part in enumerate(item.content):
+        at = f"{path}.content[{i}]"
+        if part.type == "input_image":
+            if compact(part.file_id) != "null":
+                raise WireError(
+                    "unsupported_parameter", f"{at}.file_id: no files are kept here", f"{at}.file_id"
+                )
+            pictures.append(picture(part.image_url, part.detail, len(text), at))
+        else:
+            text += _part_text(part, at)
+    return Message(role, text, pictures=tuple(pictures))
 
 
 def _part_text(part: Part, path: str) -> str:
     if part.type == "reasoning_text":
         raise WireError("invalid_value", f"{path}: reasoning stands in items of its own", f"{path}.type")
+    if part.type == "input_image":
+        raise WireError("unsupported_parameter", f"{path}: pictures stand in messages, not in results", path)
     if part.type in _MEDIA:
         raise WireError("unsupported_parameter", f"{path}: {_MEDIA[part.type]} are not supported yet", path)
     name = "refusal" if part.type == "refusal" else "text"
@@ -176,7 +190,8 @@ def _chat_message(message: ChatMessage, path: str) -> Message:
         path = f"{path}.tool_call_id"
         raise WireError("missing_required_parameter", f"missing field: {path}", path)
     role = "system" if message.role == "developer" else message.role
-    turn = Message(role, _chat_content(message, path))
+    text, pictures = _chat_content(message, path)
+    turn = Message(role, text, pictures=pictures)
     if role == "tool":
         return replace(turn, call_id=message.tool_call_id, name=message.name)
     if role == "assistant":
@@ -194,27 +209,31 @@ def _check_results(messages: tuple[Message, ...]) -> None:
             raise WireError("invalid_value", f"{path}: no call before it has this id", path)
 
 
-def _chat_content(message: ChatMessage, path: str) -> str:
+def _chat_content(message: ChatMessage, path: str) -> tuple[str, tuple[Picture, ...]]:
     content = message.content
     if content is None:
         if message.role != "assistant":
             raise WireError("missing_required_parameter", f"missing field: {path}.content", f"{path}.content")
-        return message.refusal or ""
+        return message.refusal or "", ()
     if isinstance(content, str):
-        return content
-    texts = []
+        return content, ()
+    text = ""
+    pictures: list[Picture] = []
     for i, part in enumerate(content):
         at = f"{path}.content[{i}]"
         if part.type in _CHAT_MEDIA:
             raise WireError(
                 "unsupported_parameter", f"{at}: {_CHAT_MEDIA[part.type]} are not supported yet", at
             )
+        if part.type == "image_url":
+            pictures.append(picture(part.image_url, None, len(text), at))
+            continue
         name = "refusal" if part.type == "refusal" else "text"
-        text = part.refusal if part.type == "refusal" else part.text
-        if text is None:
+        said = part.refusal if part.type == "refusal" else part.text
+        if said is None:
             raise WireError("missing_required_parameter", f"missing field: {at}.{name}", f"{at}.{name}")
-        texts.append(text)
-    return "".join(texts)
+        text += said
+    return text, tuple(pictures)
 
 
 # -- Both ------------------------------------------------------------------------------------------------------
@@ -223,7 +242,7 @@ def _chat_content(message: ChatMessage, path: str) -> str:
 def join_leading_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """All system messages before the first other one become one: many templates allow only one."""
     count = 0
-    while count < len(messages) and messages[count].role == "system":
+    while count < len(messages) and messages[count].role == "system" and not messages[count].pictures:
         count += 1
     if count < 2:
         return messages

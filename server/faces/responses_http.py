@@ -9,6 +9,7 @@ from headrace.server.conversation import Conversations, Turn
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
 from headrace.server.faces.asks import check_model, response_ask, response_messages
+from headrace.server.faces.pictures import picture_url
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.responses_ws import not_found
 from headrace.server.faces.settings import FaceSettings
@@ -188,13 +189,23 @@ def _unknown(response_id: str) -> WireError:
 
 def _input_item(response_id: str, index: int, message: Message) -> dict[str, Any]:
     kind = "output_text" if message.role == "assistant" else "input_text"
-    part: dict[str, Any] = {"type": kind, "text": message.content}
-    if kind == "output_text":
-        part["annotations"] = []
+    parts: list[dict[str, Any]] = []
+    done = 0
+    for shown in message.pictures:
+        if shown.at > done:
+            parts.append({"type": kind, "text": message.content[done : shown.at]})
+        detail = "low" if shown.small else "auto"
+        parts.append({"type": "input_image", "image_url": picture_url(shown), "detail": detail})
+        done = shown.at
+    if done < len(message.content) or not parts:
+        parts.append({"type": kind, "text": message.content[done:]})
+    for part in parts:
+        if part["type"] == "output_text":
+            part["annotations"] = []
     return {
         "id": f"{response_id.replace('resp_', 'msg_', 1)}_{index}",
         "type": "message",
         "role": message.role,
         "status": "completed",
-        "content": [part],
+        "content": parts,
     }

@@ -14,12 +14,12 @@ from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool,
 
 
 class ChatPart(msgspec.Struct, frozen=True):
-    """One content part of a message; only text is understood yet."""
+    """One content part of a message: text, or a picture."""
 
     type: Literal["text", "refusal", "image_url", "input_audio", "file", "video_url"]
     text: str | None = None
     refusal: str | None = None
-    image_url: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
     input_audio: Raw = NULL
     file: Raw = NULL
     video_url: Raw = NULL
@@ -66,7 +66,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[f.Name, honoured("required")]
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)],
-        honoured("required; text, calls and results of system, developer, user, assistant and tool messages"),
+        honoured("required; text, pictures (`image_url` with a data: URL), calls and their results"),
     ]
     max_completion_tokens: Annotated[f.Count | None, honoured("wins over max_tokens")] = None
     max_tokens: Annotated[f.Count | None, honoured()] = None

@@ -77,10 +77,19 @@ def extra_of(node: shapes.Type) -> dict[str, Any]:
 
 # -- types that several endpoints share ------------------------------------------------------------------------
 
+
+class ImageUrl(msgspec.Struct, frozen=True):
+    """A picture by its URL, and how much of it the client wants looked at."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 OpaqueId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 ShortText = Annotated[str, Meta(max_length=512)]
 Flag = bool | None
+Detail = Literal["auto", "low", "high", "original"]
 Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]

@@ -37,12 +37,12 @@ class Part(msgspec.Struct, frozen=True):
     ]
     text: str | None = None
     refusal: str | None = None
-    image_url: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
     file_id: Raw = NULL
     file_data: Raw = NULL
     file_url: Raw = NULL
     filename: Raw = NULL
-    detail: Raw = NULL
+    detail: f.Detail | None = None
     input_audio: Raw = NULL
     annotations: Raw = NULL
     logprobs: Raw = NULL
@@ -118,7 +118,10 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[f.Name | None, honoured("required, unless the socket's address named one")] = None
     input: Annotated[
         Input | None,
-        honoured("text, or items: messages, calls, their outputs, reasoning; empty only when continuing"),
+        honoured(
+            "text, or items: messages of text and pictures (data: URLs), calls, their outputs, reasoning; "
+            "empty only when continuing"
+        ),
     ] = None
     instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
     previous_response_id: Annotated[f.Name | None, honoured("continues or forks that response")] = None

@@ -349,7 +349,7 @@ MUTANTS = (
     Mutant(
         "copy_missing",
         S,
-        """            copies.append(PageCopy(req.copy_from, target))""",
+        """            step.copies.append(PageCopy(req.copy_from, target))""",
         """            self._drop_source(req.copy_from)""",
     ),
     Mutant(
@@ -437,28 +437,23 @@ MUTANTS = (
     Mutant(
         "budget_exceeded",
         S,
-        """                row = self._prefill_row(req, room)
-                prefill.append(row)
-                room -= row.count
-        # Summed""",
-        """                row = self._prefill_row(req, room)
-                prefill.append(row)
-                room -= 1
-        # Summed""",
+        """        step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))""",
+        """        step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))
+        step.room += count - 1""",
     ),
     Mutant(
         "budget_of_the_step_ignored",
         S,
-        """        room = self.chunk_tokens if budget is None else budget""",
-        """        room = budget or self.chunk_tokens""",
+        """OpenPlan(self.chunk_tokens if budget is None else budget)""",
+        """OpenPlan(budget or self.chunk_tokens)""",
     ),
     Mutant(
         "sample_in_mid_prompt",
         S,
         """        last = start + count == req.total_len
-        row""",
+        ids""",
         """        last = start + count >= req.total_len - 1
-        row""",
+        ids""",
     ),
     Mutant(
         "stop_ignored_after_resume",
@@ -573,8 +568,8 @@ MUTANTS = (
     Mutant(
         "grant_without_the_new_pages",
         S,
-        """req.prompt_len, tuple(req.pages), history))""",
-        """req.prompt_len, tuple(req.pages[: max(hit, 1)]), history))""",
+        """req.prompt_len, tuple(req.pages), history, req.spans)""",
+        """req.prompt_len, tuple(req.pages[: max(hit, 1)]), history, req.spans)""",
     ),
 )
 
