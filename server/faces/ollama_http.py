@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from headrace.runtime.interface import Ask, Refusal, Runtime, Tenant
-from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
+from headrace.server.exchange import WITH_IMAGES, Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import ignored_header
 from headrace.server.faces.ollama_ask import chat_ask, check_ollama_model, generate_ask
 from headrace.server.faces.ollama_lines import NDJSON, ChatLines, GenerateLines, LinesAnswer, refusal
@@ -136,7 +136,11 @@ class OllamaFace:
                 f"{family}.context_length": self._runtime.max_context,
                 f"{family}.vocab_size": card.vocab_size,
             },
-            capabilities=("completion", *sorted(self._runtime.prompter.abilities)),
+            capabilities=(
+                "completion",
+                *sorted(self._runtime.prompter.abilities),
+                *(("vision",) if card.sees else ()),
+            ),
             modified_at=model.modified_at,
         )
         return HttpReply(200, encode(shown), headers=headers)
@@ -166,8 +170,8 @@ def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
     face = OllamaFace(runtime, settings)
     get, post = frozenset({"GET"}), frozenset({"POST"})
     return {
-        "/api/chat": HttpRoute(post, face.chat, restate=restated),
-        "/api/generate": HttpRoute(post, face.generate, restate=restated),
+        "/api/chat": HttpRoute(post, face.chat, body_limit=WITH_IMAGES, restate=restated),
+        "/api/generate": HttpRoute(post, face.generate, body_limit=WITH_IMAGES, restate=restated),
         "/api/pull": HttpRoute(post, face.pull, restate=restated),
         "/api/show": HttpRoute(post, face.show, restate=restated),
         "/api/tags": HttpRoute(get, face.tags, restate=restated),

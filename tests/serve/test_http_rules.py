@@ -109,12 +109,15 @@ def test_public_routes_are_few(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_rule_1_errors_have_one_shape_whoever_finds_them(http: httpx.Client, path: str) -> None:
+def test_rule_1_errors_have_one_shape_whoever_finds_them(
+    server: LiveServer, http: httpx.Client, path: str
+) -> None:
+    too_large = b"x" * (routes(server)[path].body_limit + 1)
     for reply, status in (
         (http.post(path, json={}), 400),
         (http.post(path, content=b"{"), 400),
         (http.post(path, json={**BODIES[path], "model": "gpt-9"}), 200 if path == "/abort_request" else 404),
-        (http.post(path, content=b"x" * (9 << 20)), 413),
+        (http.post(path, content=too_large), 413),
         (http.get(path), 426 if path == "/v1/responses" else 405),
         (http.post(path, json=BODIES[path], headers={"content-encoding": "gzip"}), 415),
     ):
