@@ -115,6 +115,11 @@ class OllamaFace:
             return HttpReply(200, done, headers=headers)
         return HttpReply(200, done + b"\n", NDJSON, headers)
 
+    def embeddings(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """POST /api/embed and /api/embeddings: what another kind of model would answer."""
+        what = f"the model '{self._runtime.card.id}' generates text; it offers no embeddings"
+        return refusal(WireError("unsupported_endpoint", what, "model"), {})
+
     def show(self, request: HttpRequest, wire: Wire) -> HttpReply:
         """POST /api/show."""
         headers: dict[str, str] = {}
@@ -172,6 +177,8 @@ def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
     return {
         "/api/chat": HttpRoute(post, face.chat, body_limit=WITH_IMAGES, restate=restated),
         "/api/generate": HttpRoute(post, face.generate, body_limit=WITH_IMAGES, restate=restated),
+        "/api/embed": HttpRoute(post, face.embeddings, restate=restated),
+        "/api/embeddings": HttpRoute(post, face.embeddings, restate=restated),
         "/api/pull": HttpRoute(post, face.pull, restate=restated),
         "/api/show": HttpRoute(post, face.show, restate=restated),
         "/api/tags": HttpRoute(get, face.tags, restate=restated),
