@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -133,7 +134,7 @@ class OllamaFace:
         shown = o.OllamaShown(
             modelfile=f"FROM {card.id}\n",
             parameters="\n".join(f"{name:<30} {value:g}" for name, value in sorted(defaults.items())),
-            template="",
+            template=str(self._runtime.prompter.about().get("chat_template") or ""),
             details=model.details,
             model_info={
                 "general.architecture": family,
@@ -152,7 +153,7 @@ class OllamaFace:
 
     def _model(self) -> o.OllamaModel:
         card = self._runtime.card
-        family = card.architecture.lower()
+        family = re.sub(r"(ForCausalLM|ForConditionalGeneration)\Z", "", card.architecture).lower()
         name = f"{card.id}:latest"
         return o.OllamaModel(
             name=name,
