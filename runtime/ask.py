@@ -103,6 +103,9 @@ class Ask:
     tool_choice: ToolChoice = AUTO
     shape: AnswerShape | None = None
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
+    drop_oldest: bool = (
+        False  # a conversation that is too long loses its oldest turns, instead of being refused
+    )
     param_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, Sampli
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
+from headrace.runtime.truncation import prepare_within
 
 __all__ = [
     "PUBLIC_TENANT",
@@ -217,7 +218,7 @@ class Runtime:
         if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
             loop.call_soon(self._prepare_now, stream, ask)
         else:
-            future = self._threads.submit(self.prompter.prepare, ask)
+            future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
             future.add_done_callback(
                 lambda done: loop.call_soon_threadsafe(self._prepared, stream, ask, done)
             )
@@ -382,7 +383,7 @@ class Runtime:
         future: Future[Prompt] = Future()
         if stream.finish is None:
             try:
-                future.set_result(self.prompter.prepare(ask))
+                future.set_result(prepare_within(self.prompter, ask, self.max_context))
             except Exception as error:
                 future.set_exception(error)
         self._prepared(stream, ask, future)

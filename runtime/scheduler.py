@@ -438,8 +438,10 @@ class Scheduler:
         req.slot = self.slots.take()
         self.counters.admissions += 1
         history = tuple(req.tokens) if req.params.needs_history else ()
-        grant = SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history, req.spans)
-        step.grants.append(grant)
+        pages, guided = tuple(req.pages), req.grammar is not None
+        step.grants.append(
+            SlotGrant(req.slot, req.id, req.params, req.prompt_len, pages, history, req.spans, guided)
+        )
         return True
 
     def _find_prefix(self, req: Req) -> int:

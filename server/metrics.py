@@ -41,6 +41,7 @@ COUNTERS = frozenset(
         "requests_finished",
         "requests_failed",
         "requests_cancelled",
+        "archive_failures",
     }
 )
 _TINY = (

@@ -49,7 +49,7 @@ class LiveServer:
         self.engine = FakeEngine(gated=gated, page_count=page_count, choose=choose)
         self.parts = parts or (self.engine, BytePrompter(eos, **(form or {})), CARD)
         limits = msgspec.structs.replace(Limits(), **PATIENT)
-        self.config = ServerConfig(port=0, **{"limits": limits, **config})
+        self.config = ServerConfig(**{"port": 0, "limits": limits, **config})
         self.keys = keys
         self._up = threading.Event()
         self._trouble: BaseException | None = None

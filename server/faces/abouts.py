@@ -116,10 +116,37 @@ ABOUT: dict[str, dict[str, About]] = {
         )
     },
     "/v1/responses/{id}": {
-        "GET": About(summary="A stored response.", reply=ev.Response),
+        "GET": About(
+            summary="A response, running or stored: the object, or with stream=true its events.",
+            reply=ev.Response,
+            event=ev.Event,
+            query={
+                "stream": "true: as events",
+                "starting_after": "the number of the last event that is known",
+            },
+        ),
         "DELETE": About(summary="Forget a stored response.", reply=ev.DeletedResponse),
     },
-    "/v1/responses/{id}/input_items": _get("The items that this response was asked with."),
+    "/v1/responses/{id}/cancel": {
+        "POST": About(summary="Stop a response; the object as it was cut.", reply=ev.Response)
+    },
+    "/v1/responses/{id}/input_items": {
+        "GET": About(
+            summary="The items that this response was asked with.",
+            query={
+                "limit": "1 to 100, default 20",
+                "order": "asc or desc (default)",
+                "after": "the id of an item",
+            },
+        )
+    },
+    "/v1/responses/input_tokens": {
+        "POST": About(
+            summary="How many tokens the input of such a response has.",
+            body=ResponseRequest,
+            reply=ev.InputTokens,
+        )
+    },
     "/v1/messages": {
         "POST": About(
             summary="Anthropic's Messages: an answer, whole or as events.",

@@ -71,14 +71,20 @@ class StreamAnswer(ABC):
         self._over = False
         self._gone = False
         self.stream: TokenStream | None = None
+        self.cancel_is_answer = False  # a cancelled stream has been told as what it is: no failure follows
 
     def open(self, ask: Ask) -> TokenStream:
         """Start the generation. Raises Refusal if the server takes no request now."""
-        self.stream = self._runtime.open(ask, self._listen)
-        self._wire.dirty()
-        return self.stream
+        return self.take(self._runtime.open(ask, self.listen))
 
-    def _listen(self, stream: TokenStream) -> None:
+    def take(self, stream: TokenStream) -> TokenStream:
+        """Answer with a stream that was opened with `listen`."""
+        self.stream = stream
+        self._wire.dirty()
+        return stream
+
+    def listen(self, stream: TokenStream) -> None:
+        """The stream's listener."""
         if not self._gone:
             self._wire.dirty()
 
@@ -97,7 +103,7 @@ class StreamAnswer(ABC):
         if not stream.ended:
             return []
         self._over = True
-        if stream.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
+        if stream.finish is FinishReason.ERROR or self._cut_off(stream):
             return [self.refused(stream_error(stream))]
         return [HttpReply(200, self.whole(stream), headers=self._headers)]
 
@@ -111,7 +117,7 @@ class StreamAnswer(ABC):
         parts += told
         if stream.ended:
             self._over = True
-            if failed or stream.finish is FinishReason.CANCELLED:
+            if failed or self._cut_off(stream):
                 parts += self.failure(stream_error(stream))
             parts += [self.last_part, STREAM_END] if self.last_part else [STREAM_END]
         return parts
@@ -132,6 +138,9 @@ class StreamAnswer(ABC):
             return []
         self._head_sent = True
         return [StreamHead(200, self.stream_type, {"cache-control": "no-cache", **self._headers})]
+
+    def _cut_off(self, stream: TokenStream) -> bool:
+        return stream.finish is FinishReason.CANCELLED and not self.cancel_is_answer
 
     # -- what an endpoint says ---------------------------------------------------------------------------------
 

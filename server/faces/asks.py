@@ -95,13 +95,23 @@ def _part_text(part: Part, path: str) -> str:
     return text
 
 
-def response_ask(
-    request: ResponseRequest, history: tuple[Message, ...], added: tuple[Message, ...], tenant: Tenant
-) -> Ask:
-    """The Ask of a Responses request after `history`. Raises WireError or Refusal."""
+def check_response(request: ResponseRequest) -> None:
+    """Raise WireError for what is not offered here."""
     f.check_supported(request)
     _check_response_options(request)
-    if not history and not added:
+
+
+def response_ask(
+    request: ResponseRequest,
+    history: tuple[Message, ...],
+    added: tuple[Message, ...],
+    tenant: Tenant,
+    *,
+    warm_up: bool = False,
+) -> Ask:
+    """The Ask of a checked Responses request after `history`. Raises WireError or Refusal. A warm-up generates as
+    little as the engine can: one token."""
+    if not history and not added and not warm_up:
         raise WireError("missing_required_parameter", "input must not be empty", "input")
     check_outputs(request.input, history + added)
     tools = response_tools(request)
@@ -112,7 +122,8 @@ def response_ask(
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
         messages=messages,
-        max_tokens=request.max_output_tokens,
+        max_tokens=1 if warm_up else request.max_output_tokens,
+        drop_oldest=request.truncation == "auto",
         tools=tools.tools,
         tool_choice=tools.choice,
         logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
@@ -133,10 +144,6 @@ def response_ask(
 def _check_response_options(request: ResponseRequest) -> None:
     if request.top_logprobs and LOGPROBS not in (request.include or ()):
         raise WireError("invalid_value", f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
-    if request.prompt_cache_options and request.prompt_cache_options.prewarm:
-        raise WireError(
-            "unsupported_parameter", "prewarm is not supported yet", "prompt_cache_options.prewarm"
-        )
 
 
 # -- Chat ------------------------------------------------------------------------------------------------------

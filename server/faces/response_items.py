@@ -158,6 +158,11 @@ class OpenMessage:
         self._logprobs += logprobs
         events.append(ev.TextDelta(out.number(), self.id, self.index, 0, text, logprobs, out.lane))
 
+    @property
+    def text(self) -> str:
+        """What was told of it so far."""
+        return "".join(self._texts)
+
     def told(self, text: str) -> None:
         """`text` was told by somebody who writes its event himself."""
         self._texts.append(text)
@@ -196,6 +201,11 @@ class OpenReasoning:
         out = self._output
         self._texts.append(text)
         events.append(ev.ReasoningDelta(out.number(), self.id, self.index, 0, text, out.lane))
+
+    @property
+    def text(self) -> str:
+        """What was told of it so far."""
+        return "".join(self._texts)
 
     def end(self, status: str, events: list[ev.Event]) -> ev.OutputItem:
         out, item = self._output, self.item(status)

@@ -16,9 +16,10 @@ from headrace.runtime.interface import (
     TokenStream,
     joined,
 )
-from headrace.server.faces.response_items import OpenMessage, Output
+from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
 from headrace.server.faces.settings import new_id
 from headrace.server.faces.shapes import response_shape
+from headrace.server.faces.tape import Template
 from headrace.server.faces.token_logprobs import response_logprobs
 from headrace.server.faces.tool_asks import response_tools
 from headrace.server.protocol import response_events as ev
@@ -31,6 +32,14 @@ INSTRUCTIONS_ECHO = 64 << 10  # longer ones are not repeated three times; the fi
 NUMBER_IS, DELTA_IS = '"sequence_number":', '"delta":'
 
 _ERROR_CODES = {"rate_limit_exceeded": "rate_limit_exceeded", "server_error": "server_error"}
+
+
+_TERMINAL: dict[str, type[ev.Completed | ev.Incomplete | ev.Failed]] = {
+    "completed": ev.Completed,
+    "incomplete": ev.Incomplete,
+    "cancelled": ev.Incomplete,
+    "failed": ev.Failed,
+}
 
 
 class ResponseRun:
@@ -59,18 +68,42 @@ class ResponseRun:
         self.lane = lane
         self.created = int(created)
         self.model = model
+        # Its id was told before it began: then even a refusal is an end of this response.
+        self.announced = False
         self.began = False
         self.done = False
         self.refusal: Refusal | None = None
         self.final: ev.Response | None = None
-        self._delta_ends: tuple[str, str, str] | None = None
-        self._delta_of: OpenMessage | None = None  # the item that `_delta_ends` belong to
+        # The status of an item that a steer cuts: then that, not the client, cancels the stream.
+        self.steered = ""
+        self.delta_template: Template = ("", "", "")  # of the deltas that `next_delta` makes
+        self.last_text = ""  # of the delta that `next_delta` made last
+        self._delta_of: OpenMessage | None = None  # the item that the template belongs to
         self._sequence = 0
+
+    @property
+    def tail(self) -> str | None:
+        """What was told of the message or the thought that is being written, "" between items; None where the
+        answer must not be cut: inside a call, and behind one that the client will answer."""
+        item = self.output.open
+        if isinstance(item, OpenCall) or any(isinstance(each, ev.CALLS) for each in self.output.closed):
+            return None
+        return "" if item is None else item.text
 
     @property
     def answer(self) -> tuple[Message, ...]:
         """The answer as turns of the conversation."""
         return self.output.turns()
+
+    @property
+    def usage(self) -> ev.Usage:
+        """The token counts so far."""
+        return usage_of(self.stream)
+
+    @property
+    def said(self) -> int:
+        """Events so far."""
+        return self._sequence
 
     def next_number(self) -> int:
         """The next `sequence_number` of this response: from 0, no gaps."""
@@ -88,7 +121,7 @@ class ResponseRun:
             if stream.times.joined is None and stream.head == 0:
                 if stream.finish is None:
                     return events
-                if stream.finish is FinishReason.ERROR:
+                if stream.finish is FinishReason.ERROR and not self.announced:
                     self.refusal = stream.error
                     return events
             self._begin(events)
@@ -129,15 +162,20 @@ class ResponseRun:
         text = stream.take_plain()
         if not text:
             return None
-        if self._delta_of is not message or self._delta_ends is None:
-            self._delta_of, self._delta_ends = message, self._cut_delta(message)
-        begin, middle, end = self._delta_ends
+        if self._delta_of is not message:
+            self._delta_of, self.delta_template = message, self._cut_delta(message)
+        begin, middle, end = self.delta_template
         message.told(text)
+        self.last_text = text
         number = self._sequence
         self._sequence = number + 1
         return f"{begin}{number}{middle}{encode(text).decode()}{end}"
 
-    def _cut_delta(self, message: OpenMessage) -> tuple[str, str, str]:
+    def snapshot(self, status: str = "in_progress") -> ev.Response:
+        """The response object of this moment, before the end."""
+        return self._response(status, [])
+
+    def _cut_delta(self, message: OpenMessage) -> Template:
         """The JSON of a delta before its number, between number and text, and after the text. The names cannot
         stand in a value: the quotation marks in there would be escaped."""
         sample = encode(ev.TextDelta(0, message.id, message.index, 0, "", (), self.lane)).decode()
@@ -160,22 +198,33 @@ class ResponseRun:
         if finish in (FinishReason.STOP, FinishReason.LENGTH):
             self.output.say_nothing(events)
         if finish is not FinishReason.ERROR:
-            self.output.close("completed" if complete else "incomplete", events)
+            self.output.close("completed" if complete else self.steered or "incomplete", events)
         output = self.output.items()
         if finish is FinishReason.STOP:
-            self.final = self._response("completed", output)
-            events.append(ev.Completed(self.next_number(), self.final, self.lane))
+            self._close("completed", events, output)
         elif finish is FinishReason.LENGTH:
-            details = ev.IncompleteDetails("max_output_tokens")
-            self.final = self._response("incomplete", output, incomplete=details)
-            events.append(ev.Incomplete(self.next_number(), self.final, self.lane))
+            self._close("incomplete", events, output, incomplete=ev.IncompleteDetails("max_output_tokens"))
+        elif finish is FinishReason.CANCELLED and self.steered:
+            self._close("incomplete", events, output, incomplete=ev.IncompleteDetails("steered"))
         elif finish is FinishReason.CANCELLED:
-            self.final = self._response("cancelled", output)
-            events.append(ev.Incomplete(self.next_number(), self.final, self.lane))
+            self._close("cancelled", events, output)
         else:
             assert self.stream.error is not None, "a stream that ends in ERROR says why"
-            self.final = self._response("failed", output, error=response_error(self.stream.error))
-            events.append(ev.Failed(self.next_number(), self.final, self.lane))
+            self._close("failed", events, output, error=self.stream.error)
+
+    def _close(
+        self,
+        status: str,
+        events: list[ev.Event],
+        output: list[ev.OutputItem] | None = None,
+        incomplete: ev.IncompleteDetails | None = None,
+        error: Refusal | None = None,
+    ) -> None:
+        """The terminal event."""
+        said = None if error is None else response_error(error)
+        self.final = self._response(status, output or [], incomplete=incomplete, error=said)
+        terminal = _TERMINAL[status]
+        events.append(terminal(self.next_number(), self.final, self.lane))
         self.done = True
 
     def _response(
@@ -215,8 +264,9 @@ class ResponseRun:
                 reasoning.summary if reasoning and reasoning.summary != "none" else None,
             ),
             text=ev.TextEcho(self.format_echo),
+            truncation=request.truncation or "disabled",
             store=request.store is not False,
-            usage=None if status == "in_progress" else usage_of(self.stream),
+            usage=None if status in ("queued", "in_progress") else self.usage,
             service_tier=UNSET if request.service_tier is None else "default",
         )
 

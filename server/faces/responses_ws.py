@@ -7,37 +7,66 @@ failure included, is told by response events. What is in flight when the connect
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import UNSET, Raw
 
-from headrace.runtime.interface import FinishReason, Message, Refusal, Runtime, TokenStream
+from headrace.runtime.interface import Refusal, Runtime, TokenStream
 from headrace.runtime.refusal import shorten
-from headrace.server.conversation import Conversations, Turn
+from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
-from headrace.server.faces.asks import check_model, response_ask, response_messages
-from headrace.server.faces.responses import ResponseRun
+from headrace.server.faces.asks import check_model
+from headrace.server.faces.opening import open_response
+from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.steering import (
+    Steer,
+    Steering,
+    SteerRefused,
+    fate,
+    required_input,
+    steer_failed,
+    steer_items,
+    successor,
+    with_steers,
+)
+from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.codec import decode, encode, free_form, split, string
+from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseSteer
+from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest, ResponseSteer
 from headrace.server.session import Lanes, Latest, WaitingBudget
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
-STEER_ECHO = 64 << 10  # bytes of a refused steer's input that are repeated
 _LANE = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Job:
-    """A response in flight: its lane, where it continues from (held), and what its input adds."""
+    """A response in flight: its lane, and the steers that it has accepted, or that its beginning commits."""
 
     lane: str | None
-    run: ResponseRun
-    parent: Turn | None
-    continues_lane: bool  # the parent is this lane's own last response
-    added: tuple[Message, ...]
+    response: RunningResponse
+    continues_lane: bool  # its parent is this lane's own last response
+    own: bool  # the client asked for it itself; otherwise it follows a steered one
+    commits: list[Steer]
+    steering: Steering = field(default_factory=Steering)
+
+
+@dataclass(slots=True, eq=False)
+class Fetching:
+    """What takes a lane while the response that its request continues is looked up."""
+
+    cancelled: bool = False
+    later: bool = False  # it was not in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """Accepted steers that wait, after the response `target`, for the client's next request in this lane."""
+
+    target: str
+    steers: list[Steer]
 
 
 class ResponsesSocket:
@@ -49,16 +78,18 @@ class ResponsesSocket:
         wire: Wire,
         runtime: Runtime,
         settings: FaceSettings,
-        store: Conversations,
+        running: Running,
         budget: WaitingBudget,
     ) -> None:
         self._wire = wire
         self._runtime = runtime
         self._settings = settings
-        self._store = store
+        self._running = running
+        self._store = running.store
         self._default_model = request.query.get("model")
-        self._lanes: Lanes[ResponseCreate, Job] = Lanes(settings.lanes, budget)
+        self._lanes: Lanes[ResponseRequest, Job | Fetching] = Lanes(settings.lanes, budget)
         self._jobs: dict[TokenStream, Job] = {}
+        self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
         self._frames: list[str | bytes] = []
         self._expired = False
@@ -114,12 +145,10 @@ class ResponsesSocket:
         self._closing = True
         self._timer.cancel()
         self._lanes.take_waiting()
-        for stream, job in self._jobs.items():
-            if stream.finish is None:
-                self._runtime.cancel(stream)
-            if job.parent is not None:
-                self._store.release(job.parent)
+        for job in self._jobs.values():
+            job.response.abandon()
         self._jobs.clear()
+        self._parked.clear()
         self._marked.clear()
         for latest in self._lanes.latest.values():
             self._store.release(latest.turn)
@@ -173,35 +202,69 @@ class ResponsesSocket:
         # the wrong type is no such race but a mistake in the client's program, and silence would hide it there.
         cancel = decode(message, ResponseCancel, fields=fields).value
         if cancel.response_id is not None:
-            jobs = [job for job in self._lanes.jobs() if job.run.id == cancel.response_id]
+            jobs = [job for job in self._jobs.values() if job.response.run.id == cancel.response_id]
         else:
             running = self._lanes.running(cancel.stream_id)
-            jobs = [] if running is None else [running]
+            if isinstance(running, Fetching):
+                running.cancelled = True
+            jobs = [running] if isinstance(running, Job) else []
         for job in jobs:
-            if job.run.stream.finish is None:
-                self._runtime.cancel(job.run.stream)
+            stream = job.response.run.stream
+            if stream.finish is None:
+                self._runtime.cancel(stream)
 
     def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
-        code, why = "steering_not_supported", "This server cannot steer a running response yet."
-        try:
-            decode(message, ResponseSteer, fields=fields)
-        except WireError as error:
-            code, why = "invalid_input", error.message
         target = string(fields.get("previous_response_id")) or ""
         given = fields.get("input", Raw(b"null"))
-        echo = free_form(given, "input") if len(bytes(given)) <= STEER_ECHO else ""
-        number = 0
-        lane: ev.Lane = UNSET
-        for job in self._lanes.jobs():
-            if job.run.id == target:
-                number, lane = job.run.next_number(), job.run.lane
-        self._send(
-            ev.SteerFailed(
-                number,
-                ev.SteerError("invalid_request_error", code, why),
-                ev.SteerEcho(target[:256], echo),
-                lane,
-            )
+        job = next((job for job in self._jobs.values() if job.response.run.id == target), None)
+        try:
+            try:
+                items = steer_items(decode(message, ResponseSteer, fields=fields).value)
+            except WireError as error:
+                raise SteerRefused("invalid_input", error.message) from None
+            if job is None:
+                raise self._no_target(target)
+            run = job.response.run
+            if isinstance(run, WarmUpRun):
+                raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
+            if (why := None if run.stream.finish is None else fate(run)) is not None:
+                raise SteerRefused("response_not_active", why)
+            if job.response.over:  # its end is recorded, and only waits to be read here
+                raise SteerRefused(
+                    "response_already_completed", "This response has ended; continue it instead."
+                )
+            steer = job.steering.accept(run, target, given, items)
+        except SteerRefused as refused:
+            self._refuse_steer(job, target, given, refused)
+            return
+        job.response.say(ev.SteerAccepted(run.next_number(), steer.name, run.lane))
+        self._mark(run.stream)
+
+    def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
+        if job is None or job.response.over:
+            lane: ev.Lane = UNSET
+            if job is not None:
+                lane = job.response.run.lane
+                # Steers of one response are told apart by their order alone: earlier ones are answered first.
+                self._frames += job.response.take()
+            self._send(steer_failed(0, refused.code, refused.message, target, given, lane))
+            return
+        run = job.response.run
+        job.response.say(
+            steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane)
+        )
+        self._mark(run.stream)
+
+    def _no_target(self, target: str) -> SteerRefused:
+        """Why there is no response to steer under this id."""
+        if any(latest.response_id == target for latest in self._lanes.latest.values()):
+            return SteerRefused("response_already_completed", "This response has ended; continue it instead.")
+        if self._running.find(self._wire.tenant, target) is not None:
+            return SteerRefused("response_not_active", "This response runs on another connection.")
+        if self._store.get(self._wire.tenant, target) is not None:
+            return SteerRefused("response_already_completed", "This response has ended; continue it instead.")
+        return SteerRefused(
+            "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
         )
 
     # -- the life of a response --------------------------------------------------------------------------------
@@ -209,34 +272,90 @@ class ResponsesSocket:
     def _start_waiting(self) -> None:
         while (waiting := self._lanes.next()) is not None:
             lane, request = waiting
-            try:
-                self._start(lane, request)
-            except (WireError, Refusal) as error:
-                if self._is_latest(lane, request.previous_response_id):
-                    self._forget(lane)
-                self._refuse(error, UNSET if lane is None else lane)
+            parked = self._parked.get(lane)
+            commits: list[Steer] = []
+            if parked is not None and parked.target == request.previous_response_id:
+                del self._parked[lane]
+                commits = parked.steers
+                request = with_steers(request, commits)
+            self._start(lane, request, commits)
 
-    def _start(self, lane: str | None, request: ResponseCreate) -> None:
-        card = self._runtime.card
-        check_model(request.model or self._default_model, card, self._settings.model_aliases)
-        parent = self._parent(request.previous_response_id)
-        added = response_messages(request)
-        history = () if parent is None else parent.history()
-        ask = response_ask(request, history, added, self._wire.tenant)
-        stream = self._runtime.open(ask, self._mark)
-        run = ResponseRun(
-            request,
-            stream,
-            created=self._settings.now(),
-            model=card.id,
-            lane=UNSET if lane is None else lane,
-        )
-        if parent is not None:
-            self._store.hold(parent)
-        job = Job(lane, run, parent, self._is_latest(lane, request.previous_response_id), added)
+    def _start(
+        self, lane: str | None, request: ResponseRequest, commits: list[Steer], *, own: bool = True
+    ) -> None:
+        """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
+        previous = request.previous_response_id
+        if previous is None or (turn := self._latest_turn(previous)) is not None:
+            self._open(lane, request, None if previous is None else turn, commits, own=own)
+            return
+        fetching = Fetching()
+        self._lanes.start(lane, fetching)  # who comes after it in its lane waits
+
+        def found(stored: Stored | Refusal | None) -> None:
+            if self._closing:
+                return
+            self._lanes.leave(lane)
+            if isinstance(stored, Stored):
+                self._open(lane, request, stored.turn, commits, own=own, cancelled=fetching.cancelled)
+            else:
+                self._fail(lane, request, not_found(previous) if stored is None else stored, commits, own=own)
+            if fetching.later:
+                self._start_waiting()
+                self._wire.dirty()  # also if nothing else happens: the connection may be over now
+
+        self._store.find(self._wire.tenant, previous, found)
+        fetching.later = True
+
+    def _open(
+        self,
+        lane: str | None,
+        request: ResponseRequest,
+        parent: Turn | None,
+        commits: list[Steer],
+        *,
+        own: bool,
+        cancelled: bool = False,
+    ) -> None:
+        try:
+            check_model(
+                request.model or self._default_model, self._runtime.card, self._settings.model_aliases
+            )
+            response = open_response(
+                self._runtime,
+                self._settings,
+                self._running,
+                request,
+                parent,
+                self._wire.tenant,
+                self._mark,
+                lane=UNSET if lane is None else lane,
+            )
+        except (WireError, Refusal) as error:
+            self._fail(lane, request, error, commits, own=own)
+            return
+        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
         self._lanes.start(lane, job)
+        stream = response.run.stream
         self._jobs[stream] = job
+        if cancelled:
+            self._runtime.cancel(stream)
         self._mark(stream)  # the stream may have spoken, or ended, before it was known here
+
+    def _fail(
+        self,
+        lane: str | None,
+        request: ResponseRequest,
+        error: WireError | Refusal,
+        commits: list[Steer],
+        *,
+        own: bool,
+    ) -> None:
+        """The request is refused; what it continued in its own lane is forgotten."""
+        if self._is_latest(lane, request.previous_response_id):
+            self._forget(lane)
+        if own:
+            self._refuse(error, UNSET if lane is None else lane)
+        self._fail_steers(commits, lane, "successor_creation_failed", error.message)
 
     def _mark(self, stream: TokenStream) -> None:
         if not self._closing:
@@ -245,45 +364,65 @@ class ResponsesSocket:
             self._marked[stream] = None
 
     def _tell(self, job: Job) -> None:
-        run = job.run
-        delta = run.next_delta()
-        if delta is not None:
-            self._frames.append(delta)
-            return
-        for event in run.events():
-            self._frames.append(encode(event).decode())
+        response = job.response
+        self._frames += response.take()
+        run = response.run
         if run.refusal is not None:
-            self._refuse(run.refusal, run.lane)
-        if run.done or run.refusal is not None:
+            if job.own:
+                self._refuse(run.refusal, run.lane)
+            self._fail_steers(job.commits, job.lane, "successor_creation_failed", run.refusal.message)
+        elif run.began and job.commits:
+            job.commits = []  # the successor exists: their input is part of it
+        if response.over:
             self._finish(job)
+        elif job.steering.stop(run):
+            self._runtime.cancel(run.stream)
 
     def _finish(self, job: Job) -> None:
-        run = job.run
+        response = job.response
+        run = response.run
         del self._jobs[run.stream]
         self._lanes.leave(job.lane)
-        if run.stream.finish is FinishReason.ERROR:
-            if job.continues_lane:
-                self._forget(job.lane)
-        else:
-            assert run.final is not None
-            turn = self._store.add_turn(job.parent, job.added + run.answer)
-            if run.request.store is not False:
-                self._store.put(self._wire.tenant, run.id, encode(run.final), turn, len(job.added))
+        turn, response.turn = response.turn, None
+        if turn is not None:
             self._forget(job.lane)
             self._lanes.latest[job.lane] = Latest(run.id, turn)
-        if job.parent is not None:
-            self._store.release(job.parent)
+        elif job.continues_lane:
+            self._forget(job.lane)
+        self._follow(job)
 
-    def _parent(self, response_id: str | None) -> Turn | None:
-        if response_id is None:
-            return None
+    def _follow(self, job: Job) -> None:
+        """What becomes of the steers of a response that has ended."""
+        lane, run, steers = job.lane, job.response.run, job.steering.steers
+        parked = self._parked.pop(lane, None)
+        if parked is not None and parked.target != run.id:
+            what = "The conversation went on without the outputs that were waited for."
+            self._fail_steers(parked.steers, lane, "response_not_active", what)
+        if not steers:
+            return
+        if (why := fate(run)) is not None:
+            self._fail_steers(steers, lane, "response_not_active", why)
+            return
+        assert run.final is not None
+        if required := required_input(run.final):
+            self._parked[lane] = Parked(run.id, steers)
+            for steer in steers:
+                self._send(ev.SteerPending(0, required, steer.name, stream_id=run.lane))
+        elif self._draining:
+            self._fail_steers(steers, lane, "successor_creation_failed", "The server is stopping; try again.")
+        else:
+            self._start(lane, successor(run.request, run.id, steers), steers, own=False)
+
+    def _fail_steers(self, steers: list[Steer], lane: str | None, code: str, why: str) -> None:
+        for steer in steers:
+            self._send(steer.failed(0, code, why, UNSET if lane is None else lane))
+
+    def _latest_turn(self, response_id: str) -> Turn | None:
+        """The turn of a lane's latest response: it continues even if it was not stored."""
         for latest in self._lanes.latest.values():
             if latest.response_id == response_id:
                 return latest.turn
-        stored = self._store.get(self._wire.tenant, response_id)
-        if stored is None:
-            raise not_found(response_id)
-        return stored.turn
+        return None
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
         latest = self._lanes.latest.get(lane)
@@ -303,7 +442,7 @@ class ResponsesSocket:
     def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
         self._send(error_frame(WireError.of(error), lane))
 
-    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed) -> None:
+    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending) -> None:
         if self._closing:
             return  # nothing follows the close
         self._frames.append(encode(frame).decode())

@@ -21,6 +21,7 @@ from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
 from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import ResponsesSocket
+from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tokenizer_http import TokenizerFace
 from headrace.server.protocol.errors import WireError
@@ -38,18 +39,21 @@ def build_routes(
     metrics_text: Callable[[], tuple[bytes, str]],
     page_files: Mapping[str, tuple[bytes, str]],
     alive: Callable[[], bool] = lambda: True,
+    running: Running | None = None,
 ) -> RouteTable:
     """The route table of one server.
 
     `metrics_text()` gives (text, content type). `page_files` maps a path ("/", "/app.js") to (bytes, content
-    type). `alive()` says whether the step loop runs. Health and page need no key; everything else does.
+    type). `alive()` says whether the step loop runs. `running` is the table of responses under way, for who wants
+    to look into it. Health and page need no key; everything else does.
     """
     chat = ChatFace(runtime, settings)
     completions = CompletionsFace(runtime, settings)
     generate = GenerateFace(runtime, settings)
     tokenizer = TokenizerFace(runtime, settings)
     engine = EngineFace(runtime, settings)
-    responses = ResponsesFace(runtime, settings, store)
+    running = running if running is not None else Running(runtime, store)
+    responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
     conversations = WaitingBudget(
         settings.waiting_bytes
@@ -70,7 +74,9 @@ def build_routes(
         "/v1/chat/completions": HttpRoute(POST, chat.respond),
         "/v1/completions": HttpRoute(POST, completions.respond),
         "/v1/responses": HttpRoute(POST, responses.create),
+        "/v1/responses/input_tokens": HttpRoute(POST, responses.count),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
+        "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
         "/ping": HttpRoute(GET, facts.ready, public=True),
         "/health_generate": HttpRoute(GET, facts.ready, public=True),
@@ -106,7 +112,7 @@ def build_routes(
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
     sockets = {
         "/v1/responses": SocketRoute(
-            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
+            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, running, budget),
             refuse=refuse_socket,
             protocols=("openai-beta.responses.v1",),
         ),

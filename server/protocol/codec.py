@@ -45,6 +45,7 @@ _any_json = msgspec.json.Decoder(msgspec.Raw)  # reads over a value and builds n
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
+pack = msgspec.msgpack.encode  # what only this program reads again
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,16 @@ def typed(value: Any, type_: type[T] | Any, path: str) -> T:
                 "missing_required_parameter", f"missing field: {shorten(where)}", shorten(where)
             ) from None
         raise WireError("invalid_value", f"{shorten(where)}: {shorten(what)}", shorten(where)) from None
+
+
+def unpack(data: bytes, type_: Any) -> Any:
+    """What `pack` made of a `type_`; it comes from our own memory or disk, so anything else raises."""
+    return _unpacker(type_).decode(data)
+
+
+@lru_cache(maxsize=16)
+def _unpacker(type_: Any) -> Any:
+    return msgspec.msgpack.Decoder(type_)
 
 
 @lru_cache(maxsize=64)

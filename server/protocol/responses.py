@@ -146,11 +146,13 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         f.OpaqueId | None, honoured("extra; shares cached prompts only with equal salts")
     ] = None
     metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
-    store: Annotated[bool | None, honoured("default true; in memory, bounded by count, bytes and age")] = None
+    store: Annotated[
+        bool | None, honoured("default true; in memory, bounded; with --store in a file too")
+    ] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
     text: Annotated[
         TextOptions | None,
-        honoured("format is enforced, on a GPU refused but for text; verbosity has no effect"),
+        honoured("format is enforced; verbosity has no effect"),
     ] = None
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
@@ -158,12 +160,13 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
             "function and custom, where the model's chat template has a place; hosted types are left out"
         ),
     ] = None
-    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
+    tool_choice: Annotated[Raw, honoured("enforced")] = NULL
     parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
     service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
     truncation: Annotated[
-        Literal["auto", "disabled"] | None, refused("disabled", note="a too long input is an error")
+        Literal["auto", "disabled"] | None,
+        honoured("auto drops the oldest turns; default disabled: a too long input is an error"),
     ] = None
     include: Annotated[
         Annotated[list[f.Name], Meta(max_length=32)] | None,
@@ -172,7 +175,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[
         f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
     ] = None
-    background: Annotated[bool | None, refused(False)] = None
+    background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
+        None
+    )
     conversation: Annotated[Raw, refused()] = NULL
     prompt: Annotated[Raw, refused(note="stored templates are not offered")] = NULL
     regex: Annotated[Raw, refused()] = NULL
@@ -201,7 +206,10 @@ class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type
     """The client event that starts a response on a socket."""
 
     stream_id: Annotated[Raw, honoured("the lane: 1 to 256 of A-Z, a-z, 0-9, _ . -")] = NULL
-    generate: Annotated[bool | None, refused(True)] = None
+    generate: Annotated[
+        bool | None, honoured("false reads the prompt into the cache, and answers nothing")
+    ] = None
+    background: Annotated[bool | None, refused(False, note="a socket's responses end with it")] = None
     event_id: Annotated[f.ShortText | None, ignored()] = None
 
 
@@ -238,7 +246,7 @@ class ResponseSteer(
     tag_field="type",
     tag="response.steer",
 ):
-    """Adds user input to a running response; answered with `steering_not_supported` for now."""
+    """Adds user input to a running response."""
 
     previous_response_id: f.Name
     input: str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)]
