@@ -54,8 +54,8 @@ class Tape:
             if isinstance(item, bytes):
                 said.append(item.decode())
             else:
-                begin, middle, end = self._templates[bisect_right(self._templates, at, key=_first) - 1][1]
-                said.append(f"{begin}{at}{middle}{encode(item).decode()}{end}")
+                before, middle, behind = self._templates[bisect_right(self._templates, at, key=_first) - 1][1]
+                said.append(f"{before}{at}{middle}{encode(item).decode()}{behind}")
         return said
 
     def pack(self) -> bytes:
