@@ -11,12 +11,13 @@ from dataclasses import replace
 import msgspec
 
 from headrace.runtime.interface import Message, ToolCall
+from headrace.server.faces.pictures import coded_picture
 from headrace.server.faces.tool_items import opened
 from headrace.server.protocol.codec import free_form, typed
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.messages import Block, ResultBlock, ResultContent, Turn
 
-_MEDIA = {"image": "images", "document": "documents", "search_result": "search results"}
+_MEDIA = {"document": "documents", "search_result": "search results"}
 
 
 class Turns:
@@ -62,6 +63,8 @@ class Turns:
                 self._assistant(call=call)
             case "tool_result" if role == "user":
                 self._result(block, path)
+            case "image" if role == "user":
+                self._show(block, path, glued=not first)
             case kind if kind in _MEDIA:
                 raise WireError(
                     "unsupported_parameter", f"{path}: {_MEDIA[kind]} are not supported yet", path
@@ -81,6 +84,20 @@ class Turns:
         # Blocks of one turn are parts of one text; two turns are two paragraphs.
         between = "\n\n" if last.content and not glued else ""
         self._laid[-1] = replace(last, content=f"{last.content}{between}{text}")
+
+    def _show(self, block: Block, path: str, *, glued: bool) -> None:
+        where = f"{path}.source"
+        if block.source is None:
+            raise WireError("missing_required_parameter", f"missing field: {where}", where)
+        if block.source.type != "base64":
+            what = "addresses and stored files are never fetched here: send the picture as base64"
+            raise WireError("invalid_value", f"{where}: {what}", where)
+        kind = given(block.source.media_type, f"{where}.media_type")
+        data = given(block.source.data, f"{where}.data")
+        self._say("user", "", glued=glued)
+        last = self._laid[-1]
+        shown = coded_picture(kind, data, len(last.content), where)
+        self._laid[-1] = replace(last, pictures=(*last.pictures, shown))
 
     def _assistant(self, *, reasoning: str = "", call: ToolCall | None = None) -> None:
         last = self._laid[-1] if self._laid else None
@@ -110,7 +127,7 @@ class Turns:
 
 def _result_text(block: ResultBlock, path: str) -> str:
     if block.type != "text":
-        what = _MEDIA.get(block.type, f"blocks of type '{block.type[:200]}'")
+        what = {"image": "pictures", **_MEDIA}.get(block.type, f"blocks of type '{block.type[:200]}'")
         raise WireError("unsupported_parameter", f"{path}: {what} are not supported in results", path)
     return given(block.text, f"{path}.text")
 

@@ -12,6 +12,17 @@ from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.tools import TOOLS
 
 
+class Source(msgspec.Struct, frozen=True):
+    """Where a picture or a document comes from; only base64 is read."""
+
+    type: f.Name
+    media_type: f.ShortText | None = None
+    data: str | None = None
+    url: str | None = None
+    file_id: f.ShortText | None = None
+    content: Raw = NULL
+
+
 class Block(msgspec.Struct, frozen=True):
     """One content block; which fields it needs depends on `type`."""
 
@@ -26,7 +37,7 @@ class Block(msgspec.Struct, frozen=True):
     tool_use_id: f.ShortText | None = None
     content: Raw = NULL
     is_error: bool | None = None
-    source: Raw = NULL
+    source: Source | None = None
     title: Raw = NULL
     context: Raw = NULL
     citations: Raw = NULL

@@ -80,11 +80,14 @@ class OllamaCall(msgspec.Struct, frozen=True):
     type: f.ShortText | None = None
 
 
+Images = Annotated[list[str], Meta(max_length=64)]  # base64 of files
+
+
 class OllamaMessage(msgspec.Struct, frozen=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: Raw = NULL
+    images: Images | None = None
     tool_calls: Annotated[list[OllamaCall], Meta(max_length=TOOLS)] | None = None
     tool_name: f.ShortText | None = None
     tool_call_id: f.ShortText | None = None
@@ -132,7 +135,9 @@ class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
     raw: Annotated[bool | None, honoured("the prompt is taken as it is, without a template")] = None
     suffix: Annotated[str | None, refused("")] = None
     template: Annotated[str | None, refused("", note="a client's template is never run")] = None
-    images: Annotated[Raw, refused("[]")] = NULL
+    images: Annotated[Images | None, honoured("base64 of pictures, in front of the prompt; not with raw")] = (
+        None
+    )
     context: Annotated[Raw, refused("[]", note="send messages to /api/chat instead")] = NULL
     width: Annotated[Raw, refused("0")] = NULL
     height: Annotated[Raw, refused("0")] = NULL
