@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from headrace.runtime.interface import AnswerShape, Ask, Message, ModelCard, Picture, Tenant, Tool, ToolCall
 from headrace.server.faces.asks import check_model, join_leading_system
 from headrace.server.faces.offered import check_offered, offered
-from headrace.server.faces.pictures import coded_picture
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import ollama as o
@@ -66,14 +64,13 @@ def generate_ask(request: o.OllamaGenerateRequest, tenant: Tenant) -> Ask | None
     if not request.prompt:
         return None
     if request.raw:
-        if request.images:
-            raise WireError("invalid_value", "images have no place in a raw prompt", "images")
-        if request.system:
-            raise WireError("invalid_value", "system has no place in a raw prompt", "system")
+        for name in ("system", "images"):
+            if getattr(request, name):
+                raise WireError("invalid_value", f"{name} has no place in a raw prompt", name)
         return _ask(request, tenant, "prompt", prompt=request.prompt)
     system = (Message("system", request.system),) if request.system else ()
-    asked = Message("user", request.prompt, pictures=_pictures(request.images, "images"))
-    return _ask(request, tenant, "prompt", messages=(*system, asked))
+    user = Message("user", request.prompt, pictures=_pictures(request.images, "images"))
+    return _ask(request, tenant, "prompt", messages=(*system, user))
 
 
 def _check(request: o.OllamaRequest) -> None:
@@ -95,8 +92,11 @@ def _messages(given: Sequence[o.OllamaMessage]) -> tuple[Message, ...]:
     waiting: list[ToolCall] = []
     for index, message in enumerate(given):
         path = f"messages[{index}]"
-        if message.images and message.role != "user":
-            raise WireError("invalid_value", f"{path}.images: pictures are the user's", f"{path}.images")
+        pictures = _pictures(message.images, f"{path}.images")
+        if pictures and message.role != "user":
+            raise WireError(
+                "unsupported_parameter", f"{path}.images: only the user shows pictures", f"{path}.images"
+            )
         content = message.content or ""
         if message.role == "tool":
             call_id = message.tool_call_id or _oldest(waiting, message.tool_name, path)
@@ -107,15 +107,17 @@ def _messages(given: Sequence[o.OllamaMessage]) -> tuple[Message, ...]:
             _call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls or ())
         )
         waiting += calls
-        turn = Message(message.role, content, calls=calls, reasoning=message.thinking or "")
-        messages.append(replace(turn, pictures=_pictures(message.images, f"{path}.images")))
+        messages.append(
+            Message(message.role, content, calls=calls, reasoning=message.thinking or "", pictures=pictures)
+        )
     return tuple(messages)
 
 
 def _pictures(images: Sequence[str] | None, path: str) -> tuple[Picture, ...]:
-    """All in front of the text. What they are is seen in the files themselves."""
+    """Pictures in front of a text. Ollama names no type; which one it is, the picture itself says."""
     return tuple(
-        coded_picture("image/png", image, 0, f"{path}[{index}]") for index, image in enumerate(images or ())
+        Picture(0, f"data:image/png;base64,{each}", name=f"{path}[{i}]")
+        for i, each in enumerate(images or ())
     )
 
 
