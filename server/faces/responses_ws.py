@@ -204,10 +204,9 @@ class ResponsesSocket:
                     "server_is_overloaded", "Too much is waiting already; try again.", retry_after=1.0
                 )
             raise WireError(
-                "websocket_stream_limit_reached",
+                "rate_limit_exceeded",
                 f"{self._lanes.in_flight} requests run and {self._lanes.waiting} ({self._lanes.waiting_bytes} "
                 "bytes) wait on this connection: no more may wait. Ask again when one of them has ended.",
-                "stream_id",
                 retry_after=1.0,
             )
         self._start_waiting()
