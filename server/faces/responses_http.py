@@ -16,8 +16,7 @@ from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
 from headrace.server.faces.asks import check_model, check_response, response_ask, response_messages
 from headrace.server.faces.following import FollowAnswer, sse_event
-from headrace.server.faces.later import LaterAnswer
-from headrace.server.faces.lookup import Later
+from headrace.server.faces.later import Later
 from headrace.server.faces.opening import open_response
 from headrace.server.faces.responses_ws import not_found
 from headrace.server.faces.running import Running, RunningResponse
@@ -94,13 +93,13 @@ class ResponsesFace:
             check_response(body)
             history = () if parent is None else parent.history()
             ask = response_ask(body, history, response_messages(body), request.tenant)
-            answer = LaterAnswer(wire)
+            answer = Later(wire)
 
             def counted(count: int | Refusal) -> None:
                 if isinstance(count, Refusal):
-                    answer.tell(error_reply(count, headers))
+                    answer.settle(error_reply(count, headers))
                 else:
-                    answer.tell(HttpReply(200, encode(ev.InputTokens(count)), headers=headers))
+                    answer.settle(HttpReply(200, encode(ev.InputTokens(count)), headers=headers))
 
             self._runtime.count(ask, counted)
             return answer
