@@ -48,6 +48,14 @@ class ResponsesFace:
         """POST /v1/responses/input_tokens: how long the prompt of such a request is."""
         return self._continued(request, wire, "responses", self._count)
 
+    def compact(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """POST /v1/responses/compact: refused by name, because the path reads like a response's id."""
+        what = (
+            "Conversations are not compacted here: leave out old items, or send truncation 'auto', "
+            "which drops the oldest."
+        )
+        return error_reply(WireError("unsupported_endpoint", what))
+
     def _continued(
         self,
         request: HttpRequest,
