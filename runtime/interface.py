@@ -245,6 +245,16 @@ class Runtime:
             if not ended:
                 self._count_end(stream)
 
+    def grant(self, stream: TokenStream, tokens: int) -> None:
+        """The reader of `stream`, which got a credit at its birth (`limit`), may be told so many tokens more."""
+        stream.grant(tokens)
+
+    def hold(self, stream: TokenStream) -> None:
+        """The request leaves the batch until its reader comes back (`TokenStream.attach`) or is done reading."""
+        generation = self._generations.get(stream)
+        if generation is not None:
+            self.loop.hold(generation)
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
@@ -287,6 +297,8 @@ class Runtime:
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
+            "reader_pauses": self.loop.holds,
+            "unsent_tokens": sum(stream.pending for stream in self._generations),
             "preparing": len(self._preparing),
             "waiting": len(scheduler.waiting),
             "running": len(scheduler.running),

@@ -122,6 +122,7 @@ class StepLoop:
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
+        self.holds = 0  # how often a generation left the batch because its reader had fallen behind
         self.progress_at = clock()  # when a step was last launched or landed
         self._landed_at = self.progress_at
         self._told_at = -math.inf  # when tokens were last handed to readers
@@ -164,6 +165,13 @@ class StepLoop:
             self.scheduler.cancel(generation.req, reason)
         self._end(generation, reason)
         self._schedule()
+
+    def hold(self, generation: Generation) -> None:
+        """The generation leaves the batch until its reader has room again. Nothing of it is lost."""
+        if generation.stream.wake is None and generation.req.finish is None:
+            generation.stream.wake = partial(self._wake_reader, generation)
+            self.holds += 1
+            self.scheduler.pause(generation.req)
 
     def cancel_all(self) -> None:
         for generation in list(self._live.values()):
@@ -295,8 +303,7 @@ class StepLoop:
                 if stopped or event.finish is not None or cutter.matched is not None:
                     self._conclude(generation, event)
                 elif stream.full:
-                    stream.wake = partial(self._wake_reader, generation)
-                    self.scheduler.pause(event.req)
+                    self.hold(generation)
             except Exception:
                 # Whatever a request's tokens do to its own text stays that request's error.
                 self._broken_text(event)

@@ -47,9 +47,10 @@ def _nobody(stream: TokenStream) -> None:
 class TokenStream:
     """A ring of entries between the step loop (writer) and one connection (reader), both on the loop thread.
 
-    Indices count tokens from 0: `floor <= sent <= head`. Entries in [floor, sent) are kept for a reader that
-    comes back; [sent, head) wait for the reader. When `head - sent` reaches `window` the loop pauses the
-    request (`full`), and wakes it when the reader has drained below half of it (`drained`).
+    Indices count tokens from 0: `floor <= sent <= head`, and `sent <= limit` where the reader counts its credit
+    (`limit` None: it does not). Entries in [floor, sent) are kept for a reader that comes back; [sent, head) wait
+    for the reader. When `head - sent` reaches `window` the loop pauses the request (`full`), and wakes it when the
+    reader has drained below half of it (`drained`).
     `tail` is text that became certain only with the end (after the last entry); it is final once `finish` is.
 
     `listener(stream)` is called whenever there is something new to read, and must only mark, never write.
@@ -61,6 +62,7 @@ class TokenStream:
         "finish",
         "head",
         "keep",
+        "limit",
         "listener",
         "matched_stop",
         "params",
@@ -81,6 +83,7 @@ class TokenStream:
             None  # set by the loop while it waits for the reader
         )
         self.window = window
+        self.limit: int | None = None  # how many entries may be told in all; None: as many as there are
         self.keep = keep
         self.ring: deque[Entry] = deque()
         self.head = 0
@@ -110,6 +113,10 @@ class TokenStream:
         assert (finish is FinishReason.ERROR) == (error is not None)
         self.finish = finish
         self.tail = tail
+        if finish in (FinishReason.CANCELLED, FinishReason.ERROR):
+            self.limit = (
+                None  # a reader that spends no more credit still hears of this end, behind what waited
+            )
         # A raised error remembers the frames it came through, and one of them holds this stream.
         self.error = None if error is None else error.with_traceback(None)
         # The last word. Both callbacks usually hold something that holds this stream: letting go of them here
@@ -123,7 +130,30 @@ class TokenStream:
         """The reader is a whole window behind: the request should leave the batch."""
         return self.head - self.sent >= self.window
 
+    @property
+    def held(self) -> bool:
+        """The request was paused for the sake of this reader, and waits to be woken."""
+        return self.wake is not None
+
     # -- reader side -------------------------------------------------------------------------------------------
+
+    def grant(self, tokens: int) -> None:
+        """The reader may be told so many entries more. Only for streams that were born with a credit."""
+        assert self.limit is not None and tokens > 0
+        self.limit += tokens
+
+    @property
+    def starved(self) -> bool:
+        """Entries wait, and the reader's credit is used up."""
+        return self.limit is not None and self.sent == self.limit < self.head
+
+    def attach(self, listener: Callable[[TokenStream], None], window: int) -> None:
+        """`listener` hears of this stream from now on, and nobody else; the loop pauses the request when `window`
+        entries wait. One that was paused and now has room is woken."""
+        self.listener = listener if self.finish is None else _nobody
+        self.window = window
+        if self.wake is not None and self.pending <= window // 2:
+            self.wake(self)
 
     @property
     def floor(self) -> int:
@@ -140,15 +170,23 @@ class TokenStream:
         return self.finish is not None and self.sent == self.head
 
     def take_text(self) -> str:
-        """The text of all waiting entries; they count as sent."""
-        if self.head - self.sent == 1 == len(self.ring) and not self.keep and self.wake is None:
+        """The text of all waiting entries that the credit covers; they count as sent."""
+        if (
+            self.head - self.sent == 1 == len(self.ring)
+            and not self.keep
+            and self.wake is None
+            and self.limit is None
+        ):
             self.sent += 1
             return self.ring.popleft().text
         return "".join([entry.text for entry in self.take()])
 
     def take(self, limit: int | None = None) -> list[Entry]:
-        """The next waiting entries, oldest first, at most `limit`; they count as sent."""
+        """The next waiting entries, oldest first, at most `limit` and no more than the credit covers; they count
+        as sent."""
         count = self.pending if limit is None else min(limit, self.pending)
+        if self.limit is not None:
+            count = min(count, self.limit - self.sent)
         start = self.sent - self.floor
         taken = [self.ring[start + i] for i in range(count)]
         self.sent += count
@@ -164,4 +202,5 @@ class TokenStream:
 
     def check(self) -> None:
         assert 0 <= self.floor <= self.sent <= self.head, self
+        assert self.limit is None or self.sent <= self.limit, self
         assert self.sent - self.floor <= self.keep, self

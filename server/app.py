@@ -30,7 +30,7 @@ from headrace.server.auth import BadSetting, check_bind, load_keys
 from headrace.server.config import ServerConfig, describe, is_loopback
 from headrace.server.conversation import Conversations
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.faces.table import build_routes
+from headrace.server.faces.table import build_routes, held_responses
 from headrace.server.listener import Listener, make_outbox
 from headrace.server.metrics import CONTENT_TYPE, Metrics
 from headrace.server.session import LaneLimits
@@ -115,10 +115,13 @@ class App:
         settings = FaceSettings(
             strict_fields=self.config.strict_fields,
             lanes=LaneLimits(in_flight=limits.requests_per_socket, waiting=limits.waiting_per_socket),
+            drain=self.config.drain,
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )
         store = Conversations()
+        held = held_responses(self.runtime, settings, store)
+        self.metrics.add_source(held.stats)
         routes = build_routes(
             self.runtime,
             settings,
@@ -126,6 +129,7 @@ class App:
             lambda: (self.metrics.text(), CONTENT_TYPE),
             page_files(),
             alive=lambda: self.runtime.alive,
+            held=held,
         )
         self.listener = await Listener.start(
             self.config, routes, keys=self.keys, outbox=self.outbox, metrics=self.metrics

@@ -18,7 +18,7 @@ from headrace.runtime.scheduler import Scheduler
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import STREAM_END, Answer, HttpReply, HttpRequest, StreamHead
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.faces.table import build_routes
+from headrace.server.faces.table import build_routes, held_responses
 
 ALICE = Tenant("alice", "salt-a")
 BOB = Tenant("bob", "salt-b")
@@ -271,12 +271,14 @@ class FaceBench:
             **(settings or {}),
         )
         self.store = Conversations(clock=self.clock, **(store or {}))
+        self.held = held_responses(self.runtime, self.settings, self.store)
         self.routes = build_routes(
             self.runtime,
             self.settings,
             self.store,
             lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
             {"/": (b"<!doctype html>", "text/html; charset=utf-8")},
+            held=self.held,
         )
         self.readers: list[Socket | Fetch] = []
         self.loop.on_flush = self.flush

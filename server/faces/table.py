@@ -12,8 +12,9 @@ from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.responses_http import ResponsesFace
-from headrace.server.faces.responses_ws import ResponsesSocket
+from headrace.server.faces.responses_ws import EXTENDED, ResponsesSocket, settle
 from headrace.server.faces.settings import FaceSettings
+from headrace.server.held import Held, HeldResponses
 from headrace.server.protocol.errors import WireError
 from headrace.server.session import WaitingBudget
 
@@ -28,15 +29,18 @@ def build_routes(
     metrics_text: Callable[[], tuple[bytes, str]],
     page_files: Mapping[str, tuple[bytes, str]],
     alive: Callable[[], bool] = lambda: True,
+    held: HeldResponses | None = None,
 ) -> RouteTable:
     """The route table of one server.
 
     `metrics_text()` gives (text, content type). `page_files` maps a path ("/", "/app.js") to (bytes, content
-    type). `alive()` says whether the step loop runs. Health and page need no key; everything else does.
+    type). `alive()` says whether the step loop runs. `held`: the responses that outlive their connections (an own
+    table without it). Health and page need no key; everything else does.
     """
     chat = ChatFace(runtime, settings)
     responses = ResponsesFace(runtime, settings, store)
     budget = WaitingBudget(settings.waiting_bytes)
+    kept = held if held is not None else held_responses(runtime, settings, store)
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
     def refuse_socket(request: HttpRequest) -> HttpReply | None:
@@ -68,12 +72,21 @@ def build_routes(
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
     sockets = {
         "/v1/responses": SocketRoute(
-            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget),
+            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget, kept),
             refuse=refuse_socket,
-            protocols=("openai-beta.responses.v1",),
+            protocols=(EXTENDED, "openai-beta.responses.v1"),
         )
     }
     return RouteTable(http, sockets)
+
+
+def held_responses(runtime: Runtime, settings: FaceSettings, store: Conversations) -> HeldResponses:
+    """An empty table of held responses for one server."""
+
+    def end(held: Held) -> None:
+        settle(held, runtime, store)
+
+    return HeldResponses(runtime, settings.call_later, end, linger=settings.linger)
 
 
 def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:

@@ -99,6 +99,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     store: bool
     usage: Usage | None = None
     service_tier: str | UnsetType = UNSET
+    x_resume_token: str | UnsetType = UNSET  # in response.created, for clients that asked to come back
 
 
 class Created(msgspec.Struct, tag_field="type", tag="response.created"):

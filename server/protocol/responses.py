@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Raw
 
+from headrace.server.protocol import extension as x
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 
@@ -174,6 +175,17 @@ class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type
 
     stream_id: Annotated[Raw, honoured("the lane: 1 to 256 of A-Z, a-z, 0-9, _ . -")] = NULL
     generate: Annotated[bool | None, refused(True)] = None
+    x_credit: Annotated[
+        x.Credit | None, honoured("tokens that may be told until x.credit grants more; unlimited without it")
+    ] = None
+    x_on_slow: Annotated[
+        x.OnSlow | None,
+        honoured("at the unread mark: pause (default), pause at `buffer` tokens, or drop the connection"),
+    ] = None
+    x_on_disconnect: Annotated[
+        x.OnDisconnect | None,
+        honoured("default continue on a connection with ?ext=1 or engine.v1, else cancel"),
+    ] = None
     event_id: Annotated[f.ShortText | None, ignored()] = None
 
 

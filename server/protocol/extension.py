@@ -1,0 +1,97 @@
+"""headrace's own verbs on the Responses socket (`x.…`): what a client says, and what it is told. Fields only.
+
+Events of these types carry no `sequence_number` and are never told again: they say how a stream is doing, not what
+the answer is. A verb that fails is answered with `x.error`, never with `error`, which means a refused request.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from headrace.server.protocol import fields as f
+from headrace.server.protocol.fields import honoured
+
+Credit = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Number = Annotated[int, Meta(ge=-1, le=(1 << 53) - 1)]
+MOST_BUFFERED = 1 << 16
+
+
+class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`x_on_slow: {"buffer": n}`: so many tokens may wait for a reader before the answer pauses."""
+
+    buffer: Annotated[int, Meta(ge=1, le=MOST_BUFFERED)]
+
+
+OnSlow = Literal["pause", "drop"] | Buffer
+OnDisconnect = Literal["cancel", "pause", "continue"]
+
+
+# -- what a client says ----------------------------------------------------------------------------------------
+
+
+class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="x.credit"):
+    """More credit for the answer that runs in a lane; it must have been asked for with `x_credit`."""
+
+    tokens: Annotated[Annotated[int, Meta(ge=1, le=(1 << 31) - 1)], honoured("added to what is left")]
+    stream_id: Annotated[f.ShortText | None, honoured("the lane; without one, the unnamed lane")] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="x.resume"):
+    """Tell an answer on, on this connection, from behind event `starting_after`."""
+
+    response_id: Annotated[f.ShortText, honoured()]
+    starting_after: Annotated[Number, honoured("the last sequence_number that arrived; -1: none")]
+    resume_token: Annotated[f.ShortText, honoured("x_resume_token of its response.created")]
+    stream_id: Annotated[f.ShortText | None, honoured("its lane here; without one, the lane it had")] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
+# -- what it is told -------------------------------------------------------------------------------------------
+
+Lane = str | UnsetType
+
+
+class Paused(msgspec.Struct, frozen=True, tag_field="type", tag="x.paused"):
+    """Nothing more is told, and soon nothing more is computed, until the reason is gone."""
+
+    response_id: str
+    reason: str  # credit, slow
+    sent_tokens: int
+    stream_id: Lane = UNSET
+
+
+class Resumed(msgspec.Struct, frozen=True, tag_field="type", tag="x.resumed"):
+    """The stream flows again. After `x.resume` (reason reconnect) it says what comes next and how the answer is."""
+
+    response_id: str
+    reason: str  # credit, slow, reconnect
+    sent_tokens: int
+    next_sequence: int | UnsetType = UNSET
+    status: str | UnsetType = UNSET
+    stream_id: Lane = UNSET
+
+
+class Goaway(msgspec.Struct, frozen=True, tag_field="type", tag="x.goaway"):
+    """The server stops: answers that end within the deadline end well, then the connection closes with 1012."""
+
+    deadline_ms: int
+
+
+class VerbError(msgspec.Struct, frozen=True):
+    type: str
+    code: str
+    message: str
+    param: str | None
+    oldest_sequence: int | UnsetType = UNSET
+
+
+class Error(msgspec.Struct, frozen=True, tag_field="type", tag="x.error"):
+    """A verb was refused; whatever runs goes on as if it had not been said."""
+
+    error: VerbError
+    event_id: str | UnsetType = UNSET
+    stream_id: Lane = UNSET
