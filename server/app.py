@@ -120,8 +120,8 @@ class App:
             on_ignored_fields=self._count_ignored,
         )
         store = Conversations()
-        held = held_responses(self.runtime, settings, store)
-        self.metrics.add_source(held.stats)
+        self.held = held_responses(self.runtime, settings, store)
+        self.metrics.add_source(self.held.stats)
         routes = build_routes(
             self.runtime,
             settings,
@@ -129,7 +129,7 @@ class App:
             lambda: (self.metrics.text(), CONTENT_TYPE),
             page_files(),
             alive=lambda: self.runtime.alive,
-            held=held,
+            held=self.held,
         )
         self.listener = await Listener.start(
             self.config, routes, keys=self.keys, outbox=self.outbox, metrics=self.metrics

@@ -77,11 +77,13 @@ class HeldResponses:
         tape_bytes: int = 1 << 20,
         bytes_limit: int = 256 << 20,
         detached_limit: int = 1024,
+        window: int = DETACHED_WINDOW,
     ) -> None:
         self.linger = linger
         self.bytes_limit = bytes_limit
         self.detached_limit = detached_limit
         self.tape_bytes = tape_bytes
+        self.window = window
         self.bytes = 0
         self.resumes = 0
         self._runtime = runtime
@@ -130,7 +132,7 @@ class HeldResponses:
         held.desk = None
         stream = held.job.run.stream
         if stream.finish is None:
-            stream.attach(_nobody, 1 if held.leaves == "pause" else DETACHED_WINDOW)
+            stream.attach(_nobody, 1 if held.leaves == "pause" else self.window)
             if held.leaves == "pause":
                 self._runtime.hold(stream)
         self._wait(held, self.linger, self._alone)

@@ -6,15 +6,14 @@ later is checked against a lone run; nothing here is measured in seconds."""
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
 import socket
 from typing import Any
 
 from fake_engine import replay
 from fake_prompter import letters
 from live_server import LiveServer
+from raw_socket import Frames, frame, handshake
 
 from headrace.runtime.request import SamplingParams
 from headrace.server.config import Limits
@@ -40,28 +39,18 @@ class Reader:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
         self.reader, self.writer = await asyncio.open_connection(sock=sock, limit=1024)
-        key = base64.b64encode(os.urandom(16)).decode()
         request = {
             "type": "response.create", "model": "fake", "input": self.prompt, "seed": 3,
             "max_output_tokens": ASKED, "x_on_slow": {"buffer": WINDOW},
         }  # fmt: skip
-        data = json.dumps(request).encode()
-        head = bytes([0x81, 0x80 | 126, *len(data).to_bytes(2, "big")]) + bytes(4)
-        self.writer.write(
-            b"GET /v1/responses HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + key.encode() + b"\r\n\r\n" + head + data
-        )
+        self.writer.write(handshake() + frame(json.dumps(request)))
         while await self.reader.readline() != b"\r\n":
             pass
 
     async def read(self, tokens: int) -> None:
         """Read events until so many letters came in all, or the end."""
         while len(self.text) < tokens and self.final is None:
-            first, size = await self.reader.readexactly(2)
-            assert first == 0x81
-            if size > 125:
-                size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8), "big")
-            event = json.loads(await self.reader.readexactly(size))
+            event = await Frames(self.reader).next()
             kind = event["type"]
             assert kind not in ("error", "response.failed"), event
             if kind == "response.output_text.delta":
