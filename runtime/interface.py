@@ -14,6 +14,7 @@ from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req, SamplingParams
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.truncation import prepare_within
 
 __all__ = [
     "Ask",
@@ -80,6 +81,9 @@ class Ask:
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
+    drop_oldest: bool = (
+        False  # a conversation that is too long loses its oldest turns instead of being refused
+    )
     param_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -228,7 +232,7 @@ class Runtime:
         if size < _INLINE_CHARACTERS:
             loop.call_soon(self._prepare_now, stream, ask)
         else:
-            future = self._threads.submit(self.prompter.prepare, ask)
+            future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
             future.add_done_callback(
                 lambda done: loop.call_soon_threadsafe(self._prepared, stream, ask, done)
             )
@@ -314,7 +318,7 @@ class Runtime:
         future: Future[Prompt] = Future()
         if stream.finish is None:
             try:
-                future.set_result(self.prompter.prepare(ask))
+                future.set_result(prepare_within(self.prompter, ask, self.max_context))
             except Exception as error:
                 future.set_exception(error)
         self._prepared(stream, ask, future)

@@ -7,6 +7,7 @@ so the same App runs over a fake engine in tests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -26,9 +27,11 @@ from headrace.runtime.interface import ModelCard, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import Engine, StepFacts, StepLoop
 from headrace.runtime.scheduler import Scheduler
 from headrace.server import flags
+from headrace.server.archive import Archive, ArchiveError
 from headrace.server.auth import BadSetting, check_bind, load_keys
 from headrace.server.config import ServerConfig, describe, is_loopback
 from headrace.server.conversation import Conversations
+from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.table import build_routes, held_responses
 from headrace.server.listener import Listener, make_outbox
@@ -97,6 +100,8 @@ class App:
         self.outbox = make_outbox(asyncio.get_running_loop(), config)
         self.ended = asyncio.Event()  # set when the server must stop: a signal, or a fault of the engine
         self.listener: Listener | None = None
+        self.archive: Archive | None = None
+        self.running: Running | None = None
         self.loop.on_flush = self.outbox.flush
         self.loop.on_step = self._count_step
         self.loop.on_gap = self.metrics.itl.observe
@@ -114,21 +119,29 @@ class App:
         limits = self.config.limits
         settings = FaceSettings(
             strict_fields=self.config.strict_fields,
-            lanes=LaneLimits(in_flight=limits.requests_per_socket, waiting=limits.waiting_per_socket),
+            lanes=LaneLimits(
+                in_flight=limits.requests_per_socket,
+                waiting=limits.waiting_per_socket,
+                named=limits.lanes_per_socket,
+            ),
+            connection_limit=limits.ws_age_limit,
             drain=self.config.drain,
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )
-        store = Conversations()
-        self.held = held_responses(self.runtime, settings, store)
+        self.archive = self._open_archive(settings)
+        self.running = Running(self.runtime, Conversations(archive=self.archive))
+        self.metrics.add_source(self._count_stored)
+        self.held = held_responses(settings)
         self.metrics.add_source(self.held.stats)
         routes = build_routes(
             self.runtime,
             settings,
-            store,
+            self.running.store,
             lambda: (self.metrics.text(), CONTENT_TYPE),
             page_files(),
             alive=lambda: self.runtime.alive,
+            running=self.running,
             held=self.held,
         )
         self.listener = await Listener.start(
@@ -146,9 +159,18 @@ class App:
     async def stop(self, seconds: float) -> None:
         """No new work; running answers have `seconds`; then everything ends and the threads are gone."""
         self.runtime.drain()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         if self.listener is not None:
             await self.listener.drain(seconds, self.runtime.cancel_all)
+        # What runs in the background has no connection that the listener could wait for.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.runtime.emptied(), max(0.0, deadline - loop.time()))
         self.runtime.cancel_all()
+        if self.running is not None:
+            self.running.end()
+        if self.archive is not None:
+            await loop.run_in_executor(None, self.archive.close)
         for timer in (self._tidying, self._preparing):
             if timer is not None:
                 timer.cancel()
@@ -157,6 +179,21 @@ class App:
             await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
         else:
             self.engine.close()  # it belongs to this thread, and waits a step or two
+
+    def _open_archive(self, settings: FaceSettings) -> Archive | None:
+        """The file of stored responses, if one was asked for. BadSetting if it cannot be used."""
+        if not self.config.store:
+            return None
+        try:
+            return Archive(
+                self.config.store,
+                asyncio.get_running_loop().call_soon_threadsafe,
+                settings.now,
+                age_limit=self.config.store_days * 86_400,
+                bytes_limit=self.config.store_bytes,
+            )
+        except ArchiveError as error:
+            raise BadSetting(f"--store {error}") from None
 
     def interrupt(self) -> None:
         """A signal: the first lets running answers finish, the second does not."""
@@ -205,6 +242,20 @@ class App:
             metrics.ttft.observe(times.first_token - times.opened)
         if times.ended is not None and times.first_token is not None:
             metrics.e2e.observe(times.ended - times.opened)
+
+    def _count_stored(self) -> dict[str, float]:
+        assert self.running is not None
+        counts: dict[str, float] = {
+            "responses_under_way": len(self.running),
+            "responses_in_memory": len(self.running.store),
+        }
+        if self.archive is not None:
+            counts |= {
+                "archive_responses": self.archive.count,
+                "archive_bytes": self.archive.bytes,
+                "archive_failures": self.archive.failures,
+            }
+        return counts
 
     def _count_ignored(self, endpoint: str, fields: int) -> None:
         self.metrics.ignored_fields[endpoint] += fields

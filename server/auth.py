@@ -60,6 +60,12 @@ def check_bind(config: ServerConfig, keys: tuple[str, ...]) -> None:
         )
 
 
+def tenant_id(key: str) -> str:
+    """The name of a key's owner: the same in every process, whatever other keys there are, because what was stored
+    under it outlives the process."""
+    return f"key-{hashlib.sha256(b'headrace tenant ' + key.encode()).hexdigest()[:16]}"
+
+
 class Gate:
     """Decides on Host, Origin and key of every request, HTTP and WebSocket alike."""
 
@@ -67,9 +73,9 @@ class Gate:
         # Salts differ from process to process: a cache key of ours cannot be computed from outside.
         secret = secrets.token_bytes(32)
         self._tenants: list[tuple[bytes, Tenant]] = []
-        for number, key in enumerate(keys, start=1):
+        for key in keys:
             salt = hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()
-            self._tenants.append((hashlib.sha256(key.encode()).digest(), Tenant(f"key-{number}", salt)))
+            self._tenants.append((hashlib.sha256(key.encode()).digest(), Tenant(tenant_id(key), salt)))
         self._query_token = config.query_token
         self._any_host = "*" in config.allow_host
         self._hosts = {"localhost", config.host.lower(), *(name.lower() for name in config.allow_host)}

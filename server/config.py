@@ -97,6 +97,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     requests_per_socket: Annotated[
         int, Meta(ge=1, description="requests running at once on one WebSocket")
     ] = 16
+    lanes_per_socket: Annotated[
+        int, Meta(ge=0, description="named streams on one WebSocket; beyond: an error for that request")
+    ] = 32
+    ws_age_limit: Annotated[
+        float,
+        Meta(gt=0, description="a WebSocket this old takes no new request and ends when idle", extra=SECONDS),
+    ] = 3600.0
     waiting_per_socket: Annotated[
         int, Meta(ge=0, description="requests waiting behind those; beyond: an error for that request")
     ] = 64
@@ -140,6 +147,17 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         float,
         Meta(ge=0, description="silence before an SSE comment keeps the line open (0: never)", extra=SECONDS),
     ] = 15.0
+    store: Annotated[
+        str,
+        Meta(
+            description="a file that keeps stored responses over restarts; nothing: memory alone keeps them"
+        ),
+    ] = ""
+    store_days: Annotated[float, Meta(gt=0, description="age at which that file forgets a response")] = 30.0
+    store_bytes: Annotated[
+        int,
+        Meta(ge=1 << 20, description="of conversations in that file; the oldest go first", extra=BYTES),
+    ] = 4 << 30
     drain: Annotated[float, Meta(ge=0, description="time for running answers at SIGTERM", extra=SECONDS)] = (
         30.0
     )

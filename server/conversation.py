@@ -1,5 +1,7 @@
 """Response id → the turns that led to it. Bounded by count, bytes and age; knows no protocol and no socket.
 
+With an archive, the table is what of it is in memory: a row that was dropped here is found there.
+
 A conversation is a chain of turns. Each turn is charged once however many responses continue it, and is freed
 when neither the table, nor a connection, nor a later turn holds it:
 
@@ -14,19 +16,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from headrace.runtime.interface import Message, Tenant
+from msgspec import Raw
+
+from headrace.runtime.interface import Message, Refusal, Tenant
+from headrace.server.archive import Archive, Record, TurnRow
 
 TURN_BYTES = 512  # a turn's own objects, beside its text
 ROW_BYTES = 512  # a row's own objects and keys, beside its response
 
 
+def _size(item: Raw) -> int:
+    return len(bytes(item)) + 64
+
+
 class Turn:
     """The messages that one response added (its input, then its answer), after those of its parent."""
 
-    __slots__ = ("bytes", "holders", "keepers", "messages", "parent", "tenant")
+    __slots__ = ("bytes", "holders", "keepers", "messages", "parent", "row", "tenant")
 
     def __init__(self, parent: Turn | None, messages: tuple[Message, ...]) -> None:
         self.parent = parent
@@ -35,6 +44,7 @@ class Turn:
         self.holders = 1
         self.keepers = 0  # how many of the holders are rows, or turns that a row keeps
         self.tenant = ""  # whose rows keep it, while any does
+        self.row: int | None = None  # its place in the archive, once it has one
 
     def history(self) -> tuple[Message, ...]:
         """Every message of the chain, oldest first."""
@@ -48,18 +58,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A finished response: what the API shows of it, as JSON, since that is small and its size is plain to see;
-    its turn, and how many of the turn's messages were input."""
+    """A finished response: what the API shows of it, as JSON, since that is small and its size is plain to see; its
+    turn, the items it was asked with (JSON each), and what was said of it, packed."""
 
     response: bytes
     turn: Turn
-    inputs: int
+    items: tuple[Raw, ...]
+    tape: bytes
     expires: float
 
     @property
     def bytes(self) -> int:
         """What the row holds beside its turn."""
-        return ROW_BYTES + len(self.response)
+        return ROW_BYTES + len(self.response) + len(self.tape) + sum(map(_size, self.items))
 
 
 class Conversations:
@@ -76,6 +87,7 @@ class Conversations:
         bytes_limit: int = 256 << 20,
         age_limit: float = 24 * 3600.0,
         clock: Callable[[], float] = time.monotonic,
+        archive: Archive | None = None,
     ) -> None:
         self.count_limit = count_limit
         self.bytes_limit = bytes_limit
@@ -86,6 +98,10 @@ class Conversations:
         self._rows: OrderedDict[tuple[str, str], Stored] = OrderedDict()
         self._names: dict[str, OrderedDict[str, None]] = {}  # tenant id → its response ids, oldest first
         self._kept: Counter[str] = Counter()  # `kept` by tenant id
+        self._archive = archive
+        self._next_turn = 0 if archive is None else archive.next_turn
+        self._archived: dict[int, Turn] = {}  # turns in memory that have a row in the archive
+        self._deleting: Counter[tuple[str, str]] = Counter()  # from the archive, at this moment
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -107,27 +123,139 @@ class Conversations:
     def release(self, turn: Turn) -> None:
         """One holder less; the last one frees the turn and lets go of its parent."""
         current: Turn | None = turn
+        freed: list[int] = []
         while current is not None:
             assert current.holders > 0, "released more often than held"
             current.holders -= 1
             if current.holders:
-                return
+                break
             assert not current.keepers, "who keeps a turn also holds it"
             self.bytes -= current.bytes
+            if current.row is not None:
+                del self._archived[current.row]
+                freed.append(current.row)
             # The link is cut here, so a long chain is never freed recursively.
             parent, current.parent = current.parent, None
             current = parent
+        if freed:
+            assert self._archive is not None
+            self._archive.free(freed)
 
-    def put(self, tenant: Tenant, response_id: str, response: bytes, turn: Turn, inputs: int) -> None:
+    def put(
+        self,
+        tenant: Tenant,
+        response_id: str,
+        response: bytes,
+        turn: Turn,
+        items: Sequence[Raw] = (),
+        tape: bytes = b"",
+    ) -> None:
         """Store a finished response (its JSON) under its id."""
         key = (tenant.id, response_id)
         assert key not in self._rows, "response ids are made here and never repeat"
-        row = Stored(response, self.hold(turn), inputs, self._clock() + self.age_limit)
+        row = Stored(response, self.hold(turn), tuple(items), tape, self._clock() + self.age_limit)
+        if self._archive is not None:
+            rows = self._enrol(turn)
+            assert turn.row is not None
+            self._archive.put(tenant.id, response_id, response, items, tape, rows, turn.row)
+        self._insert(key, row)
+
+    @property
+    def behind(self) -> bool:
+        """What was stored waits to be written, and it is too much: no more should be promised."""
+        return self._archive is not None and self._archive.behind
+
+    def find(self, tenant: Tenant, response_id: str, then: Callable[[Stored | Refusal | None], None]) -> None:
+        """`then(stored)`: at once if it is in memory or there is no archive, else later. The turn is held until
+        `then` returns. A Refusal if the archive cannot be read."""
+        stored = self.get(tenant, response_id)
+        if stored is not None or self._archive is None:
+            then(stored)
+            return
+
+        def fetched(record: Record | Exception | None) -> None:
+            if isinstance(record, Exception):
+                then(Refusal("server_error", "stored responses cannot be read now"))
+            elif record is None:
+                then(None)
+            else:
+                self._adopt((tenant.id, response_id), record, then)
+
+        self._archive.fetch(tenant.id, response_id, fetched)
+
+    def remove(self, tenant: Tenant, response_id: str, then: Callable[[bool | Refusal], None]) -> None:
+        """Delete a response here and in the archive, then `then(whether it was there)`."""
+        here = self.delete(tenant, response_id)
+        if self._archive is None:
+            then(here)
+            return
+        key = (tenant.id, response_id)
+        self._deleting[key] += 1
+
+        def deleted(found: bool | Exception) -> None:
+            self._deleting[key] -= 1
+            if not self._deleting[key]:
+                del self._deleting[key]
+            if isinstance(found, Exception):
+                then(Refusal("server_error", "stored responses cannot be deleted now"))
+            else:
+                then(found or here)
+
+        self._archive.delete(tenant.id, response_id, deleted)
+
+    def _enrol(self, turn: Turn) -> list[TurnRow]:
+        """A row for each turn of the chain that has none yet, oldest first."""
+        new: list[Turn] = []
+        current: Turn | None = turn
+        while current is not None and current.row is None:
+            new.append(current)
+            current = current.parent
+        rows = []
+        for each in reversed(new):
+            each.row = self._next_turn
+            self._next_turn += 1
+            self._archived[each.row] = each
+            parent = None if each.parent is None else each.parent.row
+            rows.append(TurnRow(each.row, parent, each.messages))
+        return rows
+
+    def _adopt(
+        self, key: tuple[str, str], record: Record, then: Callable[[Stored | Refusal | None], None]
+    ) -> None:
+        """Take what the archive has into memory, sharing the turns that are there already."""
+        turn: Turn | None = None
+        doubled: list[int] = []
+        for row in record.turns:
+            known = self._archived.get(row.id)
+            if known is not None:
+                following = self.hold(known)
+                doubled.append(row.id)  # memory claims a turn once
+            else:
+                following = self.add_turn(turn, row.messages)
+                following.row = row.id
+                self._archived[row.id] = following
+            if turn is not None:
+                self.release(turn)
+            turn = following
+        assert turn is not None and self._archive is not None
+        if doubled:
+            self._archive.free(doubled)
+        stored = self._rows.get(key)
+        if stored is None and not self._deleting[key]:
+            stored = Stored(
+                record.response, self.hold(turn), record.items, record.tape, self._clock() + self.age_limit
+            )
+            self._insert(key, stored)
+        then(stored)
+        self.release(turn)
+
+    def _insert(self, key: tuple[str, str], row: Stored) -> None:
+        tenant_id, response_id = key
         self._rows[key] = row
-        self._names.setdefault(tenant.id, OrderedDict())[response_id] = None
+        self._names.setdefault(tenant_id, OrderedDict())[response_id] = None
         self.bytes += row.bytes
-        self._charge(tenant.id, row.bytes)
-        self._keep(turn, tenant.id)
+        self._charge(tenant_id, row.bytes)
+        self._keep(row.turn, tenant_id)
         self._shrink()
 
     def get(self, tenant: Tenant, response_id: str) -> Stored | None:

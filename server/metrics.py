@@ -43,6 +43,7 @@ COUNTERS = frozenset(
         "requests_finished",
         "requests_failed",
         "requests_cancelled",
+        "archive_failures",
     }
 )
 # `_total` is how Prometheus spells counters: a gauge of that name would be read as one.

@@ -17,6 +17,7 @@ from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.scheduler import Scheduler
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import STREAM_END, Answer, HttpReply, HttpRequest, StreamHead
+from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.table import build_routes, held_responses
 
@@ -271,13 +272,15 @@ class FaceBench:
             **(settings or {}),
         )
         self.store = Conversations(clock=self.clock, **(store or {}))
-        self.held = held_responses(self.runtime, self.settings, self.store)
+        self.running = Running(self.runtime, self.store)
+        self.held = held_responses(self.settings)
         self.routes = build_routes(
             self.runtime,
             self.settings,
             self.store,
             lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
             {"/": (b"<!doctype html>", "text/html; charset=utf-8")},
+            running=self.running,
             held=self.held,
         )
         self.readers: list[Socket | Fetch] = []
@@ -356,3 +359,5 @@ class FaceBench:
         assert self.scheduler.pages_in_use == 0
         assert self.scheduler.slots.free_count == self.engine.max_running
         assert not self.runtime._generations and not self.runtime._preparing
+        self.flush()
+        assert not len(self.running)

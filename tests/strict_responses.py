@@ -20,7 +20,9 @@ from openai.types.responses import (
     ResponseTextDeltaEvent,
     ResponseTextDoneEvent,
 )
+from openai.types.responses.response_steer_accepted_event import ResponseSteerAcceptedEvent
 from openai.types.responses.response_steer_failed_event import ResponseSteerFailedEvent
+from openai.types.responses.response_steer_pending_event import ResponseSteerPendingEvent
 
 ITEM = {"output_index", "item"}
 PART = {"item_id", "output_index", "content_index"}
@@ -36,7 +38,9 @@ EVENTS: dict[str, set[str]] = {
     "response.content_part.done": PART | {"part"},
     "response.output_text.delta": PART | {"delta", "logprobs"},
     "response.output_text.done": PART | {"text", "logprobs"},
+    "response.steer.accepted": {"steer"},
     "response.steer.failed": {"error", "steer"},
+    "response.steer.pending": {"reason", "required_input", "steer"},
 }
 MODELS: dict[str, Any] = {
     "response.created": ResponseCreatedEvent,
@@ -50,7 +54,9 @@ MODELS: dict[str, Any] = {
     "response.content_part.done": ResponseContentPartDoneEvent,
     "response.output_text.delta": ResponseTextDeltaEvent,
     "response.output_text.done": ResponseTextDoneEvent,
+    "response.steer.accepted": ResponseSteerAcceptedEvent,
     "response.steer.failed": ResponseSteerFailedEvent,
+    "response.steer.pending": ResponseSteerPendingEvent,
 }
 assert EVENTS.keys() == MODELS.keys() and ResponseErrorEvent
 
@@ -58,6 +64,10 @@ RESPONSE = {
     "id", "object", "created_at", "model", "output", "parallel_tool_calls", "tool_choice", "tools", "status",
     "error", "incomplete_details", "instructions", "metadata", "temperature", "top_p", "top_logprobs",
     "previous_response_id", "max_output_tokens", "reasoning", "text", "truncation", "store", "usage",
+}  # fmt: skip
+STEER_ERRORS = {
+    "response_not_found", "invalid_input", "steering_not_supported", "too_many_pending_steers",
+    "response_already_completed", "response_not_active", "successor_creation_failed",
 }  # fmt: skip
 STATUSES = {"completed", "failed", "in_progress", "cancelled", "queued", "incomplete"}
 ITEM_STATUSES = {"in_progress", "completed", "incomplete"}
@@ -131,6 +141,23 @@ def check_response(response: dict[str, Any]) -> None:
         check_usage(response["usage"])
 
 
+def check_steer(event: dict[str, Any]) -> None:
+    steer = event["steer"]
+    failed = event["type"] == "response.steer.failed"
+    need(set(steer) - {"id"} == {"previous_response_id"} | ({"input"} if failed else set()), steer)
+    need(failed or "id" in steer, steer)
+    need(steer.get("id", "steer_").startswith("steer_"), steer)
+    if failed:
+        need(set(event["error"]) == {"type", "code", "message"}, event)
+        need(
+            event["error"]["type"] == "invalid_request_error" and event["error"]["code"] in STEER_ERRORS,
+            event,
+        )
+    for stub in event.get("required_input", ()):
+        name = {"name"} if stub["type"] == "function_call_output" else set()
+        need(set(stub) == {"type", "call_id"} | name, stub)
+
+
 def check_event(raw: str) -> dict[str, Any]:
     """The event, if a strict client takes it: exact field set, allowed values, and the SDK's model, strictly."""
     event = json.loads(raw)
@@ -146,6 +173,8 @@ def check_event(raw: str) -> dict[str, Any]:
         check_part(event["part"])
     if "response" in event:
         check_response(event["response"])
+    if "steer" in event:
+        check_steer(event)
     if "logprobs" in event:
         need(event["logprobs"] == [], event)
     MODELS[kind].model_validate_json(raw, strict=True)

@@ -58,14 +58,20 @@ class StreamAnswer(ABC):
         self._over = False
         self._gone = False
         self.stream: TokenStream | None = None
+        self.cancel_is_answer = False  # a cancelled stream has been told as what it is: no failure follows
 
     def open(self, ask: Ask) -> TokenStream:
         """Start the generation. Raises Refusal if the server takes no request now."""
-        self.stream = self._runtime.open(ask, self._listen)
-        self._wire.dirty()
-        return self.stream
+        return self.take(self._runtime.open(ask, self.listen))
 
-    def _listen(self, stream: TokenStream) -> None:
+    def take(self, stream: TokenStream) -> TokenStream:
+        """Answer with a stream that was opened with `listen`."""
+        self.stream = stream
+        self._wire.dirty()
+        return stream
+
+    def listen(self, stream: TokenStream) -> None:
+        """The stream's listener."""
         if not self._gone:
             self._wire.dirty()
 
@@ -84,7 +90,7 @@ class StreamAnswer(ABC):
         if not stream.ended:
             return []
         self._over = True
-        if stream.finish in (FinishReason.ERROR, FinishReason.CANCELLED):
+        if stream.finish is FinishReason.ERROR or self._cut_off(stream):
             return [error_reply(self._reason(stream), self._headers)]
         return [HttpReply(200, self.whole(stream), headers=self._headers)]
 
@@ -98,7 +104,7 @@ class StreamAnswer(ABC):
         parts += told
         if stream.ended:
             self._over = True
-            if failed or stream.finish is FinishReason.CANCELLED:
+            if failed or self._cut_off(stream):
                 parts += self.failure(self._reason(stream))
             parts += [DONE, STREAM_END]
         return parts
@@ -120,11 +126,14 @@ class StreamAnswer(ABC):
         self._head_sent = True
         return [StreamHead(headers={"cache-control": "no-cache", **self._headers})]
 
+    def _cut_off(self, stream: TokenStream) -> bool:
+        return stream.finish is FinishReason.CANCELLED and not self.cancel_is_answer
+
     @staticmethod
     def _reason(stream: TokenStream) -> WireError:
         if stream.error is not None:
             return WireError.of(stream.error)
-        # Nobody else may cancel a plain HTTP request: the server itself ended it, to stop.
+        # Nobody else has cancelled it: the server itself ended it, to stop.
         return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
 
     # -- what an endpoint says ---------------------------------------------------------------------------------

@@ -74,13 +74,23 @@ def _part_text(part: Part, path: str) -> str:
     return text
 
 
-def response_ask(
-    request: ResponseRequest, history: tuple[Message, ...], added: tuple[Message, ...], tenant: Tenant
-) -> Ask:
-    """The Ask of a Responses request after `history`. Raises WireError or Refusal."""
+def check_response(request: ResponseRequest) -> None:
+    """Raise WireError for what is not offered here."""
     f.check_supported(request)
     _check_response_options(request)
-    if not history and not added:
+
+
+def response_ask(
+    request: ResponseRequest,
+    history: tuple[Message, ...],
+    added: tuple[Message, ...],
+    tenant: Tenant,
+    *,
+    warm_up: bool = False,
+) -> Ask:
+    """The Ask of a checked Responses request after `history`. Raises WireError or Refusal. A warm-up generates as
+    little as the engine can: one token."""
+    if not history and not added and not warm_up:
         raise WireError("missing_required_parameter", "input must not be empty", "input")
     leading = (Message("system", request.instructions),) if request.instructions else ()
     messages = join_leading_system(leading + history + added)
@@ -88,7 +98,8 @@ def response_ask(
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
         messages=messages,
-        max_tokens=request.max_output_tokens,
+        max_tokens=1 if warm_up else request.max_output_tokens,
+        drop_oldest=request.truncation == "auto",
         param_names={
             "max_tokens": "max_output_tokens",
             "stop_ids": "stop_token_ids",
@@ -113,10 +124,6 @@ def _check_response_options(request: ResponseRequest) -> None:
         raise WireError("unsupported_parameter", "text.format supports text only, yet", "text.format")
     if "message.output_text.logprobs" in (request.include or ()):
         raise WireError("unsupported_parameter", "logprobs are not supported yet", "include")
-    if request.prompt_cache_options and request.prompt_cache_options.prewarm:
-        raise WireError(
-            "unsupported_parameter", "prewarm is not supported yet", "prompt_cache_options.prewarm"
-        )
 
 
 # -- Chat ------------------------------------------------------------------------------------------------------

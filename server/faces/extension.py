@@ -6,6 +6,7 @@ runs goes on as if it had not been said.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Verb = Callable[["ResponsesSocket", str | bytes, dict[str, Raw]], None]
 
+# Every event ends with its lane, if it has one, and a lane's name needs no escapes.
+_LANE_AT_END = re.compile(r',"stream_id":"[^"]*"\}\Z')
+
 
 def credit(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
     """`x.credit`: the reader of a lane may be told more."""
@@ -27,7 +31,7 @@ def credit(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]
     job = socket.running(verb.stream_id)
     if job is None:
         raise WireError("response_not_found", "no answer runs in this lane", "stream_id")
-    stream = job.run.stream
+    stream = job.response.run.stream
     if stream.limit is None:
         raise WireError("credit_not_enabled", "this answer was asked for without x_credit", "stream_id")
     socket.runtime.grant(stream, verb.tokens)
@@ -43,25 +47,14 @@ def resume(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]
         raise WireError(
             "response_not_found", "no response with this id and resume_token can be resumed", "response_id"
         )
-    if verb.starting_after >= held.tape.next:
+    start = verb.starting_after + 1
+    if start > len(held.tape):
         raise WireError(
             "invalid_value",
-            f"starting_after: the last event so far is {held.tape.next - 1}",
+            f"starting_after: the last event so far is {len(held.tape) - 1}",
             "starting_after",
         )
-    if verb.starting_after + 1 < held.tape.oldest:
-        raise OffsetEvicted(held.tape.oldest)
-    socket.take_over(
-        held, held.job.lane if "stream_id" not in fields else verb.stream_id, verb.starting_after
-    )
-
-
-class OffsetEvicted(WireError):
-    """What should be told again is no longer there."""
-
-    def __init__(self, oldest: int) -> None:
-        super().__init__("offset_evicted", f"the oldest event that is kept is {oldest}", "starting_after")
-        self.oldest = oldest
+    socket.take_over(held, verb.stream_id if "stream_id" in fields else held.job.lane, start)
 
 
 VERBS: dict[str | None, Verb] = {"x.credit": credit, "x.resume": resume}
@@ -70,10 +63,21 @@ VERBS: dict[str | None, Verb] = {"x.credit": credit, "x.resume": resume}
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:
     """The answer to a verb that failed; it repeats the verb's event_id and lane, where those can be read."""
     inner = error.fields()
-    oldest = error.oldest if isinstance(error, OffsetEvicted) else UNSET
     event_id, lane = string(fields.get("event_id")), string(fields.get("stream_id"))
     return x.Error(
-        x.VerbError(inner.type, inner.code, inner.message, inner.param, oldest),
+        x.VerbError(inner.type, inner.code, inner.message, inner.param),
         UNSET if event_id is None else event_id[:512],
         UNSET if lane is None else lane[:256],
     )
+
+
+def with_key(created: str, key: str) -> str:
+    """The JSON of `response.created`, with the key that its client comes back with. The tape has it without: who
+    else reads the response is not told."""
+    return created.replace('"response":{', f'"response":{{"x_resume_token":"{key}",', 1)
+
+
+def relaned(raw: str, lane: str | object) -> str:
+    """The JSON of an event, as if it had been said in `lane` (UNSET: in the unnamed one)."""
+    bare = _LANE_AT_END.sub("}", raw)
+    return bare if lane is UNSET else f'{bare[:-1]},"stream_id":"{lane}"}}'

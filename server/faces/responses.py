@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.tape import Template
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import compact, encode
 from headrace.server.protocol.errors import STATUS
@@ -20,6 +21,14 @@ INSTRUCTIONS_ECHO = 64 << 10  # longer ones are not repeated three times; the fi
 NUMBER_IS, DELTA_IS = '"sequence_number":', '"delta":'
 
 _ERROR_CODES = {"rate_limit_exceeded": "rate_limit_exceeded", "server_error": "server_error"}
+
+
+_TERMINAL: dict[str, type[ev.Completed | ev.Incomplete | ev.Failed]] = {
+    "completed": ev.Completed,
+    "incomplete": ev.Incomplete,
+    "cancelled": ev.Incomplete,
+    "failed": ev.Failed,
+}
 
 
 class ResponseRun:
@@ -45,12 +54,18 @@ class ResponseRun:
         self.lane = lane
         self.created = int(created)
         self.model = model
+        self.announced = (
+            False  # its id was told before it began: then even a refusal is an end of this response
+        )
         self.began = False
         self.done = False
         self.refusal: Refusal | None = None
         self.final: ev.Response | None = None
+        self.steered = (
+            ""  # the status of an item that a steer cuts: then that, not the client, cancels the stream
+        )
+        self.delta_template: Template = ("", "", "")  # of the deltas that `next_delta` makes
         self._open = False
-        self._delta_ends: tuple[str, str, str] | None = None
         self._texts: list[str] = []
         self._sequence = 0
 
@@ -60,9 +75,29 @@ class ResponseRun:
         return "".join(self._texts)
 
     @property
+    def may_stop(self) -> bool:
+        """Whether the answer can be cut after what was told: text can."""
+        return True
+
+    @property
+    def last_text(self) -> str:
+        """The text of the delta that was told last."""
+        return self._texts[-1]
+
+    @property
     def answer(self) -> tuple[Message, ...]:
         """The answer as a turn of the conversation."""
         return (Message("assistant", self.text),)
+
+    @property
+    def usage(self) -> ev.Usage:
+        """The token counts so far."""
+        return usage_of(self.stream)
+
+    def move(self, lane: ev.Lane) -> None:
+        """Events carry this lane from now on."""
+        self.lane = lane
+        self.delta_template = ("", "", "")
 
     def next_number(self) -> int:
         """The next `sequence_number` of this response: from 0, no gaps."""
@@ -80,7 +115,7 @@ class ResponseRun:
             if stream.times.joined is None and stream.head == 0:
                 if stream.finish is None:
                     return events
-                if stream.finish is FinishReason.ERROR:
+                if stream.finish is FinishReason.ERROR and not self.announced:
                     self.refusal = stream.error
                     return events
             self._begin(events)
@@ -103,15 +138,19 @@ class ResponseRun:
         text = stream.take_text()
         if not text:
             return None
-        if self._delta_ends is None:
-            self._delta_ends = self._cut_delta()
-        begin, middle, end = self._delta_ends
+        if not self.delta_template[0]:
+            self.delta_template = self._cut_delta()
+        begin, middle, end = self.delta_template
         self._texts.append(text)
         number = self._sequence
         self._sequence = number + 1
         return f"{begin}{number}{middle}{encode(text).decode()}{end}"
 
-    def _cut_delta(self) -> tuple[str, str, str]:
+    def snapshot(self, status: str = "in_progress") -> ev.Response:
+        """The response object of this moment, before the end."""
+        return self._response(status, [])
+
+    def _cut_delta(self) -> Template:
         """The JSON of a delta before its number, between number and text, and after the text. The names cannot
         stand in a value: the quotation marks in there would be escaped."""
         sample = encode(ev.TextDelta(0, self.item_id, 0, 0, "", (), self.lane)).decode()
@@ -153,7 +192,7 @@ class ResponseRun:
         complete = finish is FinishReason.STOP
         if not self._open and finish in (FinishReason.STOP, FinishReason.LENGTH):
             self._open_item(events)  # an answer without text is still an answer
-        item_status = "completed" if complete else "incomplete"
+        item_status = "completed" if complete else self.steered or "incomplete"
         output = []
         if self._open:
             part = ev.OutputText(self.text)
@@ -161,19 +200,30 @@ class ResponseRun:
             if finish is not FinishReason.ERROR:
                 self._close_item(item_status, events)
         if finish is FinishReason.STOP:
-            self.final = self._response("completed", output)
-            events.append(ev.Completed(self.next_number(), self.final, self.lane))
+            self._close("completed", events, output)
         elif finish is FinishReason.LENGTH:
-            details = ev.IncompleteDetails("max_output_tokens")
-            self.final = self._response("incomplete", output, incomplete=details)
-            events.append(ev.Incomplete(self.next_number(), self.final, self.lane))
+            self._close("incomplete", events, output, incomplete=ev.IncompleteDetails("max_output_tokens"))
+        elif finish is FinishReason.CANCELLED and self.steered:
+            self._close("incomplete", events, output, incomplete=ev.IncompleteDetails("steered"))
         elif finish is FinishReason.CANCELLED:
-            self.final = self._response("cancelled", output)
-            events.append(ev.Incomplete(self.next_number(), self.final, self.lane))
+            self._close("cancelled", events, output)
         else:
             assert self.stream.error is not None, "a stream that ends in ERROR says why"
-            self.final = self._response("failed", output, error=response_error(self.stream.error))
-            events.append(ev.Failed(self.next_number(), self.final, self.lane))
+            self._close("failed", events, output, error=self.stream.error)
+
+    def _close(
+        self,
+        status: str,
+        events: list[ev.Event],
+        output: list[ev.MessageItem] | None = None,
+        incomplete: ev.IncompleteDetails | None = None,
+        error: Refusal | None = None,
+    ) -> None:
+        """The terminal event."""
+        said = None if error is None else response_error(error)
+        self.final = self._response(status, output or [], incomplete=incomplete, error=said)
+        terminal = _TERMINAL[status]
+        events.append(terminal(self.next_number(), self.final, self.lane))
         self._open = False
         self.done = True
 
@@ -211,8 +261,9 @@ class ResponseRun:
                 # "none" is asked for by some clients, but strict models do not know it.
                 reasoning.summary if reasoning and reasoning.summary != "none" else None,
             ),
+            truncation=request.truncation or "disabled",
             store=request.store is not False,
-            usage=None if status == "in_progress" else usage_of(self.stream),
+            usage=None if status in ("queued", "in_progress") else self.usage,
             service_tier=UNSET if request.service_tier is None else "default",
         )
 

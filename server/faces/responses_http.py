@@ -1,32 +1,44 @@
-"""/v1/responses over HTTP: create (whole or as events), read, list input, delete. Knows no socket."""
+"""/v1/responses over HTTP: create (whole, as events, in the background), read, follow, cancel, list input, delete.
+
+Knows no socket.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from headrace.runtime.interface import FinishReason, Message, Refusal, Runtime, TokenStream
-from headrace.server.conversation import Conversations, Turn
+from msgspec import Raw
+
+from headrace.runtime.interface import Refusal, Runtime, TokenStream
+from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
-from headrace.server.faces.asks import check_model, response_ask, response_messages
-from headrace.server.faces.responses import ResponseRun
+from headrace.server.faces.asks import check_model
+from headrace.server.faces.following import FollowAnswer, sse_event
+from headrace.server.faces.later import Later
+from headrace.server.faces.opening import open_response
 from headrace.server.faces.responses_ws import not_found
+from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.tape import Tape
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.codec import decode, encode
+from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import ResponseRequest
 
-DELTA_EVENT = "event: response.output_text.delta\ndata: "
+PAGE_LIMIT = 100  # items in one reply
+PAGE_DEFAULT = 20
 
 
 class ResponsesFace:
     """The HTTP half of the Responses API."""
 
-    def __init__(self, runtime: Runtime, settings: FaceSettings, store: Conversations) -> None:
+    def __init__(self, runtime: Runtime, settings: FaceSettings, running: Running) -> None:
         self._runtime = runtime
         self._settings = settings
-        self._store = store
+        self._running = running
+        self._store = running.store
 
     def create(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """POST /v1/responses."""
@@ -40,111 +52,232 @@ class ResponsesFace:
             check_model(
                 body.model or request.query.get("model"), self._runtime.card, self._settings.model_aliases
             )
-            parent = self._parent(request, body.previous_response_id)
-            added = response_messages(body)
-            ask = response_ask(body, () if parent is None else parent.history(), added, request.tenant)
-            answer = ResponseAnswer(self._runtime, wire, headers, body, self._settings, self._store)
-            answer.begin(answer.open(ask), parent, added)
+        except (WireError, Refusal) as error:
+            return error_reply(error, headers)
+        previous = body.previous_response_id
+        if previous is None:
+            return self._begin(request, wire, body, None, headers)
+
+        def continued(stored: Stored | None) -> HttpReply | Answer:
+            if stored is None:
+                return error_reply(not_found(previous), headers)
+            return self._begin(request, wire, body, stored.turn, headers)
+
+        return self._look_up(request, wire, previous, continued)
+
+    def _begin(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        body: ResponseRequest,
+        parent: Turn | None,
+        headers: dict[str, str],
+    ) -> HttpReply | Answer:
+        try:
+            if body.background:
+                return self._begin_in_background(request, wire, body, parent, headers)
+            answer = ResponseAnswer(self._runtime, wire, headers, streamed=bool(body.stream))
+            answer.begin(
+                open_response(
+                    self._runtime,
+                    self._settings,
+                    self._running,
+                    body,
+                    parent,
+                    request.tenant,
+                    answer.listen,
+                )
+            )
             return answer
         except (WireError, Refusal) as error:
             return error_reply(error, headers)
 
-    def read(self, request: HttpRequest, wire: Wire) -> HttpReply:
-        """GET /v1/responses/{id}: the stored response object."""
-        stored = self._store.get(request.tenant, request.parameters["id"])
-        if stored is None:
-            return error_reply(_unknown(request.parameters["id"]))
-        if request.query.get("stream") == "true":
-            return error_reply(WireError("unsupported_parameter", "replay is not supported yet", "stream"))
-        return HttpReply(200, stored.response)
-
-    def input_items(self, request: HttpRequest, wire: Wire) -> HttpReply:
-        """GET /v1/responses/{id}/input_items: the messages that this response was asked with, newest turn only."""
+    def read(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """GET /v1/responses/{id}: the response object, or its events after `starting_after`."""
         response_id = request.parameters["id"]
-        stored = self._store.get(request.tenant, response_id)
-        if stored is None:
-            return error_reply(_unknown(response_id))
-        items = [_input_item(response_id, i, m) for i, m in enumerate(stored.turn.messages[: stored.inputs])]
-        body = {
-            "object": "list",
-            "data": items,
-            "first_id": items[0]["id"] if items else None,
-            "last_id": items[-1]["id"] if items else None,
-            "has_more": False,
-        }
-        return HttpReply(200, encode(body))
+        try:
+            after = _starting_after(request)
+        except WireError as error:
+            return error_reply(error)
+        running = self._running.find(request.tenant, response_id)
+        if running is not None and running.tape is not None:
+            if after is not None:
+                return FollowAnswer(wire, running.tape, after, running)
+            return HttpReply(200, encode(_object(running)))
 
-    def delete(self, request: HttpRequest, wire: Wire) -> HttpReply:
-        """DELETE /v1/responses/{id}."""
+        def told(stored: Stored | None) -> HttpReply | Answer:
+            if stored is None:
+                return error_reply(_unknown(response_id))
+            if after is not None:
+                return FollowAnswer(wire, Tape.unpack(stored.tape), after, None)
+            return HttpReply(200, stored.response)
+
+        return self._look_up(request, wire, response_id, told)
+
+    def cancel(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """POST /v1/responses/{id}/cancel: any response that runs; one that has ended is told as it is."""
         response_id = request.parameters["id"]
-        if not self._store.delete(request.tenant, response_id):
-            return error_reply(_unknown(response_id))
-        return HttpReply(200, encode(ev.DeletedResponse(response_id)))
+        running = self._running.find(request.tenant, response_id)
+        if running is not None:
+            running.cancel()
+            if running.run.refusal is not None:
+                return error_reply(running.run.refusal)
+            return HttpReply(200, encode(_object(running)))
 
-    def one(self, request: HttpRequest, wire: Wire) -> HttpReply:
-        """GET or DELETE of one stored response."""
+        def told(stored: Stored | None) -> HttpReply:
+            return error_reply(_unknown(response_id)) if stored is None else HttpReply(200, stored.response)
+
+        return self._look_up(request, wire, response_id, told)
+
+    def input_items(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """GET /v1/responses/{id}/input_items: what this response was asked with, newest item first."""
+        response_id = request.parameters["id"]
+        running = self._running.find(request.tenant, response_id)
+
+        def told(items: Sequence[Raw]) -> HttpReply:
+            try:
+                return HttpReply(200, encode(_page(items, request)))
+            except WireError as error:
+                return error_reply(error)
+
+        if running is not None and running.stored:
+            return told(running.items)
+        return self._look_up(
+            request,
+            wire,
+            response_id,
+            lambda stored: error_reply(_unknown(response_id)) if stored is None else told(stored.items),
+        )
+
+    def delete(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """DELETE /v1/responses/{id}. One that still runs is stopped, and not stored."""
+        response_id = request.parameters["id"]
+        running = self._running.find(request.tenant, response_id)
+        reply = HttpReply(200, encode(ev.DeletedResponse(response_id)))
+        if running is not None and running.stored:
+            running.stored = False
+            running.cancel()
+            return reply
+        later = Later(wire)
+
+        def deleted(found: bool | Refusal) -> None:
+            if isinstance(found, Refusal):
+                later.settle(error_reply(found))
+            else:
+                later.settle(reply if found else error_reply(_unknown(response_id)))
+
+        self._store.remove(request.tenant, response_id, deleted)
+        return later.now()
+
+    def one(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """GET or DELETE of one response."""
         return self.delete(request, wire) if request.method == "DELETE" else self.read(request, wire)
 
-    def _parent(self, request: HttpRequest, response_id: str | None) -> Turn | None:
-        if response_id is None:
-            return None
-        stored = self._store.get(request.tenant, response_id)
-        if stored is None:
-            raise not_found(response_id)
-        return stored.turn
+    def _begin_in_background(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        body: ResponseRequest,
+        parent: Turn | None,
+        headers: dict[str, str],
+    ) -> HttpReply | Answer:
+        if body.store is False:
+            raise WireError(
+                "unsupported_parameter", "background needs store: how else would it be read?", "background"
+            )
+        owner = Background(self._settings)
+        running = open_response(
+            self._runtime,
+            self._settings,
+            self._running,
+            body,
+            parent,
+            request.tenant,
+            owner.listen,
+            background=True,
+        )
+        running.run.announced = True  # the id is known: what goes wrong from now on is told of this response
+        owner.begin(running)
+        if body.stream:
+            assert running.tape is not None
+            return FollowAnswer(wire, running.tape, 0, running, headers)
+        return HttpReply(200, encode(running.run.snapshot("queued")), headers=headers)
+
+    def _look_up(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        response_id: str,
+        answer: Callable[[Stored | None], HttpReply | Answer],
+    ) -> HttpReply | Answer:
+        """What `answer` makes of the stored response: at once if it is in memory, else when it has been read."""
+        later = Later(wire)
+
+        def found(stored: Stored | Refusal | None) -> None:
+            later.settle(error_reply(stored) if isinstance(stored, Refusal) else answer(stored))
+
+        self._store.find(request.tenant, response_id, found)
+        return later.now()
+
+
+class Background:
+    """The owner of a response without a connection: reads its stream whenever there is something to read."""
+
+    def __init__(self, settings: FaceSettings) -> None:
+        self._settings = settings
+        self._running: RunningResponse | None = None
+        self._soon = False
+
+    def begin(self, running: RunningResponse) -> None:
+        """The response to read."""
+        self._running = running
+        self.listen(running.run.stream)  # it may have ended already
+
+    def listen(self, stream: TokenStream) -> None:
+        """The stream's listener: it only marks."""
+        if not self._soon:
+            self._soon = True
+            self._settings.call_later(0.0, self._read)
+
+    def _read(self) -> None:
+        self._soon = False
+        assert self._running is not None
+        if self._running.over:
+            self._running.release()
+            return
+        self._running.advance()
+        if self._running.over:
+            self._running.release()
 
 
 class ResponseAnswer(StreamAnswer):
-    """One response over HTTP."""
+    """One response over HTTP, which ends with its connection."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        wire: Wire,
-        headers: dict[str, str],
-        request: ResponseRequest,
-        settings: FaceSettings,
-        store: Conversations,
-    ) -> None:
-        super().__init__(runtime, wire, headers, streamed=bool(request.stream))
-        self._request = request
-        self._settings = settings
-        self._store = store
-        self._tenant = wire.tenant
-        self._parent: Turn | None = None
-        self._added: tuple[Message, ...] = ()
-        self._run: ResponseRun | None = None
+    _running: RunningResponse
 
-    def begin(self, stream: TokenStream, parent: Turn | None, added: tuple[Message, ...]) -> None:
-        """Take the opened stream; the parent is held until the end."""
-        self._parent = None if parent is None else self._store.hold(parent)
-        self._added = added
-        self._run = ResponseRun(
-            self._request, stream, created=self._settings.now(), model=self._runtime.card.id
-        )
+    def begin(self, running: RunningResponse) -> None:
+        """Take the response that was opened with `listen`."""
+        self._running = running
+        self.take(running.run.stream)
 
     def parts(self, stream: TokenStream) -> list[bytes]:
         """The run's events, each under its name."""
-        run = self._run
-        assert run is not None
-        if self._streamed and (delta := run.next_delta()) is not None:
-            return [f"{DELTA_EVENT}{delta}\n\n".encode()]
-        events = run.events()
-        if run.done or run.refusal is not None:
-            self._keep(run)
-        if not self._streamed:
-            return []
-        return [b"event: " + _name(event) + b"\ndata: " + encode(event) + b"\n\n" for event in events]
+        said = self._running.take()
+        if self._running.over:
+            # If another request has cancelled it, the answer is the response as it was cut.
+            self.cancel_is_answer = self._running.cancelled
+            self._running.release()
+        return [sse_event(raw) for raw in said] if self._streamed else []
 
     def whole(self, stream: TokenStream) -> bytes:
         """The response object."""
-        assert self._run is not None and self._run.final is not None
-        return encode(self._run.final)
+        assert self._running.run.final is not None
+        return encode(self._running.run.final)
 
     def failure(self, error: WireError) -> list[bytes]:
         """The terminal event has told it; only a failure before any event is a flat `error` event."""
-        assert self._run is not None
-        if self._run.done:
+        run = self._running.run
+        if run.done:
             return []
         inner = error.fields()
         flat: dict[str, Any] = {
@@ -152,49 +285,65 @@ class ResponseAnswer(StreamAnswer):
             "code": inner.code,
             "message": inner.message,
             "param": inner.param,
-            "sequence_number": self._run.next_number(),
+            "sequence_number": run.next_number(),
         }
         return [b"event: error\ndata: " + encode(flat) + b"\n\n"]
 
     def dropped(self) -> None:
         """An abandoned response leaves nothing behind."""
-        self._release()
-
-    def _keep(self, run: ResponseRun) -> None:
-        if run.done and run.stream.finish is not FinishReason.ERROR and self._request.store is not False:
-            assert run.final is not None
-            turn = self._store.add_turn(self._parent, self._added + run.answer)
-            self._store.put(self._tenant, run.id, encode(run.final), turn, len(self._added))
-            self._store.release(turn)
-        self._release()
-
-    def _release(self) -> None:
-        parent, self._parent = self._parent, None
-        if parent is not None:
-            self._store.release(parent)
+        self._running.abandon()
 
 
-def _name(event: ev.Event) -> bytes:
-    tag = event.__struct_config__.tag
-    assert isinstance(tag, str)
-    return tag.encode()
+def _object(running: RunningResponse) -> ev.Response:
+    run = running.run
+    if run.final is not None:
+        return run.final
+    return run.snapshot("queued" if running.background and not run.began else "in_progress")
+
+
+def _starting_after(request: HttpRequest) -> int | None:
+    """The first event that is asked for; None if the object is."""
+    if request.query.get("stream") not in ("true", "1"):
+        return None
+    given = request.query.get("starting_after")
+    if given is None:
+        return 0
+    return _number(given, "starting_after", -1, 1 << 31) + 1
+
+
+def _number(text: str, name: str, low: int, high: int) -> int:
+    digits = text.removeprefix("-")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 10 and low <= int(text) <= high:
+        return int(text)
+    raise WireError("invalid_value", f"{name} must be an integer between {low} and {high}", name)
+
+
+def _page(items: Sequence[Raw], request: HttpRequest) -> dict[str, Any]:
+    """One page of `items`, as the list object of the API."""
+    query = request.query
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise WireError("invalid_value", "order must be asc or desc", "order")
+    limit = _number(query.get("limit", str(PAGE_DEFAULT)), "limit", 1, PAGE_LIMIT)
+    rows = [(string(split(bytes(item))["id"]), item) for item in items]
+    if order == "desc":
+        rows.reverse()
+    if (after := query.get("after")) is not None:
+        at = next((index for index, (name, _) in enumerate(rows) if name == after), None)
+        if at is None:
+            raise WireError("invalid_value", f"after: no item '{after[:200]}' here", "after")
+        rows = rows[at + 1 :]
+    page = rows[:limit]
+    return {
+        "object": "list",
+        "data": [item for _, item in page],
+        "first_id": page[0][0] if page else None,
+        "last_id": page[-1][0] if page else None,
+        "has_more": len(rows) > limit,
+    }
 
 
 def _unknown(response_id: str) -> WireError:
     return WireError(
         "response_not_found", f"Response with id '{response_id[:200]}' not found.", "response_id"
     )
-
-
-def _input_item(response_id: str, index: int, message: Message) -> dict[str, Any]:
-    kind = "output_text" if message.role == "assistant" else "input_text"
-    part: dict[str, Any] = {"type": kind, "text": message.content}
-    if kind == "output_text":
-        part["annotations"] = []
-    return {
-        "id": f"{response_id.replace('resp_', 'msg_', 1)}_{index}",
-        "type": "message",
-        "role": message.role,
-        "status": "completed",
-        "content": [part],
-    }

@@ -8,52 +8,83 @@ unless its client asked to come back to it (`held.py`).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 
-from msgspec import UNSET, Raw, Struct, structs
+from msgspec import UNSET, Raw, Struct
 
-from headrace.runtime.interface import FinishReason, Message, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import Refusal, Runtime, Tenant, TokenStream
 from headrace.runtime.refusal import shorten
-from headrace.server.conversation import Conversations, Turn
+from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
-from headrace.server.faces.asks import check_model, response_ask, response_messages
-from headrace.server.faces.extension import VERBS, verb_error
-from headrace.server.faces.responses import ResponseRun
+from headrace.server.faces.asks import check_model
+from headrace.server.faces.extension import VERBS, relaned, verb_error, with_key
+from headrace.server.faces.held import Held, HeldResponses
+from headrace.server.faces.opening import open_response
+from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.held import Held, HeldResponses
+from headrace.server.faces.steering import (
+    Steer,
+    Steering,
+    SteerRefused,
+    fate,
+    required_input,
+    steer_failed,
+    steer_items,
+    successor,
+    with_steers,
+)
+from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.codec import decode, encode, free_form, split, string
+from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseSteer
+from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest, ResponseSteer
 from headrace.server.session import Lanes, Latest, WaitingBudget
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
-STEER_ECHO = 64 << 10  # bytes of a refused steer's input that are repeated
-REPLAY_BYTES = 64 << 10  # of one response told again in one go; then the socket may brake
+REPLAY_EVENTS = 256  # of one response told again in one go; then the socket may brake
 EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
-# How a connection can go without its client having meant it: no close frame, no pong, no reading, taken over.
+# How a connection goes when its client did not mean it: no close frame, no pong, no reading, taken over.
 ACCIDENTS = frozenset({1006, 1011, 1013, 4001})
 _LANE = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A response in flight: its lane, where it continues from (held), and what its input adds."""
+    """A response in flight: its lane, and the steers that it has accepted, or that its beginning commits."""
 
     lane: str | None
-    run: ResponseRun
-    parent: Turn | None
-    continues_lane: bool  # the parent is this lane's own last response
-    added: tuple[Message, ...]
-    held: Held | None = None  # who else may come back to it
+    response: RunningResponse
+    continues_lane: bool  # its parent is this lane's own last response
+    own: bool  # the client asked for it itself; otherwise it follows a steered one
+    commits: list[Steer]
+    steering: Steering = field(default_factory=Steering)
+    held: Held | None = None  # its client may come back to it
 
     @property
     def reports(self) -> bool:
         """Its client knows what x.paused means."""
-        request = self.run.request
-        assert isinstance(request, ResponseCreate)
-        return self.held is not None or request.x_credit is not None or request.x_on_slow is not None
+        request = self.response.run.request
+        return self.held is not None or (
+            isinstance(request, ResponseCreate) and (request.x_credit, request.x_on_slow) != (None, None)
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Fetching:
+    """What takes a lane while the response that its request continues is looked up."""
+
+    cancelled: bool = False
+    later: bool = False  # it was not in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """Accepted steers that wait, after the response `target`, for the client's next request in this lane."""
+
+    target: str
+    steers: list[Steer]
 
 
 class ResponsesSocket:
@@ -65,7 +96,7 @@ class ResponsesSocket:
         wire: Wire,
         runtime: Runtime,
         settings: FaceSettings,
-        store: Conversations,
+        running: Running,
         budget: WaitingBudget,
         held: HeldResponses,
     ) -> None:
@@ -76,10 +107,12 @@ class ResponsesSocket:
         self._wire = wire
         self._runtime = runtime
         self._settings = settings
-        self._store = store
+        self._running = running
+        self._store = running.store
         self._default_model = request.query.get("model")
-        self._lanes: Lanes[ResponseCreate, Job] = Lanes(settings.lanes, budget)
+        self._lanes: Lanes[ResponseRequest, Job | Fetching] = Lanes(settings.lanes, budget)
         self._jobs: dict[TokenStream, Job] = {}
+        self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
         self._frames: list[str | bytes] = []
         self._expired = False
@@ -129,10 +162,9 @@ class ResponsesSocket:
                     self._tell(job)
             self._start_waiting()
         self._close_if_over()
-        if self._behind:
-            for stream in self._behind:
-                self.mark(stream)
-            self._behind.clear()
+        behind, self._behind = self._behind, []
+        for stream in behind:
+            self.mark(stream)
         frames, self._frames = self._frames, []
         return frames
 
@@ -141,23 +173,18 @@ class ResponsesSocket:
         self._closing = True
         self._timer.cancel()
         self._lanes.take_waiting()
-        for stream, job in self._jobs.items():
-            if job.held is not None:
+        for job in self._jobs.values():
+            if (held := job.held) is not None:
                 # What was never told has no key that a client could know.
-                if code in ACCIDENTS and job.held.tape.next:
-                    self.held.detach(job.held)
+                if code in ACCIDENTS and held.next:
+                    self.held.detach(held)
                     continue
-                settled = job.held.settled
-                self.held.let_go(job.held)
-                if settled:
-                    continue
-            if stream.finish is None:
-                self._runtime.cancel(stream)
-            if job.parent is not None:
-                self._store.release(job.parent)
+                self.held.let_go(held)
+            job.response.abandon()
         self._jobs.clear()
-        self._marked.clear()
         self._paused.clear()
+        self._parked.clear()
+        self._marked.clear()
         for latest in self._lanes.latest.values():
             self._store.release(latest.turn)
         self._lanes.latest.clear()
@@ -212,12 +239,14 @@ class ResponsesSocket:
         # the wrong type is no such race but a mistake in the client's program, and silence would hide it there.
         cancel = decode(message, ResponseCancel, fields=fields).value
         if cancel.response_id is not None:
-            jobs = [job for job in self._lanes.jobs() if job.run.id == cancel.response_id]
+            jobs = [job for job in self._jobs.values() if job.response.run.id == cancel.response_id]
         else:
             running = self._lanes.running(cancel.stream_id)
-            jobs = [] if running is None else [running]
+            if isinstance(running, Fetching):
+                running.cancelled = True
+            jobs = [running] if isinstance(running, Job) else []
         for job in jobs:
-            stream = job.run.stream
+            stream = job.response.run.stream
             if stream.finish is None:
                 self._runtime.cancel(stream)
             elif stream.limit is not None:
@@ -226,26 +255,48 @@ class ResponsesSocket:
                 self.mark(stream)
 
     def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
-        code, why = "steering_not_supported", "This server cannot steer a running response yet."
-        try:
-            decode(message, ResponseSteer, fields=fields)
-        except WireError as error:
-            code, why = "invalid_input", error.message
         target = string(fields.get("previous_response_id")) or ""
         given = fields.get("input", Raw(b"null"))
-        echo = free_form(given, "input") if len(bytes(given)) <= STEER_ECHO else ""
-        number = 0
-        lane: ev.Lane = UNSET
-        for job in self._lanes.jobs():
-            if job.run.id == target:
-                number, lane = job.run.next_number(), job.run.lane
-        self._send(
-            ev.SteerFailed(
-                number,
-                ev.SteerError("invalid_request_error", code, why),
-                ev.SteerEcho(target[:256], echo),
-                lane,
-            )
+        job = next((job for job in self._jobs.values() if job.response.run.id == target), None)
+        try:
+            try:
+                items = steer_items(decode(message, ResponseSteer, fields=fields).value)
+            except WireError as error:
+                raise SteerRefused("invalid_input", error.message) from None
+            if job is None:
+                raise self._no_target(target)
+            run = job.response.run
+            if isinstance(run, WarmUpRun):
+                raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
+            if (why := None if run.stream.finish is None else fate(run)) is not None:
+                raise SteerRefused("response_not_active", why)
+            steer = job.steering.accept(run, target, given, items)
+        except SteerRefused as refused:
+            self._refuse_steer(job, target, given, refused)
+            return
+        job.response.say(ev.SteerAccepted(run.next_number(), steer.name, run.lane))
+        self.mark(run.stream)
+
+    def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
+        if job is None:
+            self._send(steer_failed(0, refused.code, refused.message, target, given, UNSET))
+            return
+        run = job.response.run
+        job.response.say(
+            steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane)
+        )
+        self.mark(run.stream)
+
+    def _no_target(self, target: str) -> SteerRefused:
+        """Why there is no response to steer under this id."""
+        if any(latest.response_id == target for latest in self._lanes.latest.values()):
+            return SteerRefused("response_already_completed", "This response has ended; continue it instead.")
+        if self._running.find(self._wire.tenant, target) is not None:
+            return SteerRefused("response_not_active", "This response runs on another connection.")
+        if self._store.get(self._wire.tenant, target) is not None:
+            return SteerRefused("response_already_completed", "This response has ended; continue it instead.")
+        return SteerRefused(
+            "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
         )
 
     # -- the life of a response --------------------------------------------------------------------------------
@@ -253,40 +304,97 @@ class ResponsesSocket:
     def _start_waiting(self) -> None:
         while not self._closing and (waiting := self._lanes.next()) is not None:
             lane, request = waiting
-            try:
-                self._start(lane, request)
-            except (WireError, Refusal) as error:
-                if self._is_latest(lane, request.previous_response_id):
-                    self._forget(lane)
-                self._refuse(error, UNSET if lane is None else lane)
+            parked = self._parked.get(lane)
+            commits: list[Steer] = []
+            if parked is not None and parked.target == request.previous_response_id:
+                del self._parked[lane]
+                commits = parked.steers
+                request = with_steers(request, commits)
+            self._start(lane, request, commits)
 
-    def _start(self, lane: str | None, request: ResponseCreate) -> None:
-        card = self._runtime.card
-        check_model(request.model or self._default_model, card, self._settings.model_aliases)
-        parent = self._parent(request.previous_response_id)
-        added = response_messages(request)
-        history = () if parent is None else parent.history()
-        ask = response_ask(request, history, added, self._wire.tenant)
-        stream = self._runtime.open(ask, self.mark)
-        stream.limit = request.x_credit
-        if isinstance(request.x_on_slow, x.Buffer):
-            stream.window = request.x_on_slow.buffer
-        run = ResponseRun(
-            request,
-            stream,
-            created=self._settings.now(),
-            model=card.id,
-            lane=UNSET if lane is None else lane,
-        )
-        if parent is not None:
-            self._store.hold(parent)
-        job = Job(lane, run, parent, self._is_latest(lane, request.previous_response_id), added)
-        leaves = request.x_on_disconnect or ("continue" if self._extended else "cancel")
-        if leaves != "cancel":
-            job.held = self.held.hold(self._wire.tenant, job, leaves, self)
+    def _start(
+        self, lane: str | None, request: ResponseRequest, commits: list[Steer], *, own: bool = True
+    ) -> None:
+        """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
+        previous = request.previous_response_id
+        if previous is None or (turn := self._latest_turn(previous)) is not None:
+            self._open(lane, request, None if previous is None else turn, commits, own=own)
+            return
+        fetching = Fetching()
+        self._lanes.start(lane, fetching)  # who comes after it in its lane waits
+
+        def found(stored: Stored | Refusal | None) -> None:
+            if self._closing:
+                return
+            self._lanes.leave(lane)
+            if isinstance(stored, Stored):
+                self._open(lane, request, stored.turn, commits, own=own, cancelled=fetching.cancelled)
+            else:
+                self._fail(lane, request, not_found(previous) if stored is None else stored, commits, own=own)
+            if fetching.later:
+                self._start_waiting()
+                self._wire.dirty()  # also if nothing else happens: the connection may be over now
+
+        self._store.find(self._wire.tenant, previous, found)
+        fetching.later = True
+
+    def _open(
+        self,
+        lane: str | None,
+        request: ResponseRequest,
+        parent: Turn | None,
+        commits: list[Steer],
+        *,
+        own: bool,
+        cancelled: bool = False,
+    ) -> None:
+        try:
+            check_model(
+                request.model or self._default_model, self._runtime.card, self._settings.model_aliases
+            )
+            response = open_response(
+                self._runtime,
+                self._settings,
+                self._running,
+                request,
+                parent,
+                self._wire.tenant,
+                self.mark,
+                lane=UNSET if lane is None else lane,
+            )
+        except (WireError, Refusal) as error:
+            self._fail(lane, request, error, commits, own=own)
+            return
+        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
         self._lanes.start(lane, job)
+        stream = response.run.stream
         self._jobs[stream] = job
+        if isinstance(request, ResponseCreate):
+            stream.limit = request.x_credit
+            if isinstance(request.x_on_slow, x.Buffer):
+                stream.window = request.x_on_slow.buffer
+            leaves = request.x_on_disconnect or ("continue" if self._extended else "cancel")
+            if leaves != "cancel":
+                job.held = self.held.hold(job, self, pauses=leaves == "pause")
+        if cancelled:
+            self._runtime.cancel(stream)
         self.mark(stream)  # the stream may have spoken, or ended, before it was known here
+
+    def _fail(
+        self,
+        lane: str | None,
+        request: ResponseRequest,
+        error: WireError | Refusal,
+        commits: list[Steer],
+        *,
+        own: bool,
+    ) -> None:
+        """The request is refused; what it continued in its own lane is forgotten."""
+        if self._is_latest(lane, request.previous_response_id):
+            self._forget(lane)
+        if own:
+            self._refuse(error, UNSET if lane is None else lane)
+        self._fail_steers(commits, lane, "successor_creation_failed", error.message)
 
     def mark(self, stream: TokenStream) -> None:
         """The stream has something to tell."""
@@ -298,106 +406,125 @@ class ResponsesSocket:
                 self._drop_if_slow(job)
 
     def _tell(self, job: Job) -> None:
-        run = job.run
+        response = job.response
+        run = response.run
         if job.reports:
             self._tell_reported(job)
             if job.held is not None and job.held.behind:
                 self._behind.append(run.stream)
                 return
         else:
-            delta = run.next_delta()
-            if delta is not None:
-                self._frames.append(delta)
-                return
-            for event in run.events():
-                self._frames.append(encode(event).decode())
+            self._frames += response.take()
         if run.refusal is not None:
-            self._refuse(run.refusal, run.lane)
-        if run.done or run.refusal is not None:
+            if job.own:
+                self._refuse(run.refusal, run.lane)
+            self._fail_steers(job.commits, job.lane, "successor_creation_failed", run.refusal.message)
+        elif run.began and job.commits:
+            job.commits = []  # the successor exists: their input is part of it
+        if response.over:
             self._finish(job)
+        elif job.steering.stop(run):
+            self._runtime.cancel(run.stream)
 
     def _tell_reported(self, job: Job) -> None:
-        """As `_tell`, with what the client also asked for: how the stream flows, and a tape to come back to."""
-        run, stream, held = job.run, job.run.stream, job.held
-        if held is not None and held.behind:
+        """As `_tell`, with what the client also asked for: how the stream flows, and a way back to it."""
+        response, held = job.response, job.held
+        stream = response.run.stream
+        if held is not None and held.behind and held.next + len(response.untaken) < len(held.tape):
             self._tell_again(held)
             return
         if stream.held and not stream.starved and stream.pending:
             self._report(job, "slow")
         if stream in self._paused and not stream.starved:
-            self.say(x.Resumed(run.id, self._paused.pop(stream), stream.sent, stream_id=run.lane))
-        for event in run.events():
-            if held is not None and isinstance(event, ev.Created):
-                response = structs.replace(event.response, x_resume_token=held.key)
-                event = ev.Created(event.sequence_number, response, event.stream_id)
-            frame = encode(event).decode()
-            self._frames.append(frame)
-            if held is not None:
-                before = held.tape.bytes
-                held.tape.add(event, len(frame))
-                held.told = event.sequence_number
-                self.held.record(held, held.tape.bytes - before)
+            self.say(
+                x.Resumed(response.run.id, self._paused.pop(stream), stream.sent, stream_id=response.run.lane)
+            )
+        frames = response.take()
+        if held is not None:
+            if held.next == 0 and frames:
+                frames[0] = with_key(frames[0], held.key)
+            held.next = len(held.tape)
+        self._frames += frames
         if stream.starved:
             self._report(job, "credit")
 
     def _tell_again(self, held: Held) -> None:
         """Some of what the tape has and this connection has not."""
-        size = 0
-        for event in held.tape.after(held.told):
-            frame = encode(structs.replace(event, stream_id=held.job.run.lane)).decode()
-            self._frames.append(frame)
-            held.told = event.sequence_number
-            size += len(frame)
-            if size > REPLAY_BYTES:
-                break
-        if not held.behind and not held.settled:
-            self.mark(held.job.run.stream)
+        response = held.job.response
+        response.reread()
+        frames = [relaned(raw, response.run.lane) for raw in held.tape.since(held.next, REPLAY_EVENTS)]
+        if held.next == 0:
+            frames[0] = with_key(frames[0], held.key)
+        held.next += len(frames)
+        self._frames += frames
+        if not held.behind:
+            self.mark(response.run.stream)
 
     def _report(self, job: Job, reason: str) -> None:
-        stream = job.run.stream
-        if stream not in self._paused:
-            self._paused[stream] = reason
-            self.say(x.Paused(job.run.id, reason, stream.sent, job.run.lane))
+        run = job.response.run
+        if run.stream not in self._paused:
+            self._paused[run.stream] = reason
+            self.say(x.Paused(run.id, reason, run.stream.sent, run.lane))
 
     def _drop_if_slow(self, job: Job) -> None:
         """The policy of a client that would rather lose an answer than wait for it."""
-        request = job.run.request
-        assert isinstance(request, ResponseCreate)
-        if request.x_on_slow == "drop" and job.run.stream.finish is None:
+        request, stream = job.response.run.request, job.response.run.stream
+        if isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None:
             # Not from inside the step that is being told.
-            self._settings.call_later(0.0, lambda: self._runtime.cancel(job.run.stream))
+            self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
             self._close(4002, "reading too slowly")
 
     def _finish(self, job: Job) -> None:
-        run, held = job.run, job.held
+        response, held = job.response, job.held
+        run = response.run
         del self._jobs[run.stream]
-        self._paused.pop(run.stream, None)
         self._lanes.leave(job.lane)
+        self._paused.pop(run.stream, None)
         if held is not None:
             self.held.ended(held)
-            if held.settled:
-                return
-            held.settled = True
-        if run.stream.finish is FinishReason.ERROR:
-            if job.continues_lane:
-                self._forget(job.lane)
-        else:
-            turn = keep_answer(job, self._wire.tenant, self._store)
+            if held.finished:
+                return  # it was told again
+            held.finished = True
+        turn, response.turn = response.turn, None
+        if turn is not None:
             self._forget(job.lane)
             self._lanes.latest[job.lane] = Latest(run.id, turn)
-        if job.parent is not None:
-            self._store.release(job.parent)
+        elif job.continues_lane:
+            self._forget(job.lane)
+        self._follow(job)
 
-    def _parent(self, response_id: str | None) -> Turn | None:
-        if response_id is None:
-            return None
+    def _follow(self, job: Job) -> None:
+        """What becomes of the steers of a response that has ended."""
+        lane, run, steers = job.lane, job.response.run, job.steering.steers
+        parked = self._parked.pop(lane, None)
+        if parked is not None and parked.target != run.id:
+            what = "The conversation went on without the outputs that were waited for."
+            self._fail_steers(parked.steers, lane, "response_not_active", what)
+        if not steers:
+            return
+        if (why := fate(run)) is not None:
+            self._fail_steers(steers, lane, "response_not_active", why)
+            return
+        assert run.final is not None
+        if required := required_input(run.final):
+            self._parked[lane] = Parked(run.id, steers)
+            for steer in steers:
+                self._send(ev.SteerPending(0, required, steer.name, stream_id=run.lane))
+        elif self._draining:
+            self._fail_steers(steers, lane, "successor_creation_failed", "The server is stopping; try again.")
+        else:
+            self._start(lane, successor(run.request, run.id, steers), steers, own=False)
+
+    def _fail_steers(self, steers: list[Steer], lane: str | None, code: str, why: str) -> None:
+        for steer in steers:
+            self._send(steer.failed(0, code, why, UNSET if lane is None else lane))
+
+    def _latest_turn(self, response_id: str) -> Turn | None:
+        """The turn of a lane's latest response: it continues even if it was not stored."""
         for latest in self._lanes.latest.values():
             if latest.response_id == response_id:
                 return latest.turn
-        stored = self._store.get(self._wire.tenant, response_id)
-        if stored is None:
-            raise not_found(response_id)
-        return stored.turn
+        return None
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
         latest = self._lanes.latest.get(lane)
@@ -425,12 +552,14 @@ class ResponsesSocket:
 
     def running(self, lane: str | None) -> Job | None:
         """The job that runs in this lane."""
-        return self._lanes.running(lane)
+        found = self._lanes.running(lane)
+        return found if isinstance(found, Job) else None
 
-    def take_over(self, held: Held, lane: str | None, after: int) -> None:
-        """This connection reads a held response from behind event `after`, in `lane`. Raises WireError if the
-        lane is not to be had."""
+    def take_over(self, held: Held, lane: str | None, start: int) -> None:
+        """This connection reads a held response from event `start`, in `lane`. Raises WireError if the lane is not
+        to be had."""
         job = held.job
+        run = job.response.run
         if not self._lanes.name(lane):
             raise WireError(
                 "websocket_stream_limit_reached",
@@ -441,23 +570,23 @@ class ResponsesSocket:
             raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
         if held.desk is self:
             self.give_up(held)
-        name: ev.Lane = UNSET if lane is None else lane
-        job.run.lane = name
-        held.job = job = replace(job, lane=lane)
-        self.held.attach(held, self, self.mark, after)
+        self.held.attach(held, self, self.mark, start)
+        job.lane = lane
+        run.move(UNSET if lane is None else lane)
         self._lanes.start(lane, job)
-        self._jobs[job.run.stream] = job
-        status = "in_progress" if job.run.final is None else job.run.final.status
-        self.say(x.Resumed(job.run.id, "reconnect", job.run.stream.sent, after + 1, status, name))
-        self.mark(job.run.stream)
+        self._jobs[run.stream] = job
+        status = "in_progress" if run.final is None else run.final.status
+        self.say(x.Resumed(run.id, "reconnect", run.stream.sent, start, status, run.lane))
+        self.mark(run.stream)
 
     def give_up(self, held: Held) -> None:
         """Another connection reads it now: this one is told so by its close code."""
-        job = self._jobs.pop(held.job.run.stream, None)
+        job = self._jobs.pop(held.job.response.run.stream, None)
         if job is None:
             return  # told to its end here
-        self._marked.pop(job.run.stream, None)
-        self._paused.pop(job.run.stream, None)
+        stream = job.response.run.stream
+        self._marked.pop(stream, None)
+        self._paused.pop(stream, None)
         self._lanes.leave(job.lane)
         if held.desk is not self:
             self._close(4001, "the answer was resumed on another connection")
@@ -480,7 +609,7 @@ class ResponsesSocket:
     def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
         self._send(error_frame(WireError.of(error), lane))
 
-    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed) -> None:
+    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending) -> None:
         if self._closing:
             return  # nothing follows the close
         self._frames.append(encode(frame).decode())
@@ -504,32 +633,6 @@ class ResponsesSocket:
         if not self._closing:
             self._closing = True
             self._wire.close(code, reason)
-
-
-def keep_answer(job: Job, tenant: Tenant, store: Conversations) -> Turn:
-    """The answer of a job that has ended well, stored if its request did not forbid it; its turn, held once."""
-    run = job.run
-    assert run.final is not None
-    turn = store.add_turn(job.parent, job.added + run.answer)
-    if run.request.store is not False:
-        store.put(tenant, run.id, encode(run.final), turn, len(job.added))
-    return turn
-
-
-def settle(held: Held, runtime: Runtime, store: Conversations) -> None:
-    """Nobody comes back to this response: it is cancelled if it still runs, and kept if it had ended by itself."""
-    job, stream = held.job, held.job.run.stream
-    if held.settled:
-        return
-    held.settled = True
-    if stream.finish is None:
-        runtime.cancel(stream)
-    elif stream.finish in (FinishReason.STOP, FinishReason.LENGTH):
-        stream.limit = None
-        job.run.events()
-        store.release(keep_answer(job, held.tenant, store))
-    if job.parent is not None:
-        store.release(job.parent)
 
 
 def error_frame(error: WireError, lane: ev.Lane = UNSET) -> ev.ErrorFrame:

@@ -11,10 +11,11 @@ from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
 from headrace.server.faces.facts_http import FactsFace
+from headrace.server.faces.held import HeldResponses
 from headrace.server.faces.responses_http import ResponsesFace
-from headrace.server.faces.responses_ws import EXTENDED, ResponsesSocket, settle
+from headrace.server.faces.responses_ws import EXTENDED, ResponsesSocket
+from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.held import Held, HeldResponses
 from headrace.server.protocol.errors import WireError
 from headrace.server.session import WaitingBudget
 
@@ -29,18 +30,21 @@ def build_routes(
     metrics_text: Callable[[], tuple[bytes, str]],
     page_files: Mapping[str, tuple[bytes, str]],
     alive: Callable[[], bool] = lambda: True,
+    running: Running | None = None,
     held: HeldResponses | None = None,
 ) -> RouteTable:
     """The route table of one server.
 
     `metrics_text()` gives (text, content type). `page_files` maps a path ("/", "/app.js") to (bytes, content
-    type). `alive()` says whether the step loop runs. `held`: the responses that outlive their connections (an own
-    table without it). Health and page need no key; everything else does.
+    type). `alive()` says whether the step loop runs. `running` is the table of responses under way, `held` that of
+    those which outlive their connections, for who wants to look into them. Health and page need no key; everything
+    else does.
     """
     chat = ChatFace(runtime, settings)
-    responses = ResponsesFace(runtime, settings, store)
+    running = running if running is not None else Running(runtime, store)
+    responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
-    kept = held if held is not None else held_responses(runtime, settings, store)
+    kept = held if held is not None else held_responses(settings)
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
     def refuse_socket(request: HttpRequest) -> HttpReply | None:
@@ -57,6 +61,7 @@ def build_routes(
         "/v1/chat/completions": HttpRoute(POST, chat.respond),
         "/v1/responses": HttpRoute(POST, responses.create),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
+        "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
         "/v1/models": HttpRoute(GET, facts.models),
         "/v1/models/{id:path}": HttpRoute(GET, facts.model),
@@ -72,7 +77,9 @@ def build_routes(
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
     sockets = {
         "/v1/responses": SocketRoute(
-            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, store, budget, kept),
+            open=lambda request, wire: ResponsesSocket(
+                request, wire, runtime, settings, running, budget, kept
+            ),
             refuse=refuse_socket,
             protocols=(EXTENDED, "openai-beta.responses.v1"),
         )
@@ -80,13 +87,9 @@ def build_routes(
     return RouteTable(http, sockets)
 
 
-def held_responses(runtime: Runtime, settings: FaceSettings, store: Conversations) -> HeldResponses:
+def held_responses(settings: FaceSettings) -> HeldResponses:
     """An empty table of held responses for one server."""
-
-    def end(held: Held) -> None:
-        settle(held, runtime, store)
-
-    return HeldResponses(runtime, settings.call_later, end, linger=settings.linger)
+    return HeldResponses(settings.call_later, linger=settings.linger)
 
 
 def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:

@@ -44,6 +44,7 @@ _any_json = msgspec.json.Decoder(msgspec.Raw)  # reads over a value and builds n
 _array = msgspec.json.Decoder(list[msgspec.Raw])
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
+pack = msgspec.msgpack.encode  # what only this program reads again
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,16 @@ def free_form(raw: msgspec.Raw, path: str) -> Any:
         return msgspec.json.decode(raw)
     except _UNREADABLE as error:
         raise _unreadable(error) from None
+
+
+def unpack(data: bytes, type_: Any) -> Any:
+    """What `pack` made of a `type_`; it comes from our own memory or disk, so anything else raises."""
+    return _unpacker(type_).decode(data)
+
+
+@lru_cache(maxsize=16)
+def _unpacker(type_: Any) -> Any:
+    return msgspec.msgpack.Decoder(type_)
 
 
 @lru_cache(maxsize=64)

@@ -24,7 +24,6 @@ STATUS = {
     "response_not_found": 404,
     "credit_not_enabled": 400,
     "lane_busy": 400,
-    "offset_evicted": 410,
     "rate_limit_exceeded": 429,
     "server_error": 500,
     "server_is_overloaded": 503,

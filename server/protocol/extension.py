@@ -86,7 +86,6 @@ class VerbError(msgspec.Struct, frozen=True):
     code: str
     message: str
     param: str | None
-    oldest_sequence: int | UnsetType = UNSET
 
 
 class Error(msgspec.Struct, frozen=True, tag_field="type", tag="x.error"):

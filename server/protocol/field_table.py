@@ -45,7 +45,11 @@ def field_table() -> str:
         known: tuple[str, ...] = ()
         if type_ is ResponseCreate:
             parts.append("Every field of POST /v1/responses, and:\n")
-            known = ResponseRequest.__struct_fields__
+            known = tuple(
+                name
+                for name in ResponseRequest.__struct_fields__
+                if name not in ResponseCreate.__annotations__  # what a socket treats otherwise is told there
+            )
         parts.append("| field | type and bounds | treatment |\n|---|---|---|")
         for field in shapes.type_info(type_).fields:  # type: ignore[attr-defined]
             if field.name in known:

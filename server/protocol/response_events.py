@@ -208,6 +208,38 @@ class SteerError(msgspec.Struct, frozen=True):
 class SteerEcho(msgspec.Struct, frozen=True):
     previous_response_id: str
     input: Any
+    id: str | UnsetType = UNSET
+
+
+class SteerName(msgspec.Struct, frozen=True):
+    id: str
+    previous_response_id: str
+
+
+class SteerAccepted(msgspec.Struct, tag_field="type", tag="response.steer.accepted"):
+    """The server owns the input; the successor's `response.created` commits it."""
+
+    sequence_number: int
+    steer: SteerName
+    stream_id: Lane = UNSET
+
+
+class RequiredInput(msgspec.Struct, frozen=True):
+    """The stub of a tool output that the response waits for."""
+
+    type: str
+    call_id: str
+    name: str | UnsetType = UNSET
+
+
+class SteerPending(msgspec.Struct, tag_field="type", tag="response.steer.pending"):
+    """The input waits for the tool outputs of the next request."""
+
+    sequence_number: int
+    required_input: tuple[RequiredInput, ...]
+    steer: SteerName
+    reason: str = "waiting_for_required_input"
+    stream_id: Lane = UNSET
 
 
 class SteerFailed(msgspec.Struct, tag_field="type", tag="response.steer.failed"):

@@ -126,7 +126,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         f.OpaqueId | None, honoured("extra; shares cached prompts only with equal salts")
     ] = None
     metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
-    store: Annotated[bool | None, honoured("default true; in memory, bounded by count, bytes and age")] = None
+    store: Annotated[
+        bool | None, honoured("default true; in memory, bounded; with --store in a file too")
+    ] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
     text: Annotated[TextOptions | None, honoured("format text only; verbosity has no effect")] = None
     tools: Annotated[
@@ -138,14 +140,17 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
     truncation: Annotated[
-        Literal["auto", "disabled"] | None, refused("disabled", note="a too long input is an error")
+        Literal["auto", "disabled"] | None,
+        honoured("auto drops the oldest turns; default disabled: a too long input is an error"),
     ] = None
     include: Annotated[
         Annotated[list[f.Name], Meta(max_length=32)] | None,
         honoured("message.output_text.logprobs is refused, the rest has no effect"),
     ] = None
     top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
-    background: Annotated[bool | None, refused(False)] = None
+    background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
+        None
+    )
     conversation: Annotated[Raw, refused()] = NULL
     prompt: Annotated[Raw, refused(note="stored templates are not offered")] = NULL
     regex: Annotated[Raw, refused()] = NULL
@@ -174,7 +179,10 @@ class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type
     """The client event that starts a response on a socket."""
 
     stream_id: Annotated[Raw, honoured("the lane: 1 to 256 of A-Z, a-z, 0-9, _ . -")] = NULL
-    generate: Annotated[bool | None, refused(True)] = None
+    generate: Annotated[
+        bool | None, honoured("false reads the prompt into the cache, and answers nothing")
+    ] = None
+    background: Annotated[bool | None, refused(False, note="a socket's responses end with it")] = None
     x_credit: Annotated[
         x.Credit | None, honoured("tokens that may be told until x.credit grants more; unlimited without it")
     ] = None
@@ -222,7 +230,7 @@ class ResponseSteer(
     tag_field="type",
     tag="response.steer",
 ):
-    """Adds user input to a running response; answered with `steering_not_supported` for now."""
+    """Adds user input to a running response."""
 
     previous_response_id: f.Name
     input: str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)]

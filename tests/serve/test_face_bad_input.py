@@ -290,11 +290,9 @@ async def test_harmless_hosted_tools_pass_and_functions_do_not() -> None:
     [
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
-        ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options.prewarm"),
-        ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "background"),
         ({"tool_choice": "required"}, "tool_choice"),
     ],
 )

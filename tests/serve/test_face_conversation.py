@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec import Raw
 
 from headrace.runtime.interface import Message, Tenant
 from headrace.server.conversation import ROW_BYTES, TURN_BYTES, Conversations, Turn
@@ -28,7 +29,7 @@ def said(*texts: str) -> tuple[Message, ...]:
 def put(store: Conversations, name: str, parent: Turn | None = None, tenant: Tenant = ALICE) -> Turn:
     """Store a response as a face does: the turn is held by the table alone afterwards."""
     turn = store.add_turn(parent, said(name))
-    store.put(tenant, name, f"response {name}".encode(), turn, 1)
+    store.put(tenant, name, f"response {name}".encode(), turn)
     store.release(turn)
     return turn
 
@@ -42,7 +43,7 @@ def test_history_is_the_whole_chain_in_order() -> None:
     assert [m.content for m in c.history()] == ["a", "b", "c"]
     assert [m.content for m in fork.history()] == ["a", "fork"]
     found = store.get(ALICE, "b")
-    assert found is not None and found.response == b"response b" and found.inputs == 1
+    assert found is not None and found.response == b"response b"
     store.check()
 
 
@@ -97,13 +98,30 @@ def test_a_row_is_charged_what_it_holds() -> None:
     store = Conversations(bytes_limit=1 << 20)
     turn = store.add_turn(None, said("a"))
     for number in range(300):
-        store.put(ALICE, str(number), b"x" * 60_000, turn, 1)
+        store.put(ALICE, str(number), b"x" * 60_000, turn)
     held = sum(len(row.response) for row in store._rows.values())
     assert 0 < held < store.kept <= 1 << 20
+    before = store.kept
+    store.put(ALICE, "items", b"", turn, (Raw(b"x" * 100),), b"y" * 50)
+    assert store.kept - before - ROW_BYTES in (214, 214 - 60_000 - ROW_BYTES), (
+        "its items and its tape count too"
+    )
+    store.delete(ALICE, "items")
     store.check()
     for number in range(300):
         store.delete(ALICE, str(number))
     assert store.kept == 0 and store.bytes == turn.bytes
+    store.release(turn)
+    assert store.bytes == 0
+
+
+def test_the_items_and_the_tape_of_a_row_count_too() -> None:
+    store = Conversations()
+    turn = store.add_turn(None, said("a"))
+    store.put(ALICE, "r", b"z" * 10, turn, (Raw(b"x" * 100),), b"y" * 50)
+    assert store.kept == turn.bytes + ROW_BYTES + 10 + 100 + 64 + 50
+    store.check()
+    store.delete(ALICE, "r")
     store.release(turn)
     assert store.bytes == 0
 
@@ -144,7 +162,7 @@ def test_what_is_larger_than_the_whole_budget_leaves_the_table_empty() -> None:
     store = Conversations(bytes_limit=10_000)
     put(store, "a")
     turn = store.add_turn(None, said("x" * 10_000))
-    store.put(ALICE, "big", b"r", turn, 1)
+    store.put(ALICE, "big", b"r", turn)
     assert len(store) == 0 and store.bytes == turn.bytes, "only its maker still holds it"
     store.release(turn)
     assert store.bytes == 0
@@ -201,7 +219,7 @@ def test_random_lives_end_with_nothing_held() -> None:
                 turn = store.add_turn(parent, said("x" * rng.randint(0, 300)))
                 if rng.random() < 0.7:
                     names.append(f"r{step}")
-                    store.put(ALICE, names[-1], b"r" * rng.randint(0, 300), turn, 1)
+                    store.put(ALICE, names[-1], b"r" * rng.randint(0, 300), turn)
                 if parent is not None:
                     store.release(parent)
                 if rng.random() < 0.3:

@@ -159,7 +159,7 @@ def test_steer_over_the_socket(client: openai.OpenAI) -> None:
     with client.responses.connect() as connection:
         connection.response.steer(previous_response_id="resp_x", input="shorter")
         event = connection.recv()
-        assert event.type == "response.steer.failed" and event.error.code == "steering_not_supported"
+        assert event.type == "response.steer.failed" and event.error.code == "response_not_found"
 
 
 def test_an_abrupt_end_of_the_connection_cancels(server: LiveServer) -> None:

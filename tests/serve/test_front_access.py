@@ -11,7 +11,7 @@ import pytest
 from front_rig import Rig, get, handshake, only, post, replies
 
 from headrace.server import auth
-from headrace.server.auth import KEY_PROTOCOL, BadSetting, Gate, check_bind, load_keys
+from headrace.server.auth import KEY_PROTOCOL, BadSetting, Gate, check_bind, load_keys, tenant_id
 from headrace.server.config import ServerConfig
 
 # -- hosts and origins (SEC-35, SEC-36) ---
@@ -146,20 +146,20 @@ def test_sec33_key_sources_and_tenants() -> None:
         rig.ask(raw)
         return rig.faces.requests[-1].tenant.id if len(rig.faces.requests) > before else None
 
-    assert tenant(get("/tell", "Authorization: Bearer sesame")) == "key-1"
-    assert tenant(get("/tell", "authorization: bearer second")) == "key-2"
-    assert tenant(get("/tell", "X-Api-Key: second")) == "key-2"
-    assert tenant(get("/tell?access_token=sesame")) == "key-1"
+    assert tenant(get("/tell", "Authorization: Bearer sesame")) == tenant_id("sesame")
+    assert tenant(get("/tell", "authorization: bearer second")) == tenant_id("second")
+    assert tenant(get("/tell", "X-Api-Key: second")) == tenant_id("second")
+    assert tenant(get("/tell?access_token=sesame")) == tenant_id("sesame")
     assert tenant(get("/tell?access_token=wrong")) is None
     assert tenant(get("/tell", "Authorization: Bearer wrong", "X-Api-Key: sesame")) is None, (
         "the first counts"
     )
     raw = handshake("/both", Sec_WebSocket_Protocol=f"text, {KEY_PROTOCOL}second")
-    assert tenant(raw) == "key-2"
+    assert tenant(raw) == tenant_id("second")
     assert tenant(handshake("/both", Sec_WebSocket_Protocol=f"text, {KEY_PROTOCOL}wrong")) is None
     salts = {request.tenant.id: request.tenant.salt for request in rig.faces.requests}
     assert len(set(salts.values())) == 2
-    for key, salt in (("sesame", salts["key-1"]), ("second", salts["key-2"])):
+    for key, salt in (("sesame", salts[tenant_id("sesame")]), ("second", salts[tenant_id("second")])):
         assert key not in salt and hashlib.sha256(key.encode()).hexdigest() != salt
     closed = Rig(keys=["sesame"])
     assert only(closed.ask(get("/tell?access_token=sesame")).sent).status == 401, "off unless turned on"

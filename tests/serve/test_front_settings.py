@@ -46,6 +46,8 @@ HELD_BY = {
     "write_high_water": "test_ws07_a_stalled_reader_holds_little_and_delays_nobody",
     "slow_reader_limit": "test_a_stalled_reader_is_not_rendered_for_and_dropped_in_the_end",
     "requests_per_socket": "test_the_in_flight_limit_to_the_number",
+    "lanes_per_socket": "test_the_named_lane_limit_to_the_number",
+    "ws_age_limit": "test_the_age_limit_closes_an_idle_socket_without_a_frame",
     "waiting_per_socket": "test_the_waiting_limit_to_the_number",
 }
 

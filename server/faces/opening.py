@@ -1,0 +1,47 @@
+"""From a checked request to a response under way: the same on a socket, over HTTP and in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import UNSET
+
+from headrace.runtime.interface import Refusal, Runtime, Tenant, TokenStream
+from headrace.server.conversation import Turn
+from headrace.server.faces.asks import check_response, response_ask, response_messages
+from headrace.server.faces.input_items import input_items
+from headrace.server.faces.responses import ResponseRun
+from headrace.server.faces.running import Running, RunningResponse
+from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.warm_up import WarmUpRun, ended_stream, is_warm_up
+from headrace.server.protocol import response_events as ev
+from headrace.server.protocol.responses import ResponseRequest
+
+
+def open_response(
+    runtime: Runtime,
+    settings: FaceSettings,
+    running: Running,
+    request: ResponseRequest,
+    parent: Turn | None,
+    tenant: Tenant,
+    listener: Callable[[TokenStream], None],
+    *,
+    lane: ev.Lane = UNSET,
+    background: bool = False,
+) -> RunningResponse:
+    """The response to `request` after `parent`. Raises WireError or Refusal; then nothing was begun."""
+    check_response(request)
+    if request.store is not False and running.store.behind:
+        raise Refusal("server_is_overloaded", "too much waits to be stored already", retry_after=1.0)
+    warm_up = is_warm_up(request)
+    added = response_messages(request)
+    history = () if parent is None else parent.history()
+    if warm_up and not (history or added or request.instructions):
+        stream = ended_stream(settings.clock())
+    else:
+        stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
+    kind = WarmUpRun if warm_up else ResponseRun
+    run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
+    items = input_items(request, run.id) if request.store is not False else []
+    return running.begin(run, tenant, parent, added, items, background=background)

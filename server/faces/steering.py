@@ -1,0 +1,158 @@
+"""User input for a response that already runs: what is accepted, when the response stops for it, what follows.
+
+Knows requests and runs; knows no socket. A steered response goes on to the end of its sentence, so that its text
+can stand as it is and steers that come together are taken together; but it does not go on for long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, Raw, structs
+
+from headrace.runtime.interface import FinishReason
+from headrace.server.faces.asks import response_messages
+from headrace.server.faces.responses import ResponseRun
+from headrace.server.faces.settings import new_id
+from headrace.server.protocol import response_events as ev
+from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.responses import Item, Part, ResponseRequest, ResponseSteer
+
+STEERS_PENDING = 16  # of one response
+STEER_BYTES = 8 << 20  # of their inputs together
+STEER_ECHO = 512 << 10  # bytes of an input that are repeated when it could not be committed
+PATIENCE = 32  # tokens that a steered response may use to finish its sentence
+
+_ENDS = (".", "!", "?", "…", "。", "！", "？", "\n")
+_CLOSERS = " \t\"'”’»)]*_`"
+
+
+class SteerRefused(Exception):
+    """This steer cannot be accepted; `code` is one of the protocol's."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """One accepted submission."""
+
+    id: str
+    target: str
+    input: Raw
+    items: tuple[Item, ...]
+
+    @property
+    def name(self) -> ev.SteerName:
+        return ev.SteerName(self.id, self.target)
+
+    def failed(self, number: int, code: str, message: str, lane: ev.Lane) -> ev.SteerFailed:
+        """The event that gives the input back."""
+        return steer_failed(number, code, message, self.target, self.input, lane, self.id)
+
+
+def steer_failed(
+    number: int, code: str, message: str, target: str, given: Raw, lane: ev.Lane, steer_id: str | None = None
+) -> ev.SteerFailed:
+    """The event that gives `given` back, unless it is too large to be repeated."""
+    echo: Raw | str = given if len(bytes(given)) <= STEER_ECHO else ""
+    return ev.SteerFailed(
+        number,
+        ev.SteerError("invalid_request_error", code, message),
+        ev.SteerEcho(target[:256], echo, UNSET if steer_id is None else steer_id),
+        lane,
+    )
+
+
+def steer_items(steer: ResponseSteer) -> tuple[Item, ...]:
+    """The input as items of a request. Raises WireError for parts that this server does not take."""
+    if isinstance(steer.input, str):
+        items: tuple[Item, ...] = (Item(type="message", role="user", content=steer.input),)
+    else:
+        items = tuple(
+            Item(
+                type="message",
+                role="user",
+                content=given.content
+                if isinstance(given.content, str)
+                else [Part(**structs.asdict(part)) for part in given.content],
+            )
+            for given in steer.input
+        )
+    if not any(item.content for item in items):
+        raise WireError("missing_required_parameter", "input must not be empty", "input")
+    response_messages(ResponseRequest(input=list(items)))
+    return items
+
+
+@dataclass(slots=True)
+class Steering:
+    """The steers that one response has accepted."""
+
+    steers: list[Steer] = field(default_factory=list)
+    bytes: int = 0
+    since: int = 0  # tokens that had been told when the first one came
+
+    def accept(self, run: ResponseRun, target: str, given: Raw, items: tuple[Item, ...]) -> Steer:
+        """One steer more. Raises SteerRefused."""
+        size = len(bytes(given))
+        if len(self.steers) >= STEERS_PENDING or self.bytes + size > STEER_BYTES:
+            raise SteerRefused(
+                "too_many_pending_steers",
+                f"{len(self.steers)} steers ({self.bytes} bytes) wait for this response already.",
+            )
+        if not self.steers:
+            self.since = run.stream.sent
+        steer = Steer(new_id("steer"), target, given, items)
+        self.steers.append(steer)
+        self.bytes += size
+        return steer
+
+    def stop(self, run: ResponseRun) -> bool:
+        """Whether the response should end now for its steers; `run` is told how its open item ends."""
+        if not self.steers or run.steered or run.stream.finish is not None or not run.may_stop:
+            return False
+        if not run.text or run.text.rstrip(_CLOSERS).endswith(_ENDS):
+            run.steered = "completed"
+        elif run.stream.sent - self.since >= PATIENCE:
+            run.steered = "incomplete"
+        return bool(run.steered)
+
+
+def successor(request: ResponseRequest, response_id: str, steers: list[Steer]) -> ResponseRequest:
+    """The request that follows by itself: the settings of the steered one, its id, the steers in their order."""
+    items = [item for steer in steers for item in steer.items]
+    return structs.replace(request, previous_response_id=response_id, input=items)
+
+
+def with_steers(request: ResponseRequest, steers: list[Steer]) -> ResponseRequest:
+    """A client's own request with the waiting steers before its input."""
+    own = request.input
+    if isinstance(own, str):
+        own = [Item(type="message", role="user", content=own)] if own else []
+    items = [item for steer in steers for item in steer.items]
+    return structs.replace(request, input=[*items, *(own or [])])
+
+
+def fate(run: ResponseRun) -> str | None:
+    """Why a response that has ended takes no successor, or None if it does."""
+    if run.stream.finish is FinishReason.ERROR:
+        return "The response failed before the input could be committed."
+    if run.stream.finish is FinishReason.CANCELLED and not run.steered:
+        return "The response was cancelled before the input could be committed."
+    return None
+
+
+def required_input(response: ev.Response) -> tuple[ev.RequiredInput, ...]:
+    """What the client must supply before this conversation can go on: the outputs of the calls in `response`."""
+    stubs = []
+    for item in response.output:
+        kind, call_id = getattr(item, "type", None), getattr(item, "call_id", "")
+        if kind == "function_call":
+            stubs.append(ev.RequiredInput("function_call_output", call_id, getattr(item, "name", "")))
+        elif kind == "custom_tool_call":
+            stubs.append(ev.RequiredInput("custom_tool_call_output", call_id))
+    return tuple(stubs)

@@ -1,0 +1,67 @@
+"""What was said of one response, so that it can be said again with the same numbers. Knows events as JSON only.
+
+The index of an event is its `sequence_number`. Nearly all events are deltas that differ in number and text alone:
+of those the text is kept, which the run holds anyway, and the rest is rendered again from a template they share.
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from operator import itemgetter
+from typing import Any
+
+from headrace.server.protocol.codec import encode, pack, unpack
+
+Template = tuple[str, str, str]  # the JSON before the number, between number and text, and after the text
+
+_PACKED = tuple[list[tuple[int, Template]], list[Any]]  # texts and bytes: the format tells them apart
+_first = itemgetter(0)
+
+
+class Tape:
+    """Grows at its end; read from anywhere."""
+
+    __slots__ = ("_items", "_templates")
+
+    def __init__(self) -> None:
+        self._items: list[str | bytes] = []  # a delta's text, or a whole event
+        self._templates: list[tuple[int, Template]] = []  # each from that event on
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def event(self, number: int, raw: bytes) -> None:
+        """Append event `number`, as JSON."""
+        assert number == len(self._items), "events are numbered from 0 without gaps"
+        self._items.append(raw)
+
+    def delta(self, template: Template, text: str) -> None:
+        """Append the event that `template` makes of the next number and of `text`."""
+        if not self._templates or self._templates[-1][1] is not template:
+            self._templates.append((len(self._items), template))
+        self._items.append(text)
+
+    def since(self, number: int, most: int | None = None) -> list[str]:
+        """The events from `number` on (at most so many), as JSON, each exactly as it was said."""
+        said = []
+        end = len(self._items)
+        for at in range(number, end if most is None else min(end, number + most)):
+            item = self._items[at]
+            if isinstance(item, bytes):
+                said.append(item.decode())
+            else:
+                begin, middle, end = self._templates[bisect_right(self._templates, at, key=_first) - 1][1]
+                said.append(f"{begin}{at}{middle}{encode(item).decode()}{end}")
+        return said
+
+    def pack(self) -> bytes:
+        """The whole tape in few bytes: the last events of a response repeat its text several times."""
+        return zlib.compress(pack((self._templates, self._items)), 1)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Tape:
+        """The tape that `pack` made `data` of."""
+        tape = cls()
+        tape._templates, tape._items = unpack(zlib.decompress(data), _PACKED)
+        return tape
