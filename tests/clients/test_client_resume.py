@@ -1,0 +1,143 @@
+"""The Python client over connections that break: its readers notice nothing; and credit by the token."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from collections.abc import Iterator
+
+import pytest
+from live_server import LiveServer
+
+from headrace.clients import client as client_module
+from headrace.clients.errors import ConnectionLost
+from headrace.clients.events import TextDelta
+from headrace.clients.stream import ResponseStream
+
+connect = functools.partial(client_module.connect, open_timeout=120, reconnect_within=120)
+
+
+@pytest.fixture
+def live() -> Iterator[LiveServer]:
+    server = LiveServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gated() -> Iterator[LiveServer]:
+    """Steps land when the test says so: nothing can end before its connection is cut."""
+    server = LiveServer(gated=True)
+    yield server
+    server.stop()
+
+
+def cut(live: LiveServer) -> None:
+    """Every connection breaks, without a close frame."""
+
+    def abort(app: object) -> None:
+        for connection in list(app.listener._port.connections):  # type: ignore[attr-defined]
+            connection.abort()
+
+    live.ask(abort)
+
+
+async def test_answers_go_on_over_a_new_connection_as_if_nothing_had_happened(gated: LiveServer) -> None:
+    rng = random.Random(3)
+    async with connect(gated.url) as client:
+        streams = [await client.respond(f"q {n}", max_output_tokens=200, seed=n) for n in range(8)]
+        readers = [asyncio.create_task(collect(stream)) for stream in streams]
+        for _ in range(10):
+            await asyncio.to_thread(gated.land, rng.randrange(10))
+            await asyncio.to_thread(cut, gated)
+            await asyncio.to_thread(gated.land, rng.randrange(5))
+            before = [stream.resumes for stream in streams]
+            await asyncio.to_thread(
+                gated.until, lambda app: not app.held.stats()["detached_streams"] and app.listener.connections
+            )
+            assert all(now >= then for now, then in zip([s.resumes for s in streams], before, strict=True))
+        gated.open_gate()
+        told = await asyncio.gather(*readers)
+        for number, (stream, (text, numbers)) in enumerate(zip(streams, told, strict=True)):
+            assert numbers == list(range(len(numbers))), "no number is lost or told twice"
+            assert text == stream.answer
+            again = await client.respond(f"q {number}", max_output_tokens=200, seed=number)
+            await again.response()
+            assert again.answer == text, "as if it had not been cut"
+        assert sum(stream.resumes for stream in streams) >= 8
+        stats = gated.ask(lambda app: app.runtime.stats())
+        assert stats["decode_tokens_computed"] == 2 * 8 * 200, "no token was computed twice"
+    await asyncio.to_thread(gated.baseline)
+
+
+async def collect(stream: ResponseStream) -> tuple[str, list[int]]:
+    text, numbers = "", []
+    async for event in stream:
+        numbers.append(event.sequence_number)  # type: ignore[union-attr]
+        if isinstance(event, TextDelta):
+            text += event.delta
+    return text, numbers
+
+
+async def test_a_cancel_that_was_lost_with_the_connection_is_said_again(gated: LiveServer) -> None:
+    async with connect(gated.url) as client:
+        stream = await client.respond("q", max_output_tokens=1000)
+        await asyncio.to_thread(gated.land, 5)
+        await asyncio.to_thread(cut, gated)
+        await stream.cancel()
+        assert stream.status == "cancelled" and stream.resumes == 1
+    await asyncio.to_thread(gated.baseline)
+
+
+async def test_leaving_while_the_connection_is_away_ends_the_answer(gated: LiveServer) -> None:
+    async with connect(gated.url) as client:
+        stream = await client.respond("q", max_output_tokens=1000)
+        assert client._link is not None
+        link = client._link
+        await asyncio.to_thread(cut, gated)
+        while link.lost is None:
+            await asyncio.sleep(0)
+    with pytest.raises(ConnectionLost):
+        await stream.response()
+    gated.ask(lambda app: [app.held.let_go(held) for held in list(app.held._all.values())])
+    await asyncio.to_thread(gated.baseline)
+
+
+async def test_an_answer_that_the_server_gave_up_ends_with_the_reason(gated: LiveServer) -> None:
+    async with connect(gated.url) as client:
+        stream = await client.respond("q", max_output_tokens=1000)
+        gated.ask(lambda app: app.held._all.clear())
+        await asyncio.to_thread(cut, gated)
+        with pytest.raises(ConnectionLost, match="no longer has this answer"):
+            await stream.response()
+        assert stream.status == "lost"
+
+
+async def test_without_resuming_a_broken_connection_ends_its_answers(gated: LiveServer) -> None:
+    async with connect(gated.url, resume=False) as client:
+        stream = await client.respond("q", max_output_tokens=1000)
+        await asyncio.to_thread(cut, gated)
+        with pytest.raises(ConnectionLost):
+            await stream.response()
+    await asyncio.to_thread(gated.baseline)
+
+
+async def test_credit(live: LiveServer) -> None:
+    async with connect(live.url) as client:
+        stream = await client.respond("q", max_output_tokens=800, seed=1, credit=10)
+        text = ""
+        async for event in stream:
+            if isinstance(event, TextDelta):
+                text += event.delta
+                if len(text) == 10:
+                    break
+        while stream.paused is None:
+            await asyncio.sleep(0.001)
+        assert stream.paused == "credit" and not stream._unread
+        other = await client.respond("q", max_output_tokens=800, seed=1)
+        await other.response()
+        stream.grant(790)
+        text += "".join([piece async for piece in stream.text()])
+        assert text == other.answer and stream.paused is None
+    await asyncio.to_thread(live.baseline)
