@@ -45,8 +45,9 @@ from headrace.server.session import Lanes, Latest, WaitingBudget
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
 REPLAY_EVENTS = 256  # of one response told again in one go; then the socket may brake
 EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
-# How a connection goes when its client did not mean it: no close frame, no pong, no reading, taken over.
-ACCIDENTS = frozenset({1006, 1011, 1013, 4001})
+# How a connection goes when its answers are not done with: no close frame, no pong, no reading, taken over, and a
+# client that says so itself (it gave up the connection, not the answers).
+ACCIDENTS = frozenset({1006, 1011, 1013, 4001, 4100})
 _LANE = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
 
 
