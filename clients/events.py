@@ -12,7 +12,7 @@ import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
 from headrace.server.protocol.extension import Error as VerbRefused
-from headrace.server.protocol.extension import Goaway, Paused, Resumed
+from headrace.server.protocol.extension import Goaway, Paused, Resumed, Updated
 from headrace.server.protocol.response_events import (
     Completed,
     Created,
@@ -52,6 +52,7 @@ __all__ = [
     "TextDelta",
     "TextDone",
     "UnknownEvent",
+    "Updated",
     "Usage",
     "VerbRefused",
     "answer_of",
@@ -86,6 +87,7 @@ KnownEvent = (
     | ErrorFrame
     | Paused
     | Resumed
+    | Updated
     | VerbRefused
     | Goaway
 )

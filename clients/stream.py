@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.clients.errors import ClientError, ConnectionLost, SlowReader
+from headrace.clients.errors import ClientError, ConnectionLost, ServerRefused, SlowReader
 from headrace.clients.events import (
     TERMINAL,
     AnyEvent,
@@ -22,6 +22,7 @@ from headrace.clients.events import (
     Response,
     Resumed,
     TextDelta,
+    Updated,
     Usage,
     VerbRefused,
     answer_of,
@@ -66,6 +67,7 @@ class ResponseStream:
         self._post: Callable[[dict[str, Any]], object] = _nowhere
         self._leave: Callable[[], None] = _nothing
         self._token: str | None = None  # what the server wants to see before it tells this answer on
+        self._updates: dict[str, asyncio.Future[int]] = {}  # asked for and not answered, by event_id
         self._last = -1  # the number of the last event
         self._barren = 0  # resumes since then
         self._unread: deque[AnyEvent] = deque()
@@ -141,6 +143,18 @@ class ResponseStream:
         if not self.ended:
             self._post({"type": "x.credit", "stream_id": self.lane, "tokens": tokens})
 
+    async def update(self, **parameters: Any) -> int:
+        """The answer goes on with other sampling parameters (`temperature`, `max_output_tokens`, ...); returns the
+        index of the first output token that they chose. Raises ServerRefused if the server does not take them, or
+        if the answer ended first."""
+        if self.ended:
+            raise ServerRefused("response_not_found", "the answer has ended")
+        reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        name = f"update-{self.response_id}-{len(self._updates)}-{self.resumes}"
+        self._updates[name] = reply
+        self._post({"type": "x.update", "response_id": self.response_id, "event_id": name, **parameters})
+        return await reply
+
     async def __aenter__(self) -> ResponseStream:
         return self
 
@@ -208,6 +222,11 @@ class ResponseStream:
         if isinstance(event, VerbRefused):
             self._refused(event)
             return
+        if isinstance(event, Updated):
+            reply = self._updates.pop(str(event.event_id), None)
+            if reply is not None and not reply.done():
+                reply.set_result(event.effective_at_token)
+            return
         if isinstance(event, Paused):
             self.paused = event.reason
             return
@@ -246,8 +265,18 @@ class ResponseStream:
         self._leave()
         self._leave, self._post = _nothing, _nowhere
         self._ended()
+        for reply in self._updates.values():
+            if not reply.done():
+                reply.set_exception(ServerRefused("response_not_found", "the answer ended first"))
+        self._updates.clear()
 
     def _refused(self, refused: VerbRefused) -> None:
+        reply = self._updates.pop(str(refused.event_id), None)
+        if reply is not None:
+            error = refused.error
+            if not reply.done():
+                reply.set_exception(ServerRefused(error.code, error.message, error.param))
+            return
         if refused.error.code == "response_not_found" and refused.error.param == "response_id":
             what = "the server no longer has this answer"
             self.end("lost", ConnectionLost(f"the connection was lost, and {what}"))

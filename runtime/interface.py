@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Req, SamplingParams
+from headrace.runtime.request import Change, FinishReason, Req, SamplingParams
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.truncation import prepare_within
 
@@ -259,6 +260,34 @@ class Runtime:
         if generation is not None:
             self.loop.hold(generation)
 
+    def change(
+        self,
+        stream: TokenStream,
+        said: Mapping[str, Any],
+        told: Callable[[int | None], None],
+        names: Mapping[str, str],
+    ) -> None:
+        """The answer goes on with the sampling fields of `said` (those of Ask, `max_tokens` among them), from the
+        first token on that no launched step samples. `told(index)` names it; `told(None)`: the answer ended first.
+
+        `names`: fields of Ask → their names on the wire. Raises Refusal if a value is out of range, or if the
+        answer does not run."""
+        ask = Ask(prompt=(0,), param_names=names, **said)
+        self._check_ids(ask)
+        generation = self._generations.get(stream)
+        if generation is None or generation.req.finish is not None:
+            raise Refusal("invalid_value", "this answer does not run", "response_id")
+        req = generation.req
+        before = req.changing or Change(req.params, req.max_len)
+        fields = {name: getattr(ask, name) for name in said if name != "max_tokens"}
+        if "top_k" in fields:
+            fields["top_k"] = max(0, fields["top_k"])
+        max_len = before.max_len
+        if ask.max_tokens is not None:
+            # As far as the context goes: an answer that runs is not refused for a wish that is too large.
+            max_len = min(req.prompt_len + ask.max_tokens, self.max_context)
+        self.loop.change(generation, Change(dataclasses.replace(before.params, **fields), max_len), told)
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
@@ -384,6 +413,14 @@ class Runtime:
             )
         return prompt_len + ask.max_tokens
 
+    def _check_ids(self, ask: Ask) -> None:
+        width = self.prompter.logits_width
+        for name, ids in (("stop_ids", ask.stop_ids), ("logit_bias", [i for i, _ in ask.logit_bias])):
+            for token in ids:
+                if not 0 <= token < width:
+                    wire = ask.wire_name(name)
+                    raise Refusal("invalid_value", f"{wire}: token ids lie in [0, {width})", wire)
+
     def _params(self, ask: Ask) -> SamplingParams:
         """What the client said, else what the model folder says, else neutral."""
         prompter = self.prompter
@@ -392,13 +429,7 @@ class Runtime:
             value = getattr(ask, name)
             return prompter.defaults.get(name, neutral) if value is None else value
 
-        for name, ids in (("stop_ids", ask.stop_ids), ("logit_bias", [i for i, _ in ask.logit_bias])):
-            for token in ids:
-                if not 0 <= token < prompter.logits_width:
-                    wire = ask.wire_name(name)
-                    raise Refusal(
-                        "invalid_value", f"{wire}: token ids lie in [0, {prompter.logits_width})", wire
-                    )
+        self._check_ids(ask)
         seed = secrets.randbits(64) if ask.seed is None else ask.seed & _SEED_MASK
         return SamplingParams(
             temperature=float(said("temperature", 1.0)),

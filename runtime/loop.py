@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Req
+from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
 
@@ -122,6 +122,7 @@ class StepLoop:
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
+        self._changes: list[tuple[Generation, Callable[[int | None], None]]] = []  # asked for, not told yet
         self.holds = 0  # how often a generation left the batch because its reader had fallen behind
         self.progress_at = clock()  # when a step was last launched or landed
         self._landed_at = self.progress_at
@@ -172,6 +173,25 @@ class StepLoop:
             generation.stream.wake = partial(self._wake_reader, generation)
             self.holds += 1
             self.scheduler.pause(generation.req)
+
+    def change(self, generation: Generation, change: Change, told: Callable[[int | None], None]) -> None:
+        """The generation goes on as `change` says. `told(index)`, once, when it has taken effect: from output token
+        `index` on; or `told(None)` if the generation ended before."""
+        self.scheduler.change(generation.req, change)
+        self._changes.append((generation, told))
+        self._schedule()
+
+    def _tell_changes(self) -> None:
+        waiting, self._changes = self._changes, []
+        for generation, told in waiting:
+            req = generation.req
+            if req.changing is not None and req.finish is None:
+                self._changes.append((generation, told))
+            elif req.changing is not None:
+                told(None)
+            else:
+                generation.stream.params = req.params
+                told(req.changed_at - req.prompt_len)
 
     def cancel_all(self) -> None:
         for generation in list(self._live.values()):
@@ -238,6 +258,8 @@ class StepLoop:
         self._launch()
         if events:
             self._tell(events)
+        if self._changes:
+            self._tell_changes()
         self.on_flush()
         if not self._flight:
             # Telling may have ended or paused requests and so made room that the launch above did not see.

@@ -34,7 +34,7 @@ from headrace.runtime.plan import (
 )
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Phase, Req
+from headrace.runtime.request import Change, FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
 
 
@@ -74,6 +74,10 @@ class Scheduler:
         self._decoding: deque[list[Req]] = deque()  # of each plan in flight, the requests of its decode rows
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
+        self._changing: set[int] = set()  # ids of live requests with a change that waits for steps in flight
+        self._regrants: dict[
+            int, Req
+        ] = {}  # running ones whose slot must be written again before their next row
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
@@ -126,6 +130,17 @@ class Scheduler:
             del self.paused[req.id]
             self._wait_first(req)
 
+    def change(self, req: Req, change: Change) -> None:
+        """`req` is as `change` says from the first token on that no launched step samples (`changed_at`).
+
+        Nothing is computed again: its last token is fed once more, as after a pause. A `max_len` that the answer
+        has passed ends it with its next token. A second change before the first took effect replaces it."""
+        assert req.prompt_len < change.max_len <= self.max_tokens
+        if req.finish is None:
+            req.changing = change
+            self._changing.add(req.id)
+            self._settle(req)
+
     def plan(self, budget: int | None = None) -> StepPlan | None:
         """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step.
 
@@ -139,9 +154,20 @@ class Scheduler:
         self._dry = False
         able = self._plannable()
         decoding, decode = self._decode_rows(able, patches)
+        if self._regrants:
+            # Whose parameters changed comes before prompts: its reader has been promised the next step but one.
+            able.sort(key=lambda req: req.id not in self._regrants)
         for req in able:
             # A decode row without a page may have taken those of this one meanwhile.
             if room > 0 and req.phase is Phase.PREFILL and not req.retracting:
+                if req.id in self._regrants:
+                    # The token that is fed again may be the first of a page; its grant says so, no patch is needed.
+                    edge = req.computed_len == len(req.pages) * self.page_size
+                    if edge and not self._next_page(req, []):
+                        continue
+                    del self._regrants[req.id]
+                    grants.append(self._grant(req))
+                    self.counters.regrants += 1
                 row = self._prefill_row(req, room)
                 prefill.append(row)
                 room -= row.count
@@ -189,11 +215,12 @@ class Scheduler:
         tokens = result.tokens
         decoding = self._decoding.popleft()
         finite = NON_FINITE not in tokens
+        quick = finite and not self._changing
         size = self.page_size
         for req, token in zip(decoding, tokens, strict=False):
             landed = req.landed_len + 1
             if (
-                finite
+                quick
                 and landed % size
                 and req.finish is None
                 and not (req.pausing or req.retracting)
@@ -242,11 +269,12 @@ class Scheduler:
     def _plannable(self) -> list[Req]:
         """Who may have a row now, in order of admission."""
         # At max_len the last sample is launched already; only its retirement is missing.
-        return [
+        able = [
             req
             for req in self.running.values()
             if req.finish is None and not req.pausing and not req.retracting and req.total_len < req.max_len
         ]
+        return [req for req in able if req.changing is None] if self._changing else able
 
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
         """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
@@ -443,9 +471,14 @@ class Scheduler:
         req.phase = Phase.PREFILL
         req.slot = self.slots.take()
         self.counters.admissions += 1
-        history = tuple(req.tokens) if req.params.needs_history else ()
-        grants.append(SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history))
+        grants.append(self._grant(req))
         return True
+
+    def _grant(self, req: Req) -> SlotGrant:
+        """What the device must know of `req` in its slot. Nothing of it is in flight: all its tokens are known."""
+        assert req.slot is not None
+        history = tuple(req.tokens) if req.params.needs_history else ()
+        return SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history)
 
     def _find_prefix(self, req: Req) -> int:
         """Lease what the cache holds of a request that has no pages of its own; the number of pages found."""
@@ -536,6 +569,8 @@ class Scheduler:
         if req.finish is not None:
             self._release(req)
             return
+        if req.changing is not None:
+            self._apply(req, req.changing)
         if req.retracting:
             req.retracting = False
             self._give_back(req)
@@ -549,9 +584,21 @@ class Scheduler:
             self.paused[req.id] = req
             req.phase = Phase.PAUSED
 
+    def _apply(self, req: Req, change: Change) -> None:
+        """Nothing of `req` is in flight, so what the host knows of it is all there is."""
+        req.changing = None
+        self._changing.discard(req.id)
+        req.params = change.params
+        req.changed_at = len(req.tokens)
+        req.max_len = max(change.max_len, len(req.tokens) + 1)
+        if req.slot is not None:
+            req.phase = Phase.PREFILL
+            self._regrants[req.id] = req
+
     def _release(self, req: Req) -> None:
         """The one place where a request ends and everything it holds goes back."""
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
+        self._changing.discard(req.id)
         self._give_back(req)
         self._leave_batch(req)
         self.waiting.pop(req.id, None)
@@ -576,6 +623,7 @@ class Scheduler:
     def _leave_batch(self, req: Req) -> None:
         if req.slot is not None:
             self.slots.give_back(req.slot)
+            self._regrants.pop(req.id, None)
             req.slot = None
             del self.running[req.id]
             self._chosen, self._columns = [], ([], array("i"))

@@ -15,10 +15,12 @@ from msgspec import UNSET, Raw
 from headrace.server.protocol import extension as x
 from headrace.server.protocol.codec import decode, string
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.fields import bias_pairs
 
 if TYPE_CHECKING:
     from headrace.server.faces.responses_ws import ResponsesSocket
 
+_ASK_NAMES = {"max_output_tokens": "max_tokens"}  # where a field of Ask has another name
 Verb = Callable[["ResponsesSocket", str | bytes, dict[str, Raw]], None]
 
 # Every event ends with its lane, if it has one, and a lane's name needs no escapes.
@@ -57,7 +59,37 @@ def resume(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]
     socket.take_over(held, verb.stream_id if "stream_id" in fields else held.job.lane, start)
 
 
-VERBS: dict[str | None, Verb] = {"x.credit": credit, "x.resume": resume}
+def update(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
+    """`x.update`: an answer that runs here goes on with other parameters."""
+    verb = decode(message, x.Update, fields=fields).value
+    job = socket.find(verb.response_id)
+    if job is None:
+        raise WireError("response_not_found", "no such answer runs on this connection", "response_id")
+    said = {
+        _ASK_NAMES.get(name, name): getattr(verb, name)
+        for name in verb.__struct_fields__
+        if name not in ("response_id", "event_id") and getattr(verb, name) is not None
+    }
+    if not said:
+        raise WireError("missing_required_parameter", "x.update names nothing to change")
+    if "logit_bias" in said:
+        said["logit_bias"] = bias_pairs(said["logit_bias"])
+    run = job.response.run
+
+    def told(index: int | None) -> None:
+        if index is None:
+            late = WireError(
+                "response_not_found", "the answer ended before the change took effect", "response_id"
+            )
+            socket.say(verb_error(late, fields))
+        else:
+            event_id = UNSET if verb.event_id is None else verb.event_id
+            socket.say(x.Updated(run.id, index, event_id, run.lane))
+
+    socket.runtime.change(run.stream, said, told, {ask: wire for wire, ask in _ASK_NAMES.items()})
+
+
+VERBS: dict[str | None, Verb] = {"x.credit": credit, "x.resume": resume, "x.update": update}
 
 
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:

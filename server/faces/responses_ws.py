@@ -556,6 +556,10 @@ class ResponsesSocket:
         found = self._lanes.running(lane)
         return found if isinstance(found, Job) else None
 
+    def find(self, response_id: str) -> Job | None:
+        """The job of this response, if it is told here."""
+        return next((job for job in self._jobs.values() if job.response.run.id == response_id), None)
+
     def take_over(self, held: Held, lane: str | None, start: int) -> None:
         """This connection reads a held response from event `start`, in `lane`. Raises WireError if the lane is not
         to be had."""

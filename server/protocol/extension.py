@@ -32,7 +32,11 @@ OnDisconnect = Literal["cancel", "pause", "continue"]
 # -- what a client says ----------------------------------------------------------------------------------------
 
 
-class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="x.credit"):
+class Verb(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A verb is ours alone: a field that it does not know is a mistake, and is never passed over."""
+
+
+class GrantCredit(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.credit"):
     """More credit for the answer that runs in a lane; it must have been asked for with `x_credit`."""
 
     tokens: Annotated[Annotated[int, Meta(ge=1, le=(1 << 31) - 1)], honoured("added to what is left")]
@@ -40,7 +44,7 @@ class GrantCredit(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
 
 
-class Resume(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="x.resume"):
+class Resume(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.resume"):
     """Tell an answer on, on this connection, from behind event `starting_after`."""
 
     response_id: Annotated[f.ShortText, honoured()]
@@ -48,6 +52,24 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="x
     resume_token: Annotated[f.ShortText, honoured("x_resume_token of its response.created")]
     stream_id: Annotated[f.ShortText | None, honoured("its lane here; without one, the lane it had")] = None
     event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
+class Update(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.update"):
+    """Other parameters for an answer that runs; what is not named stays as it is."""
+
+    response_id: Annotated[f.ShortText, honoured()]
+    temperature: Annotated[f.Temperature | None, honoured()] = None
+    top_p: Annotated[f.TopP | None, honoured()] = None
+    top_k: Annotated[f.TopK | None, honoured("0 and -1 are off")] = None
+    min_p: Annotated[f.MinP | None, honoured()] = None
+    frequency_penalty: Annotated[f.Penalty | None, honoured()] = None
+    presence_penalty: Annotated[f.Penalty | None, honoured()] = None
+    repetition_penalty: Annotated[f.RepetitionPenalty | None, honoured("1 is off")] = None
+    logit_bias: Annotated[f.LogitBias | None, honoured("replaces what was asked for before")] = None
+    max_output_tokens: Annotated[
+        f.Count | None, honoured("counted from the beginning; if it is passed already, one token more comes")
+    ] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed in the reply")] = None
 
 
 # -- what it is told -------------------------------------------------------------------------------------------
@@ -72,6 +94,15 @@ class Resumed(msgspec.Struct, frozen=True, tag_field="type", tag="x.resumed"):
     sent_tokens: int
     next_sequence: int | UnsetType = UNSET
     status: str | UnsetType = UNSET
+    stream_id: Lane = UNSET
+
+
+class Updated(msgspec.Struct, frozen=True, tag_field="type", tag="x.updated"):
+    """An `x.update` has taken effect: from this output token on (the first one is 0)."""
+
+    response_id: str
+    effective_at_token: int
+    event_id: str | UnsetType = UNSET
     stream_id: Lane = UNSET
 
 

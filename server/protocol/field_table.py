@@ -10,6 +10,7 @@ import sys
 import msgspec
 import msgspec.inspect as shapes
 
+from headrace.server.protocol import extension
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.fields import extra_of
 from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
@@ -19,6 +20,9 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /v1/responses", ResponseRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
+    ("x.credit on the /v1/responses socket", extension.GrantCredit),
+    ("x.resume on the /v1/responses socket", extension.Resume),
+    ("x.update on the /v1/responses socket", extension.Update),
 )
 
 HEAD = """# Request fields

@@ -11,7 +11,7 @@ import pytest
 from live_server import LiveServer
 
 from headrace.clients import client as client_module
-from headrace.clients.errors import ConnectionLost
+from headrace.clients.errors import ConnectionLost, ServerRefused
 from headrace.clients.events import TextDelta
 from headrace.clients.stream import ResponseStream
 
@@ -141,3 +141,21 @@ async def test_credit(live: LiveServer) -> None:
         text += "".join([piece async for piece in stream.text()])
         assert text == other.answer and stream.paused is None
     await asyncio.to_thread(live.baseline)
+
+
+async def test_parameters_change_while_the_answer_runs(gated: LiveServer) -> None:
+    async with connect(gated.url) as client:
+        stream = await client.respond("q", max_output_tokens=500, seed=1)
+        asking = asyncio.create_task(stream.update(max_output_tokens=30, temperature=0.5))
+        await asyncio.to_thread(gated.until, lambda app: app.loop._changes or not app.loop.live)
+        gated.open_gate()
+        at = await asking
+        final = await stream.response()
+        assert 0 <= at < 30 and final.usage is not None and final.usage.output_tokens == 30
+        with pytest.raises(ServerRefused, match="has ended"):
+            await stream.update(temperature=0.1)
+        other = await client.respond("q", max_output_tokens=5)
+        with pytest.raises(ServerRefused) as caught:
+            await other.update(temperature=9)
+        assert caught.value.param == "temperature" or caught.value.code == "response_not_found"
+    await asyncio.to_thread(gated.baseline)
