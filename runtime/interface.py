@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from headrace.runtime.fork import ForkPlace, cut_answer
 from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import Change, FinishReason, Req, SamplingParams
+from headrace.runtime.request import Change, FinishReason, ForkPoint, Phase, Req, SamplingParams
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.truncation import prepare_within
 
@@ -21,6 +22,7 @@ __all__ = [
     "Ask",
     "Entry",
     "FinishReason",
+    "ForkPlace",
     "Message",
     "ModelCard",
     "Prompt",
@@ -285,8 +287,42 @@ class Runtime:
         max_len = before.max_len
         if ask.max_tokens is not None:
             # As far as the context goes: an answer that runs is not refused for a wish that is too large.
-            max_len = min(req.prompt_len + ask.max_tokens, self.max_context)
+            max_len = min(stream.prompt_tokens + ask.max_tokens, self.max_context)
+            max_len = max(max_len, req.prompt_len + 1)  # a fork's own prompt reaches into its answer
         self.loop.change(generation, Change(dataclasses.replace(before.params, **fields), max_len), told)
+
+    def fork(
+        self, parent: TokenStream, at: ForkPlace, ask: Ask, listener: Callable[[TokenStream], None]
+    ) -> tuple[TokenStream, int]:
+        """A stream whose answer begins as that of `parent` does, up to `at`, and goes on by itself under the
+        sampling fields of `ask` (its `max_tokens` counts the whole answer); and how many tokens of `parent` it
+        keeps. They are told as if they had been generated for it.
+
+        The parent may run or have ended; while it runs, its pages are shared and nothing is computed again. Raises
+        Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        source = parent.req
+        if source is None:
+            raise Refusal("fork_point_invalid", "this answer has not begun")
+        prompt_len = parent.prompt_tokens
+        said = source.tokens[prompt_len : prompt_len + parent.said]
+        kept, cutter, text = cut_answer(said, at, ask, self.prompter)
+        ids = source.tokens[: prompt_len + len(said[: kept.shared])] + kept.forced
+        count = len(ids)
+        max_len = self._max_len(ask, prompt_len)
+        if max_len <= count:
+            raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
+        self._next_id += 1
+        shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
+        req = Req(self._next_id, source.salt, ids, count, max_len, self._params(ask), shares)
+        stream = TokenStream(listener, opened=self.loop.clock())
+        stream.params = req.params
+        stream.prompt_tokens = prompt_len
+        for token, piece in zip(ids[prompt_len:], text, strict=True):
+            stream.push(Entry(token, piece))
+        self._begin(Generation(req, stream, cutter))
+        return stream, kept.shared
 
     def drain(self) -> None:
         """No new asks; what runs goes on."""
@@ -377,7 +413,11 @@ class Runtime:
         req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
         stream.params = params
         stream.prompt_tokens = count
-        generation = Generation(req, stream, self.prompter.cutter(ask))
+        self._begin(Generation(req, stream, self.prompter.cutter(ask)))
+
+    def _begin(self, generation: Generation) -> None:
+        stream = generation.stream
+        stream.req = generation.req
         self._generations[stream] = generation
         try:
             self.loop.join(generation)

@@ -191,7 +191,7 @@ class StepLoop:
                 told(None)
             else:
                 generation.stream.params = req.params
-                told(req.changed_at - req.prompt_len)
+                told(req.changed_at - generation.stream.prompt_tokens)
 
     def cancel_all(self) -> None:
         for generation in list(self._live.values()):
@@ -293,7 +293,7 @@ class StepLoop:
         stream = generation.stream
         if stream.times.admitted is None:
             stream.times.admitted = now
-            stream.cached_tokens = generation.req.cached_len
+            stream.cached_tokens = min(generation.req.cached_len, stream.prompt_tokens)
 
     def _tell(self, events: list[Retired]) -> None:
         """Hand tokens to their readers, as text. What is told in one turn is told at one time."""

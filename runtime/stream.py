@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, SamplingParams
+from headrace.runtime.request import FinishReason, Req, SamplingParams
 
 
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
@@ -67,6 +67,7 @@ class TokenStream:
         "matched_stop",
         "params",
         "prompt_tokens",
+        "req",
         "ring",
         "sent",
         "tail",
@@ -93,6 +94,9 @@ class TokenStream:
         self.error: Refusal | None = None
         self.matched_stop: str | int | None = None  # which stop string or stop id ended it
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
+        self.req: Req | None = (
+            None  # whose tokens these are, once the prompt is prepared; outlives the request
+        )
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.times = StreamTimes(opened)
@@ -129,6 +133,11 @@ class TokenStream:
     def full(self) -> bool:
         """The reader is a whole window behind: the request should leave the batch."""
         return self.head - self.sent >= self.window
+
+    @property
+    def said(self) -> int:
+        """Tokens that are part of the answer: the one that stopped it is not."""
+        return self.head - (self.finish is FinishReason.STOP and isinstance(self.matched_stop, int))
 
     @property
     def held(self) -> bool:

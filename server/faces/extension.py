@@ -10,12 +10,15 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, structs
 
+from headrace.runtime.interface import ForkPlace
+from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import extension as x
 from headrace.server.protocol.codec import decode, string
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.fields import bias_pairs
+from headrace.server.protocol.responses import ResponseCreate
 
 if TYPE_CHECKING:
     from headrace.server.faces.responses_ws import ResponsesSocket
@@ -43,7 +46,7 @@ def credit(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]
 def resume(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
     """`x.resume`: a held response is told on, on this connection."""
     verb = decode(message, x.Resume, fields=fields).value
-    held = socket.held.find(socket.tenant, verb.response_id, verb.resume_token)
+    held = socket.held.unlock(socket.tenant, verb.response_id, verb.resume_token)
     if held is None:
         # One answer for unknown, expired, another tenant's and a wrong key: who guesses learns nothing.
         raise WireError(
@@ -89,7 +92,38 @@ def update(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]
     socket.runtime.change(run.stream, said, told, {ask: wire for wire, ask in _ASK_NAMES.items()})
 
 
-VERBS: dict[str | None, Verb] = {"x.credit": credit, "x.resume": resume, "x.update": update}
+def fork(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
+    """`x.fork`: an answer that begins as another one does, and goes on in a lane of its own."""
+    verb = decode(message, x.Fork, fields=fields).value
+    if (verb.at_token is None) == (verb.at_char is None):
+        raise WireError("invalid_value", "give at_token or at_char, and only one of them", "at_token")
+    job = socket.find(verb.response_id)
+    held = socket.held.find(socket.tenant, verb.response_id)
+    if job is not None:
+        parent, turn = job.response, job.response.parent
+    elif held is not None:
+        parent, turn = held.job.response, held.parent
+    else:
+        raise WireError("response_not_found", "no such answer runs here or is held", "response_id")
+    if isinstance(parent.run, WarmUpRun):
+        raise WireError("fork_point_invalid", "a warm-up has no answer to fork", "response_id")
+    given = {
+        name: getattr(verb, name)
+        for name in verb.__struct_fields__
+        if name in ResponseCreate.__struct_fields__
+        and name not in _OF_FORKS
+        and getattr(verb, name) is not None
+    }
+    request = structs.replace(parent.run.request, **given)
+    place = ForkPlace(verb.at_token, verb.at_char, verb.force_text or "")
+    socket.fork(parent, turn, place, request, verb.stream_id)
+    if verb.drop_parent and parent.run.stream.finish is None:
+        socket.runtime.cancel(parent.run.stream)
+
+
+_OF_FORKS = ("stream_id", "event_id")  # fields that say something else in a `response.create`
+
+VERBS: dict[str | None, Verb] = {"x.credit": credit, "x.resume": resume, "x.update": update, "x.fork": fork}
 
 
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:

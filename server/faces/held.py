@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.interface import FinishReason, Tenant, TokenStream
+from headrace.server.conversation import Turn
 from headrace.server.faces.settings import Timer
 from headrace.server.faces.tape import Tape
 
@@ -44,6 +45,7 @@ class Held:
 
     job: Job
     tape: Tape
+    parent: Turn | None  # where it continues from, for its forks; a hold of its own
     window: int  # of the stream, while somebody reads it
     pauses: bool  # it leaves the batch as soon as its connection goes
     desk: Desk | None
@@ -97,16 +99,24 @@ class HeldResponses:
         response = job.response
         if response.tape is None:
             response.tape = Tape()
-        held = Held(job, response.tape, response.run.stream.window, pauses, desk)
+        parent = response.parent
+        if parent is not None:
+            response.store.hold(parent)
+        held = Held(job, response.tape, parent, response.run.stream.window, pauses, desk)
         self._all[held.id] = held
         return held
 
-    def find(self, tenant: Tenant, response_id: str, key: str) -> Held | None:
-        """The held response of this tenant, if `key` is its key."""
+    def find(self, tenant: Tenant, response_id: str) -> Held | None:
+        """The held response of this tenant."""
         held = self._all.get(response_id)
-        if held is None or held.job.response.tenant.id != tenant.id:
+        return None if held is None or held.job.response.tenant.id != tenant.id else held
+
+    def unlock(self, tenant: Tenant, response_id: str, key: str) -> Held | None:
+        """The held response of this tenant, if `key` is its key."""
+        held = self.find(tenant, response_id)
+        if held is None or not hmac.compare_digest(held.key.encode(), key.encode()):
             return None
-        return held if hmac.compare_digest(held.key.encode(), key.encode()) else None
+        return held
 
     def ended(self, held: Held) -> None:
         """Its connection was told its end; it can be read again for a while."""
@@ -148,6 +158,8 @@ class HeldResponses:
                 response.release()
             else:
                 response.abandon()
+        if held.parent is not None:
+            held.job.response.store.release(held.parent)
         held.job.held = None  # no cycle is left for the collector
 
     def stats(self) -> dict[str, float]:

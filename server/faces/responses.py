@@ -6,7 +6,7 @@ the prompt is ready (`times.joined`), so a request that cannot run is still refu
 
 from __future__ import annotations
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream
 from headrace.server.faces.settings import new_id
@@ -54,6 +54,7 @@ class ResponseRun:
         self.lane = lane
         self.created = int(created)
         self.model = model
+        self.forked_from: ev.ForkedFrom | UnsetType = UNSET
         self.announced = (
             False  # its id was told before it began: then even a refusal is an end of this response
         )
@@ -265,6 +266,7 @@ class ResponseRun:
             store=request.store is not False,
             usage=None if status in ("queued", "in_progress") else self.usage,
             service_tier=UNSET if request.service_tier is None else "default",
+            x_forked_from=self.forked_from,
         )
 
 

@@ -13,14 +13,14 @@ from functools import partial
 
 from msgspec import UNSET, Raw, Struct
 
-from headrace.runtime.interface import Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
 from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.extension import VERBS, relaned, verb_error, with_key
 from headrace.server.faces.held import Held, HeldResponses
-from headrace.server.faces.opening import open_response
+from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
@@ -370,16 +370,22 @@ class ResponsesSocket:
         self._lanes.start(lane, job)
         stream = response.run.stream
         self._jobs[stream] = job
-        if isinstance(request, ResponseCreate):
-            stream.limit = request.x_credit
-            if isinstance(request.x_on_slow, x.Buffer):
-                stream.window = request.x_on_slow.buffer
-            leaves = request.x_on_disconnect or ("continue" if self._extended else "cancel")
-            if leaves != "cancel":
-                job.held = self.held.hold(job, self, pauses=leaves == "pause")
+        self._equip(job, request)
         if cancelled:
             self._runtime.cancel(stream)
         self.mark(stream)  # the stream may have spoken, or ended, before it was known here
+
+    def _equip(self, job: Job, request: ResponseRequest) -> None:
+        """What the client asked for beside the answer: credit, a window, a way back."""
+        if not isinstance(request, ResponseCreate):
+            return
+        stream = job.response.run.stream
+        stream.limit = request.x_credit
+        if isinstance(request.x_on_slow, x.Buffer):
+            stream.window = request.x_on_slow.buffer
+        leaves = request.x_on_disconnect or ("continue" if self._extended else "cancel")
+        if leaves != "cancel":
+            job.held = self.held.hold(job, self, pauses=leaves == "pause")
 
     def _fail(
         self,
@@ -556,6 +562,48 @@ class ResponsesSocket:
         found = self._lanes.running(lane)
         return found if isinstance(found, Job) else None
 
+    def fork(
+        self,
+        parent: RunningResponse,
+        turn: Turn | None,
+        place: ForkPlace,
+        request: ResponseRequest,
+        lane: str,
+    ) -> None:
+        """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal if it
+        cannot; then nothing has changed."""
+        if not _LANE.match(lane):
+            raise _bad_lane()
+        if self._draining or self._expired:
+            raise _stopping()
+        self._free_lane(lane)
+        if self._lanes.in_flight >= self._settings.lanes.in_flight:
+            raise WireError(
+                "websocket_stream_limit_reached",
+                f"{self._lanes.in_flight} answers run on this connection.",
+                "stream_id",
+                retry_after=1.0,
+            )
+        response = fork_response(
+            self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
+        )
+        job = Job(lane, response, False, True, [])
+        self._lanes.start(lane, job)
+        self._jobs[response.run.stream] = job
+        self._equip(job, request)
+        self.mark(response.run.stream)
+
+    def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
+        """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
+        if not self._lanes.name(lane):
+            raise WireError(
+                "websocket_stream_limit_reached",
+                f"A connection has at most {self._settings.lanes.named} named streams.",
+                "stream_id",
+            )
+        if self._lanes.running(lane) not in (None, own):
+            raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
+
     def find(self, response_id: str) -> Job | None:
         """The job of this response, if it is told here."""
         return next((job for job in self._jobs.values() if job.response.run.id == response_id), None)
@@ -565,14 +613,7 @@ class ResponsesSocket:
         to be had."""
         job = held.job
         run = job.response.run
-        if not self._lanes.name(lane):
-            raise WireError(
-                "websocket_stream_limit_reached",
-                f"A connection has at most {self._settings.lanes.named} named streams.",
-                "stream_id",
-            )
-        if self._lanes.running(lane) not in (None, job):
-            raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
+        self._free_lane(lane, job)
         if held.desk is self:
             self.give_up(held)
         self.held.attach(held, self, self.mark, start)
@@ -675,9 +716,13 @@ def _lane(fields: dict[str, Raw]) -> ev.Lane:
         return UNSET
     name = string(raw)
     if name is None or not _LANE.match(name):
-        raise WireError(
-            "invalid_stream_id",
-            "stream_id must have 1 to 256 characters of A-Z, a-z, 0-9, '_', '.' and '-'.",
-            "stream_id",
-        )
+        raise _bad_lane()
     return name
+
+
+def _bad_lane() -> WireError:
+    return WireError(
+        "invalid_stream_id",
+        "stream_id must have 1 to 256 characters of A-Z, a-z, 0-9, '_', '.' and '-'.",
+        "stream_id",
+    )

@@ -78,6 +78,11 @@ class RunningResponse:
         self._untaken.append(raw.decode())
         self._tell_followers()
 
+    @property
+    def store(self) -> Conversations:
+        """Where it is kept at its end, and who counts its turns."""
+        return self._running.store
+
     def pause(self) -> None:
         """The request leaves the batch until its reader is back (`TokenStream.attach`)."""
         self._running.runtime.hold(self.run.stream)

@@ -23,6 +23,8 @@ STATUS = {
     "model_not_found": 404,
     "response_not_found": 404,
     "credit_not_enabled": 400,
+    "fork_point_invalid": 400,
+    "fork_not_supported": 400,
     "lane_busy": 400,
     "rate_limit_exceeded": 429,
     "server_error": 500,

@@ -72,6 +72,41 @@ class Update(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.update"):
     event_id: Annotated[f.ShortText | None, honoured("echoed in the reply")] = None
 
 
+class Fork(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.fork"):
+    """Another answer that begins as an earlier one does, in a lane of its own. Fields that are not given are those
+    of the request for the earlier one."""
+
+    response_id: Annotated[f.ShortText, honoured("the earlier one: running on this connection, or held")]
+    stream_id: Annotated[f.ShortText, honoured("the new answer's lane; it must be free")]
+    at_token: Annotated[
+        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("so many of its output tokens are kept")
+    ] = None
+    at_char: Annotated[
+        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("or so many characters of its text")
+    ] = None
+    force_text: Annotated[str | None, honoured("comes next, as if the model had written it")] = None
+    drop_parent: Annotated[bool | None, honoured("true cancels the earlier one: a rewind")] = None
+    max_output_tokens: Annotated[f.Count | None, honoured("of the whole answer, what is kept included")] = (
+        None
+    )
+    temperature: Annotated[f.Temperature | None, honoured()] = None
+    top_p: Annotated[f.TopP | None, honoured()] = None
+    top_k: Annotated[f.TopK | None, honoured("0 and -1 are off")] = None
+    min_p: Annotated[f.MinP | None, honoured()] = None
+    frequency_penalty: Annotated[f.Penalty | None, honoured()] = None
+    presence_penalty: Annotated[f.Penalty | None, honoured()] = None
+    repetition_penalty: Annotated[f.RepetitionPenalty | None, honoured("1 is off")] = None
+    logit_bias: Annotated[f.LogitBias | None, honoured()] = None
+    seed: Annotated[f.Seed | None, honoured("the same seed and parameters go on as the earlier one did")] = (
+        None
+    )
+    stop: Annotated[f.Stop | None, honoured()] = None
+    metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
+    store: Annotated[bool | None, honoured()] = None
+    x_credit: Annotated[Credit | None, honoured("as on response.create")] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
 # -- what it is told -------------------------------------------------------------------------------------------
 
 Lane = str | UnsetType

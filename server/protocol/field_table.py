@@ -23,6 +23,7 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("x.credit on the /v1/responses socket", extension.GrantCredit),
     ("x.resume on the /v1/responses socket", extension.Resume),
     ("x.update on the /v1/responses socket", extension.Update),
+    ("x.fork on the /v1/responses socket", extension.Fork),
 )
 
 HEAD = """# Request fields
