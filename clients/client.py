@@ -162,6 +162,36 @@ class Client:
             "x_credit": credit,
             **(extra or {}),
         }
+        return await self._ask(request, previous.lane if isinstance(previous, ResponseStream) else None)
+
+    async def fork(
+        self,
+        parent: ResponseStream,
+        *,
+        at_token: int | None = None,
+        at_char: int | None = None,
+        text: str | None = None,
+        drop_parent: bool = False,
+        **parameters: Any,
+    ) -> ResponseStream:
+        """An answer that begins as `parent` does, up to so many output tokens or characters, then with `text`, and
+        goes on by itself under the parent's request, changed by `parameters` (`seed`, `temperature`, ...). What is
+        kept is told first, and not computed again. `drop_parent` cancels the parent: a rewind.
+
+        The parent may still run, or have ended not long ago. Raises ServerRefused if it cannot be forked there."""
+        request = {
+            "type": "x.fork",
+            "response_id": parent.response_id,
+            "at_token": at_token,
+            "at_char": at_char,
+            "force_text": text,
+            "drop_parent": drop_parent or None,
+            **parameters,
+        }
+        return await self._ask(request, None)
+
+    async def _ask(self, request: dict[str, Any], lane: str | None) -> ResponseStream:
+        """Say `request` in a free lane (in `lane`, if that one is), and wait until the server took it."""
         request = {name: value for name, value in request.items() if value is not None}
         await self._seats.acquire()
         try:
@@ -170,9 +200,7 @@ class Client:
             self._seats.release()
             raise
         # From here on the seat belongs to the stream, which gives it back when it ends, however it ends.
-        stream = link.open(
-            self._seats.release, previous.lane if isinstance(previous, ResponseStream) else None
-        )
+        stream = link.open(self._seats.release, lane)
         try:
             await asyncio.shield(link.post({**request, "stream_id": stream.lane}))
             await stream.created()

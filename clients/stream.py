@@ -277,7 +277,10 @@ class ResponseStream:
             if not reply.done():
                 reply.set_exception(ServerRefused(error.code, error.message, error.param))
             return
-        if refused.error.code == "response_not_found" and refused.error.param == "response_id":
+        if self.response_id is None:  # it was asked for by a verb, a fork
+            error = refused.error
+            self.end("failed", ServerRefused(error.code, error.message, error.param))
+        elif refused.error.code == "response_not_found" and refused.error.param == "response_id":
             what = "the server no longer has this answer"
             self.end("lost", ConnectionLost(f"the connection was lost, and {what}"))
         else:

@@ -159,3 +159,25 @@ async def test_parameters_change_while_the_answer_runs(gated: LiveServer) -> Non
             await other.update(temperature=9)
         assert caught.value.param == "temperature" or caught.value.code == "response_not_found"
     await asyncio.to_thread(gated.baseline)
+
+
+async def test_a_fork_begins_as_its_parent_and_goes_its_own_way(live: LiveServer) -> None:
+    async with connect(live.url) as client:
+        parent = await client.respond("q", max_output_tokens=60, seed=1)
+        await parent.response()
+        for place, kept in (({"at_token": 20}, 20), ({"at_char": 33, "text": "Well, "}, 33)):
+            child = await client.fork(parent, **place, seed=5)  # type: ignore[arg-type]
+            await child.response()
+            assert child.answer[:kept] == parent.answer[:kept]
+            assert child.answer[kept:] != parent.answer[kept:] and len(child.answer) == 60
+            assert child.answer[kept:].startswith(str(place.get("text", "")))
+        with pytest.raises(ServerRefused) as caught:
+            await client.fork(parent, at_token=61)
+        assert caught.value.code == "fork_point_invalid"
+        running = await client.respond("long", max_output_tokens=2000)
+        await anext(running)
+        rewound = await client.fork(running, at_token=0, drop_parent=True, max_output_tokens=10)
+        await rewound.response()
+        await running.response()
+        assert running.status in ("cancelled", "incomplete")
+    await asyncio.to_thread(live.baseline)
