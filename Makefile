@@ -17,6 +17,8 @@ PIP_ARGS ?=
 PYTEST ?=
 # required: a machine without Chromium fails the test run instead of leaving the browser tests out
 BROWSER ?= optional
+# required: the same for Node and the packages of its clients
+NODE ?= optional
 # The newest interpreter on the path that will do; looked for once, and only when one is needed.
 FOUND = $(eval FOUND := $$(shell for name in python3.13 python3.12 python3.11 python3 python; do \
 	"$$$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$$$name"; break; }; \
@@ -41,9 +43,14 @@ test: .venv/test.stamp check
 	@if sh .ci/chromium; then :; \
 	elif [ "$(BROWSER)" = required ]; then echo "make test: Chromium is required here" >&2; exit 1; \
 	else export HEADRACE_NO_BROWSER=1; fi; \
+	if sh .ci/node; then :; \
+	elif [ "$(NODE)" = required ]; then echo "make test: Node is required here" >&2; exit 1; \
+	else export HEADRACE_NO_NODE=1; fi; \
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q; status=$$?; \
 	if [ -n "$$HEADRACE_NO_BROWSER" ]; then \
 		echo "NOT RUN: the browser tests (tests/web). They need Debian's chromium and chromium-driver." >&2; fi; \
+	if [ -n "$$HEADRACE_NO_NODE" ]; then \
+		echo "NOT RUN: the tests of Node clients (tests/node). They need node 20 or newer, npm and its registry." >&2; fi; \
 	exit $$status
 else
 test: .venv/test.stamp
@@ -75,7 +82,8 @@ check: .venv/test.stamp
 .venv/test.stamp: pyproject.toml .venv/home
 	@echo "installing headrace with what its tests need (the first time takes a few minutes)"
 	@$(PIP) --editable '.[test]'
+	@sh .ci/agents $(BIN)/python $(shell [ -t 2 ] || echo -qq) $(PIP_ARGS)
 	@touch $@ .venv/serve.stamp
 
 clean:
-	rm -rf .venv .nsroot build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .nsroot build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/node/node_modules

@@ -155,6 +155,7 @@ class VocabularyPrompter:
         self.eos_ids = frozenset({SHAPE["eos_token_id"]})
         self.embedding_rows = self.logits_width = SHAPE["vocab_size"]
         self.defaults: Mapping[str, Any] = {}
+        self.abilities: frozenset[str] = frozenset()
 
     def prepare(self, ask: Ask) -> Prompt:
         text = ask.messages[-1].content if ask.messages is not None else str(ask.prompt)
@@ -163,8 +164,18 @@ class VocabularyPrompter:
     def cutter(self, ask: Ask) -> Cutter:
         return Cutter(self.vocabulary.text, ask.stop, quiet=ask.min_tokens)
 
+    def splitter(self, ask: Ask, prompt: Prompt) -> None:
+        return None
+
     def tokenize(self, text: str) -> list[int]:
         return list(range(len(text)))
 
-    def detokenize(self, ids: list[int]) -> str:
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
         return self.vocabulary.text.decode(ids)
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        raw = self.vocabulary.text.raw[token]
+        return raw.decode(errors="replace"), raw
+
+    def about(self) -> Mapping[str, Any]:
+        return {}

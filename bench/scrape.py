@@ -20,6 +20,8 @@ STAGES = {
     "prefill": ("request_prefill_time_seconds",),
     "first token": ("time_to_first_token_seconds",),
     "step": ("headrace_step_seconds",),
+    "launch gap": ("headrace_launch_gap_seconds",),
+    "look lag": ("headrace_look_lag_seconds",),
     "token to token": ("inter_token_latency_seconds", "time_per_output_token_seconds"),
     "request": ("headrace_request_seconds", "e2e_request_latency_seconds"),
 }

@@ -1,6 +1,6 @@
 """The ways to ask for a token stream: path, request body and how its events are read, by transport.
 
-`sse-completions` is spoken by other servers; headrace answers it with 404 today, which a run reports as it is.
+`sse-completions` is the only one whose prompts can be token ids.
 """
 
 from __future__ import annotations

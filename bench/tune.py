@@ -159,15 +159,16 @@ class Bench:
 
     def call(self, tiling: Tiling, pdl: bool) -> Callable[[int], None]:
         op, x, norm, out = self.product.op, self.x, self.norm_weight, self.out
+        early: dict[str, Any] = {"pdl": pdl, "lets": pdl}
 
         def run(index: int) -> None:
             weight = self.weights[index]
             if op == "gate_up":
-                gate_up(x, norm, EPS, weight, None, out, tiling=tiling, pdl=pdl)
+                gate_up(x, norm, EPS, weight, None, out, tiling=tiling, **early)
             elif op == "norm_linear":
-                norm_linear(x, norm, EPS, weight, None, out, scratch=self.scratch, tiling=tiling, pdl=pdl)
+                norm_linear(x, norm, EPS, weight, None, out, scratch=self.scratch, tiling=tiling, **early)
             else:
-                linear_add(x, weight, None, self.residual, out, scratch=self.scratch, tiling=tiling, pdl=pdl)
+                linear_add(x, weight, None, self.residual, out, scratch=self.scratch, tiling=tiling, **early)
 
         return run
 

@@ -23,6 +23,7 @@ from headrace.server.protocol.response_events import (
     InProgress,
     ItemAdded,
     ItemDone,
+    MessageItem,
     PartAdded,
     PartDone,
     Response,
@@ -132,7 +133,8 @@ def lane_of(event: AnyEvent) -> str | None:
 
 def answer_of(response: Response) -> str:
     """The text of all messages in a response."""
-    return "".join(part.text for item in response.output for part in item.content)
+    items = (item for item in response.output if isinstance(item, MessageItem))
+    return "".join(part.text for item in items for part in item.content)
 
 
 def failure_of(event: Failed) -> ResponseFailed:

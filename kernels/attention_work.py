@@ -17,9 +17,8 @@ from torch import Tensor
 from headrace.kernels import reference
 from headrace.kernels.cases import Case
 
-FIELDS = (
-    8  # int32 of one item: row, slot, first token, end, first item of the row, items of the row, length, 0
-)
+# int32 of one item: row, slot, first token, end, first item of the row, items of the row, length, first page
+FIELDS = 8
 
 
 def work_shape(rows: int, most_splits: int) -> tuple[int, int]:
@@ -35,13 +34,16 @@ def plan_work(
     split: int,
     most_splits: int,
     window: int = 0,
+    page_table: Tensor | None = None,
+    page_size: int = 0,
 ) -> None:
     """items[:count] are the step's items in order of rows; what lies behind them is left as it was.
 
     slots, lengths int32 [R]; a row of slot -1 or length 0 has no item. items int32 [>= R * most_splits, FIELDS],
     count int32 [1]. A row is cut at multiples of `split` tokens (a power of two), doubled until there are no more
     than `most_splits` (a power of two) pieces. With a `window` only pieces that reach into the newest `window`
-    tokens are listed, the first one shortened to it.
+    tokens are listed, the first one shortened to it. With page_table int32 [S, pages per slot] an item tells the
+    page of its first token, else 0.
     """
     rows = len(slots)
     assert slots.shape == lengths.shape == (rows,) and rows > 0
@@ -51,8 +53,8 @@ def plan_work(
     assert count.shape == (1,) and window >= 0
     assert split.bit_count() == most_splits.bit_count() == 1, (split, most_splits)
     _plan_work[(rows,)](
-        slots, lengths, items, count, rows,
-        window=window, shift=split.bit_length() - 1, most_splits=most_splits,
+        slots, lengths, items, count, page_table, 0 if page_table is None else page_table.stride(0), rows,
+        page_size=page_size, window=window, shift=split.bit_length() - 1, most_splits=most_splits,
         block_rows=triton.next_power_of_2(rows), num_warps=4 if rows > 64 else 1,
     )  # fmt: skip
 
@@ -71,10 +73,11 @@ def _pieces(lengths, window: tl.constexpr, shift: tl.constexpr, most_splits: tl.
     return shifts, begin, splits
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "table_stride"])
 def _plan_work(
-    slots, lengths, items, count, rows,
-    window: tl.constexpr, shift: tl.constexpr, most_splits: tl.constexpr, block_rows: tl.constexpr,
+    slots, lengths, items, count, page_table, table_stride, rows,
+    page_size: tl.constexpr, window: tl.constexpr, shift: tl.constexpr, most_splits: tl.constexpr,
+    block_rows: tl.constexpr,
 ):  # fmt: skip
     own = tl.program_id(0)
     row = tl.arange(0, block_rows)
@@ -97,12 +100,17 @@ def _plan_work(
         real = index < mine
         tl.store(target, own + tl.zeros_like(index), mask=real)
         tl.store(target + 1, own_slot + tl.zeros_like(index), mask=real)
-        tl.store(target + 2, tl.maximum(start, own_begin), mask=real)
+        first_token = tl.maximum(start, own_begin)
+        tl.store(target + 2, first_token, mask=real)
         tl.store(target + 3, tl.minimum(start + (1 << own_shift), own_length), mask=real)
         tl.store(target + 4, first + tl.zeros_like(index), mask=real)
         tl.store(target + 5, mine + tl.zeros_like(index), mask=real)
         tl.store(target + 6, own_length + tl.zeros_like(index), mask=real)
-        tl.store(target + 7, tl.zeros_like(index), mask=real)
+        page = tl.zeros_like(index)
+        if page_table is not None:
+            place = own_slot.to(tl.int64) * table_stride + first_token // page_size
+            page = tl.load(page_table + place, mask=real, other=0)
+        tl.store(target + 7, page, mask=real)
 
 
 def bench_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

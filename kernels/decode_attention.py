@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headrace.kernels.attention_work import FIELDS
 from headrace.kernels.cases import Case
-from headrace.kernels.rope_store import check_norms, partner, rotation
+from headrace.kernels.rope_store import check_norms, check_turning, partner, rotation
 from headrace.kernels.store_kv import check_pages
 
 LOG2E = 1.4426950408889634
@@ -160,21 +160,23 @@ def turn_and_attend(
     programs: int,
     tuning: DecodeTuning | None = None,
     *,
+    shifts: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """What `rope_store` and then `decode_attention` do for rows of one new token each, in one launch.
 
-    qkv [R, (H + 2G) * D], norm weights, inv_freq and attention_factor as in rope_store; the token's position is its
-    row's length - 1. The rest as in decode_attention. Its key and value end up in its cell of the pages, which no
-    row reads in this launch: no page of it may be shared.
+    qkv [R, (H + 2G) * D], norm weights, inv_freq, attention_factor and shifts as in rope_store; the token's
+    position is its row's length - 1. The rest as in decode_attention. Its key and value end up in its cell of the
+    pages, which no row reads in this launch: no page of it may be shared.
     """
     check_norms(q_weight, k_weight, inv_freq, key_pages.shape[3])
     kv_heads, head_dim = key_pages.shape[2:]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     assert qkv.shape[1] == (heads + 2 * kv_heads) * head_dim and qkv.stride(1) == 1, qkv.shape
+    check_turning(shifts, None, None, len(qkv), page_table, head_dim)
     _launch(
         qkv, heads, q_weight, k_weight, inv_freq, eps, attention_factor, key_pages, value_pages, page_table,
-        items, count, scratch, out, scale, programs, tuning, pdl,
+        items, count, scratch, out, scale, programs, tuning, pdl, shifts,
     )  # fmt: skip
 
 
@@ -197,6 +199,7 @@ def _launch(
     programs: int,
     tuning: DecodeTuning | None,
     pdl: bool,
+    shifts: Tensor | None = None,
 ) -> None:
     kv_heads, head_dim = key_pages.shape[2:]
     _check(key_pages, value_pages, page_table, items, count, scratch, out, len(query), heads, head_dim)
@@ -205,7 +208,7 @@ def _launch(
     group = heads // kv_heads
     pdl = pdl and query.is_cuda
     _decode[(programs,)](
-        query, q_weight, k_weight, inv_freq, eps, attention_factor,
+        query, q_weight, k_weight, inv_freq, eps, attention_factor, shifts,
         key_pages, value_pages, page_table, items, count, *scratch, out,
         len(items), scale * LOG2E, query.stride(0),
         key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
@@ -440,7 +443,7 @@ def _item(items, work, room, kv_heads: tl.constexpr):
 
 @triton.jit(do_not_specialize=["room", "table_stride"])
 def _decode(
-    query, q_weight, k_weight, inv_freq, eps, attention_factor,
+    query, q_weight, k_weight, inv_freq, eps, attention_factor, shifts,
     key_pages, value_pages, page_table, items, count, outs, sums, arrivals, out,
     room, scale, query_stride,
     page_stride, cell_stride, head_stride, table_stride,
@@ -482,7 +485,10 @@ def _decode(
                     page_size, head_dim, 2 * block,
                 )  # fmt: skip
         if inv_freq is not None:
-            cos, sin = rotation(position, inv_freq, attention_factor, dims, head_dim)
+            place = position
+            if shifts is not None:
+                place += tl.load(shifts + slot)
+            cos, sin = rotation(place, inv_freq, attention_factor, dims, head_dim)
         if pdl:
             tl.extra.cuda.gdc_wait()
         rows = tl.load(mine + dims[None, :], mask=inside, other=0.0)

@@ -67,7 +67,13 @@ class Plan:
 
 
 def plan(
-    x: Tensor, weight: Tensor, columns: int, tiling: Tiling | None, scratch: Scratch | None, pdl: bool
+    x: Tensor,
+    weight: Tensor,
+    columns: int,
+    tiling: Tiling | None,
+    scratch: Scratch | None,
+    pdl: bool,
+    lets: bool = False,
 ) -> Plan:
     """Check x [T, K] and weight [N, K] and choose how to multiply them into [T, columns]; without scratch, without
     splits."""
@@ -99,6 +105,7 @@ def plan(
         "AHEAD": _ahead(tiling, k, weight.element_size()),
         "DOT": rows > CUDA_CORE_ROWS,
         "PDL": pdl,
+        "LETS": lets and x.is_cuda,
         "num_warps": tiling.warps,
         "launch_pdl": pdl,
     }

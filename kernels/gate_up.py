@@ -25,6 +25,7 @@ def gate_up(
     *,
     tiling: Tiling | None = None,
     pdl: bool = False,
+    lets: bool = False,
 ) -> None:
     """out = silu(gate) * up of rms_norm(x) Wᵀ (+ bias); without a norm weight, of x Wᵀ (+ bias).
 
@@ -40,7 +41,7 @@ def gate_up(
     assert out.stride(1) == 1 or width == 1
     assert norm_weight is None or (norm_weight.shape == (k,) and norm_weight.dtype == x.dtype)
     assert bias is None or (bias.shape == (2 * width,) and bias.dtype == x.dtype)
-    how = plan(x, weight, width, tiling, None, pdl)
+    how = plan(x, weight, width, tiling, None, pdl, lets)
     _gate_up[how.grid](
         x, norm_weight, weight, bias, out, x.stride(0), out.stride(0), rows, eps, **how.constants
     )
@@ -50,8 +51,11 @@ def gate_up(
 def _gate_up(
     x, norm_weight, weight, bias, out, x_stride, out_stride, rows, eps,
     ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr,
+    PDL: tl.constexpr, LETS: tl.constexpr,
 ):  # fmt: skip
+    if LETS:
+        tl.extra.cuda.gdc_launch_dependents()
     columns = tile_columns(tl.program_id(0), N, BN)
     gate_at = weight_start(weight, columns, 0, N, K, BN, BK, SPLITS, DOT)
     weight_up = weight + tl.full([], N, tl.int64) * K
@@ -64,9 +68,6 @@ def _gate_up(
         gate_at, up_at, first_gate, first_up, x, x_stride, rows, norm_weight, 0,
         ROWS, K, BN, BK, SPLITS, STAGES, DOT, True,
     )  # fmt: skip
-    if PDL:
-        # Not before: programs that wait would take the registers that loads in flight need.
-        tl.extra.cuda.gdc_launch_dependents()
     if norm_weight is not None:
         scale = tl.rsqrt(squares / K + eps)
         gate *= scale

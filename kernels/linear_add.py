@@ -11,7 +11,15 @@ from torch import Tensor
 
 from headrace.kernels import reference
 from headrace.kernels.cases import WIDTHS, Case, sets_for
-from headrace.kernels.few_rows import Scratch, first_tile, joined, plan, product, tile_columns, weight_start
+from headrace.kernels.few_rows import (
+    Scratch,
+    first_tile,
+    joined,
+    plan,
+    product,
+    tile_columns,
+    weight_start,
+)
 from headrace.kernels.tilings import Tiling
 
 
@@ -25,6 +33,7 @@ def linear_add(
     scratch: Scratch | None = None,
     tiling: Tiling | None = None,
     pdl: bool = False,
+    lets: bool = False,
 ) -> None:
     """out = residual + x Wᵀ (+ bias), rounded once.
 
@@ -37,7 +46,7 @@ def linear_add(
     assert out.shape == residual.shape == (rows, n) and out.dtype == residual.dtype == x.dtype
     assert out.stride(1) == residual.stride(1) == 1 or n == 1
     assert bias is None or (bias.shape == (n,) and bias.dtype == x.dtype)
-    how = plan(x, weight, n, tiling, scratch, pdl)
+    how = plan(x, weight, n, tiling, scratch, pdl, lets)
     _linear_add[how.grid](
         x, weight, bias, residual, out, how.partials, how.arrivals,
         x.stride(0), residual.stride(0), out.stride(0), rows, **how.constants,
@@ -48,8 +57,11 @@ def linear_add(
 def _linear_add(
     x, weight, bias, residual, out, partials, arrivals, x_stride, residual_stride, out_stride, rows,
     ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr,
+    PDL: tl.constexpr, LETS: tl.constexpr,
 ):  # fmt: skip
+    if LETS:
+        tl.extra.cuda.gdc_launch_dependents()
     tile, split = tl.program_id(0), tl.program_id(1)
     columns = tile_columns(tile, N, BN)
     at = weight_start(weight, columns, split, N, K, BN, BK, SPLITS, DOT)
@@ -62,11 +74,24 @@ def _linear_add(
         # Asked for ahead of the loop, so that nothing waits for it at the end.
         added = tl.load(before, mask=(row < rows) & (columns[None, :] < N), other=0.0)
     total, _, squares = product(
-        at, at, first, first, x, x_stride, rows, None, split, ROWS, K, BN, BK, SPLITS, STAGES, DOT, False
+        at,
+        at,
+        first,
+        first,
+        x,
+        x_stride,
+        rows,
+        None,
+        split,
+        ROWS,
+        K,
+        BN,
+        BK,
+        SPLITS,
+        STAGES,
+        DOT,
+        False,
     )
-    if PDL:
-        # Not before: programs that wait would take the registers that loads in flight need.
-        tl.extra.cuda.gdc_launch_dependents()
     if SPLITS > 1:
         total, squares, rows = joined(total, squares, rows, partials, arrivals, tile, split, SPLITS, ROWS, BN)
         added = tl.load(before, mask=(row < rows) & (columns[None, :] < N), other=0.0)

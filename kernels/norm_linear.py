@@ -11,7 +11,15 @@ from torch import Tensor
 
 from headrace.kernels import reference
 from headrace.kernels.cases import WIDTHS, Case, sets_for
-from headrace.kernels.few_rows import Scratch, first_tile, joined, plan, product, tile_columns, weight_start
+from headrace.kernels.few_rows import (
+    Scratch,
+    first_tile,
+    joined,
+    plan,
+    product,
+    tile_columns,
+    weight_start,
+)
 from headrace.kernels.tilings import Tiling
 
 
@@ -26,6 +34,7 @@ def norm_linear(
     scratch: Scratch | None = None,
     tiling: Tiling | None = None,
     pdl: bool = False,
+    lets: bool = False,
 ) -> None:
     """out = rms_norm(x) Wᵀ (+ bias); without a norm weight, x Wᵀ (+ bias).
 
@@ -42,7 +51,7 @@ def norm_linear(
     assert out.stride(1) == 1 or n == 1
     assert norm_weight is None or (norm_weight.shape == (k,) and norm_weight.dtype == x.dtype)
     assert bias is None or (bias.shape == (n,) and bias.dtype == x.dtype)
-    how = plan(x, weight, n, tiling, scratch, pdl)
+    how = plan(x, weight, n, tiling, scratch, pdl, lets)
     _norm_linear[how.grid](
         x, norm_weight, weight, bias, out, how.partials, how.arrivals, x.stride(0), out.stride(0), rows, eps,
         **how.constants,
@@ -53,8 +62,11 @@ def norm_linear(
 def _norm_linear(
     x, norm_weight, weight, bias, out, partials, arrivals, x_stride, out_stride, rows, eps,
     ROWS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, DOT: tl.constexpr,
+    PDL: tl.constexpr, LETS: tl.constexpr,
 ):  # fmt: skip
+    if LETS:
+        tl.extra.cuda.gdc_launch_dependents()
     tile, split = tl.program_id(0), tl.program_id(1)
     columns = tile_columns(tile, N, BN)
     at = weight_start(weight, columns, split, N, K, BN, BK, SPLITS, DOT)
@@ -80,9 +92,6 @@ def _norm_linear(
         DOT,
         False,
     )
-    if PDL:
-        # Not before: programs that wait would take the registers that loads in flight need.
-        tl.extra.cuda.gdc_launch_dependents()
     if SPLITS > 1:
         total, squares, rows = joined(total, squares, rows, partials, arrivals, tile, split, SPLITS, ROWS, BN)
     if norm_weight is not None:

@@ -164,9 +164,14 @@ def rope_store(
     key_pages: Tensor,
     value_pages: Tensor,
     q_out: Tensor,
+    *,
+    shifts: Tensor | None = None,
+    angles: Tensor | None = None,
+    axes: Tensor | None = None,
 ) -> None:
-    """q_out [T, H, D] and the tokens' cells of key_pages and value_pages [P, page_size, G, D] from qkv
-    [T, (H + 2G) * D]: heads normalised where there are weights, then turned by float32 angles, rounded once."""
+    """q_out [T, H, D] and the tokens' cells of key_pages and value_pages [P, page_size, G, D] from qkv [T, (H +
+    2G) * D]: heads normalised where there are weights, then turned by float32 angles, rounded once. The angles
+    are of the position, plus the slot's shift where there are shifts, or of angles [3, T] by axes [D / 2]."""
     live = slots >= 0
     heads, head_dim, page_size = q_out.shape[1], q_out.shape[2], key_pages.shape[1]
     kv_heads = key_pages.shape[2]
@@ -176,9 +181,14 @@ def rope_store(
     if q_weight is not None and k_weight is not None:
         query, keys = rms_norm(query, q_weight, eps), rms_norm(keys, k_weight, eps)
     places = positions[live].long()
-    angles = (places.float()[:, None, None] * inv_freq).double()
-    cos = torch.cat((angles.cos(), angles.cos()), -1) * attention_factor
-    sin = torch.cat((-angles.sin(), angles.sin()), -1) * attention_factor
+    stands = places.float()[:, None]
+    if shifts is not None:
+        stands = (places + shifts[slots[live].long()]).float()[:, None]
+    if angles is not None and axes is not None:
+        stands = angles[:, live][axes.long()].t().float()
+    turns = (stands[:, None] * inv_freq).double()
+    cos = torch.cat((turns.cos(), turns.cos()), -1) * attention_factor
+    sin = torch.cat((-turns.sin(), turns.sin()), -1) * attention_factor
     pages = page_table[slots[live].long(), places // page_size].long()
     q_out[live] = rope(query.double(), cos, sin).to(q_out.dtype)
     key_pages[pages, places % page_size] = rope(keys.double(), cos, sin).to(key_pages.dtype)
@@ -219,13 +229,15 @@ def turn_and_attend(
     lengths: Tensor,
     scale: float,
     window: int,
+    *,
+    shifts: Tensor | None = None,
 ) -> Tensor:
     """rope_store of each row's one new token, then its attention [R, H, D] in float64 over all that is stored."""
     page_size, kv_heads, head_dim = key_pages.shape[1:]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     query = torch.zeros(len(qkv), heads, head_dim, dtype=qkv.dtype)
     norms = (q_weight, k_weight, eps, inv_freq, attention_factor)
-    rope_store(qkv, *norms, lengths - 1, slots, page_table, key_pages, value_pages, query)
+    rope_store(qkv, *norms, lengths - 1, slots, page_table, key_pages, value_pages, query, shifts=shifts)
     keys, values = key_pages.double().flatten(0, 1), value_pages.double().flatten(0, 1)
     return decode_attention(
         query.double(), keys, values, page_table, slots, lengths, page_size, scale, window

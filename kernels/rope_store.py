@@ -40,6 +40,9 @@ def rope_store(
     value_pages: Tensor,
     q_out: Tensor,
     *,
+    shifts: Tensor | None = None,
+    angles: Tensor | None = None,
+    axes: Tensor | None = None,
     pdl: bool = False,
 ) -> None:
     """Each token's query heads are in q_out and its key and value heads in its cell, normalised and rotated.
@@ -50,6 +53,10 @@ def rope_store(
     or int64 [T]; slots int32 [T], for a token of slot -1 nothing is written. page_table int32 [S, pages per slot];
     key_pages, value_pages [P, page_size, G, D]; q_out [T, H, D]. `pdl`: start before the launch ahead has ended,
     and wait for it before anything is read.
+
+    Tokens may turn by something else than their position, which always names their cell: shifts int32 [S] is
+    added to it, by slot; or angles int32 [3, T] has three places for each token, and axes int32 [D / 2] says
+    which of them turns which pair.
     """
     check_pages(key_pages, value_pages, page_table)
     tokens, heads, head_dim = q_out.shape
@@ -60,6 +67,7 @@ def rope_store(
     assert qkv.dtype == q_out.dtype == key_pages.dtype
     assert slots.shape == positions.shape == (tokens,) and slots.dtype == torch.int32
     assert slots.is_contiguous() and positions.is_contiguous()
+    check_turning(shifts, angles, axes, tokens, page_table, head_dim)
     if tokens == 0:
         return
     block_dim = triton.next_power_of_2(head_dim)
@@ -67,11 +75,30 @@ def rope_store(
     pdl = pdl and qkv.is_cuda
     _rope_store[(tokens, triton.cdiv(heads + 2 * kv_heads, block_heads))](
         qkv, q_weight, k_weight, eps, inv_freq, attention_factor, positions, slots, page_table,
-        key_pages, value_pages, q_out,
+        key_pages, value_pages, q_out, shifts, angles, axes, tokens,
         qkv.stride(0), key_pages.stride(0), key_pages.stride(1), key_pages.stride(2), page_table.stride(0),
         page_size=key_pages.shape[1], heads=heads, kv_heads=kv_heads, head_dim=head_dim,
         block_heads=block_heads, block_dim=block_dim, pdl=pdl, num_warps=4, launch_pdl=pdl,
     )  # fmt: skip
+
+
+def check_turning(
+    shifts: Tensor | None,
+    angles: Tensor | None,
+    axes: Tensor | None,
+    tokens: int,
+    page_table: Tensor,
+    head_dim: int,
+) -> None:
+    """shifts or angles, or neither; angles never without axes."""
+    assert shifts is None or angles is None, "one way to turn"
+    assert (angles is None) == (axes is None), "angles and what they turn"
+    if shifts is not None:
+        assert shifts.dtype == torch.int32 and shifts.shape == page_table.shape[:1] and shifts.is_contiguous()
+    if angles is not None and axes is not None:
+        assert angles.dtype == axes.dtype == torch.int32
+        assert angles.shape == (3, tokens) and angles.is_contiguous()
+        assert axes.shape == (head_dim // 2,) and axes.is_contiguous()
 
 
 @triton.jit
@@ -92,10 +119,10 @@ def partner(dims, head_dim: tl.constexpr):
     return tl.where(dims < half, dims + half, dims - half)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table_stride", "tokens"])
 def _rope_store(
     qkv, q_weight, k_weight, eps, inv_freq, attention_factor, positions, slots, page_table,
-    key_pages, value_pages, q_out,
+    key_pages, value_pages, q_out, shifts, angles, axes, tokens,
     qkv_stride, page_stride, cell_stride, head_stride, table_stride,
     page_size: tl.constexpr, heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr,
     block_heads: tl.constexpr, block_dim: tl.constexpr, pdl: tl.constexpr,
@@ -129,7 +156,14 @@ def _rope_store(
             y_weight += tl.load(k_weight + other[None, :], mask=is_key, other=0.0)
             x = (wide_x * rms).to(x.dtype) * x_weight
             y = (y.to(tl.float32) * rms).to(y.dtype) * y_weight
-        cos, sin = rotation(position, inv_freq, attention_factor, dims, head_dim)
+        if angles is not None:
+            axis = tl.load(axes + dims % (head_dim // 2))
+            place = tl.load(angles + axis.to(tl.int64) * tokens + token)
+        elif shifts is not None:
+            place = position + tl.load(shifts + slot)
+        else:
+            place = position
+        cos, sin = rotation(place, inv_freq, attention_factor, dims, head_dim)
         turned = (x.to(tl.float32) * cos[None, :] + y.to(tl.float32) * sin[None, :]).to(value.dtype)
         tl.store(q_out + (token * heads + head) * head_dim + dims[None, :], turned, mask=is_query)
         cell = page * page_stride + (position % page_size) * cell_stride + dims[None, :]

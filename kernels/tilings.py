@@ -98,6 +98,8 @@ def candidates(n: int, k: int, rows: int, pairs: bool = False) -> list[Tiling]:
     rows = row_class(rows)
     found = [rule(n, k, rows)]
     found += _cuda_core(n, k, rows) if rows <= CUDA_CORE_ROWS else _tensor_core(n, k, rows)
+    if CUDA_CORE_ROWS < rows <= 16:
+        found += _in_registers(n, k)
     return [
         one for one in dict.fromkeys(found) if fits(one, rows, 2, pairs) and not (pairs and one.splits > 1)
     ]
@@ -111,18 +113,25 @@ def fits(tiling: Tiling, rows: int, element_bytes: int, pairs: bool) -> bool:
         owned = (1 + pairs) * tiling.block_n
         registers = (owned + rows) + rows + owned * rows / 8
         return registers * tiling.block_k <= MOST_REGISTERS * 32 * tiling.warps
+    if tiling.stages == 1 and tiling.block_k > 128:
+        # The tile at work and the next one, in half precision, over all threads; one goes through shared memory.
+        held = (1 + pairs) * tiling.block_n * tiling.block_k * element_bytes // 4
+        pieces = ((1 + pairs) * tiling.block_n + rows) * tiling.block_k * element_bytes
+        return held <= 128 * 32 * tiling.warps and pieces <= SHARED_BYTES
     stage = ((1 + pairs) * tiling.block_n + rows) * tiling.block_k * element_bytes
     return stage * (tiling.stages + 1) <= SHARED_BYTES
 
 
 def _cuda_core(n: int, k: int, rows: int) -> Iterator[Tiling]:
-    # BK = 256 * warps: each thread reads 16 bytes of every row and the x for them once, without shared memory.
+    # BK = 256 * warps: each thread reads 16 bytes of every row and the x for them once, without shared memory; a
+    # multiple of it: so many pieces of 16 bytes, which all travel at once.
     for block_k, warps in ((256, 1), (512, 2), (1024, 4), (2048, 8)):
-        if k % block_k:
-            continue
-        for block_n in (2, 4, 8):
-            if n >= block_n * MULTIPROCESSORS:
-                yield Tiling(block_n, block_k, warps)
+        for long in (1, 2, 4):
+            if k % (long * block_k):
+                continue
+            for block_n in (2, 4, 8) if long == 1 else (1, 2, 4):
+                if n >= block_n * MULTIPROCESSORS:
+                    yield Tiling(block_n, long * block_k, warps)
     if k % 1024 == 0 and k > 1024:
         yield Tiling(4, 1024, 4, stages=3)
         yield Tiling(8 if rows == 1 else 4, 256, 4, stages=2)
@@ -137,11 +146,27 @@ def _tensor_core(n: int, k: int, rows: int) -> Iterator[Tiling]:
         for block_k, stages in ((128, 4), (256, 3), (64, 6)):
             if k % block_k:
                 continue
+            # One stage more than steps: everything is on its way before anything is multiplied.
+            depths = {stages, min(k // block_k + 1, 9)} if rows <= 16 else {stages}
             if tiles * 2 >= MULTIPROCESSORS and not (block_k == 64 and block_n < 64) and tiles <= 2500:
-                yield Tiling(block_n, block_k, warps, stages=stages)
+                for depth in sorted(depths):
+                    yield Tiling(block_n, block_k, warps, stages=depth)
             for splits in (2, 4, 8):
                 if block_k == 128 and MULTIPROCESSORS <= 1.1 * tiles * splits <= 3 * MULTIPROCESSORS:
-                    yield Tiling(block_n, block_k, warps, splits, stages)
+                    for depth in sorted({stages, min(-(-k // block_k // splits) + 1, 9)}):
+                        yield Tiling(block_n, block_k, warps, splits, depth)
+
+
+def _in_registers(n: int, k: int) -> Iterator[Tiling]:
+    """Tiles that travel to registers: of a kernel that starts early, the first is there when the wait is over."""
+    for block_n, block_k, warps in (
+        (16, 256, 1), (16, 256, 2), (16, 512, 2), (16, 512, 4), (16, 1024, 4), (16, 1024, 8), (32, 256, 2),
+        (32, 256, 4), (32, 512, 4), (32, 512, 8), (32, 1024, 8), (64, 256, 4), (64, 256, 8),
+    ):  # fmt: skip
+        tiles = -(-n // block_n)
+        for splits in (1, 2, 4, 8):
+            if k % (block_k * splits) == 0 and 64 <= tiles * splits <= 6 * MULTIPROCESSORS:
+                yield Tiling(block_n, block_k, warps, splits)
 
 
 def _splits(n: int, k: int) -> tuple[int, ...]:

@@ -87,6 +87,7 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
             assert page not in cached and mapped[page] == 1, "a writable page has another owner"
     pool.check(owners)
     scheduler.slots.check(held_slots)
+    scheduler.gallery.check(scheduler.reqs())
     scheduler.tree.check([req.lease for req in scheduler.reqs() if req.lease is not None])
     assert scheduler._changing <= seen, "a change waits for a request that is gone"
     for req_id, req in scheduler._regrants.items():

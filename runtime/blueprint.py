@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from headrace.runtime.checkpoint import CheckpointError
+from headrace.runtime.image_settings import ImageSettings, read_image_settings
 from headrace.runtime.interface import ModelCard
 from headrace.runtime.models.config import read_generation
 from headrace.runtime.models.layers import NoOps, Outline
 from headrace.runtime.models.llama import Llama
-from headrace.runtime.models.registry import model_class, read_model_config
+from headrace.runtime.models.registry import model_class, older_names, read_model_config
 from headrace.runtime.weights import Checkpoint
 
 log = logging.getLogger("headrace.engine")
@@ -37,7 +38,7 @@ class Blueprint:
         self.build(self.config, self.outline, NoOps(), torch.float32)
         self.checkpoint: Checkpoint | None = None
         if not random_weights:
-            self.checkpoint = Checkpoint(self.folder)
+            self.checkpoint = Checkpoint(self.folder, older_names(self.config))
             self.checkpoint.match(self.outline.parts)
 
     @property
@@ -45,7 +46,18 @@ class Blueprint:
         """Numbers in the checkpoint; a tied head counts once."""
         return sum(torch.Size(shape).numel() for shape in self.outline.parts.values())
 
-    def card(self, dtype: str, context_len: int) -> ModelCard:
+    def images(self, row_limit: int) -> ImageSettings | None:
+        """How the model wants its pictures, at most `row_limit` rows each; None if it takes none."""
+        if self.config.vision is None:
+            return None
+        found = read_image_settings(self.folder, self.config.vision, row_limit)
+        if found is None:
+            log.warning(
+                "the folder has no preprocessor_config.json: this model could see, but takes no pictures"
+            )
+        return found
+
+    def card(self, dtype: str, context_len: int, sees: bool = False) -> ModelCard:
         """What clients are told about the model."""
         return ModelCard(
             id=self.folder.name,
@@ -54,5 +66,6 @@ class Blueprint:
             dtype=dtype,
             context_len=context_len,
             vocab_size=self.config.vocab_size,
+            sees=sees,
             created=int((self.folder / "config.json").stat().st_mtime),
         )

@@ -63,6 +63,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int, Meta(ge=1, description="requests waiting for a slot before new ones are refused")
     ] = 1024
     prefix_cache: Annotated[bool, Meta(description="reuse the KV of equal prompt beginnings")] = True
+    image_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="tokens of one picture at most, larger ones are scaled down (0 = auto: half the context, "
+            "at most 2048 on the CPU and 4096 on a GPU)",
+        ),
+    ] = 0
+    image_memory_mb: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="encoded pictures kept, in MiB (0 = auto: 64, and never less than the largest one)",
+        ),
+    ] = 0
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +94,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 KV_FRACTION = 0.5  # of what the weights leave free
 KV_CEILING = 4 << 30  # an automatic slab is never larger: all of it is touched at start
 CPU_PAGE_SIZE, CPU_SLOTS = 16, 64
+CPU_IMAGE_TOKENS, GPU_IMAGE_TOKENS = 2048, 4096
+IMAGE_MEMORY_MB = 64
 GPU_PAGE_SIZE, GPU_SLOTS, GPU_CHUNK_TOKENS = 64, 256, 2048
 LONE_THREAD_BYTES = 32 << 20  # weights
 STEP_OPERATIONS = 250e9  # of one prompt chunk: about 0.3 s on two cores with bfloat16
@@ -143,6 +160,8 @@ def resolve(config: EngineConfig, facts: Facts) -> EngineConfig:
         kv_memory_mb=config.kv_memory_mb or -(-pages * page >> 20),
         max_context=context,
         chunk_tokens=min(chunk, context),
+        image_tokens=config.image_tokens or max(1, min(context // 2, CPU_IMAGE_TOKENS)),
+        image_memory_mb=config.image_memory_mb or IMAGE_MEMORY_MB,
     )
 
 
@@ -176,6 +195,8 @@ def settle_device(config: EngineConfig, facts: DeviceFacts) -> EngineConfig:
         max_context=context,
         chunk_tokens=min(config.chunk_tokens or GPU_CHUNK_TOKENS, context),
         threads=1,
+        image_tokens=config.image_tokens or max(1, min(context // 2, GPU_IMAGE_TOKENS)),
+        image_memory_mb=config.image_memory_mb or IMAGE_MEMORY_MB,
     )
 
 

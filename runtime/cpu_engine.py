@@ -7,16 +7,22 @@ The static inputs, the tables and the slab therefore have a single writer and ne
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import accumulate
 
 import torch
+from torch import Tensor
 
-from headrace.graphs.inputs import RowLayout, StepBuffers
+from headrace.graphs.inputs import RowLayout, StepBuffers, StepInputs
 from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
+from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
+from headrace.runtime.probing import Probed
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
@@ -24,6 +30,7 @@ from headrace.runtime.weights import MappedWeights
 
 log = logging.getLogger("headrace.engine")
 
+PROBE_ROWS = 64  # prompt tokens whose logits are at hand at one time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -31,10 +38,12 @@ class CpuEngine:
     """`launch` plans, get results. Raises CheckpointError or SettingError when it cannot be built.
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
-    page_size, max_running, max_context, chunk_tokens: what a Scheduler for this engine needs. Prompt ids lie below
-    `embedding_rows`, sampled ones below `logits_width`.
+    page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows: what a Scheduler for this
+    engine needs. Prompt ids lie below `embedding_rows`, sampled ones below `logits_width`. images: how the model
+    wants pictures, None if it takes none.
     """
 
+    masks = True  # it asks the grammars of a plan for their masks
     depth = 1  # the cores are busy with one step; a second in line would only make joiners wait
     poll = None
     pace = None
@@ -67,6 +76,11 @@ class CpuEngine:
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
         pages_per_slot = -(-self.max_context // self.page_size)
         step_tokens = self.chunk_tokens + self.max_running
+        self.images = blueprint.images(self.config.image_tokens)
+        self.image_blocks = image_blocks(
+            self.model_config, self.images, self.config.image_memory_mb, self.dtype.itemsize
+        )
+        self.image_block_rows = BLOCK_ROWS
         self.sizes = measure(
             self.model_config,
             self.dtype,
@@ -76,9 +90,10 @@ class CpuEngine:
             self.max_running,
             pages_per_slot,
             self.chunk_tokens,
+            self.image_blocks * BLOCK_ROWS,
         )
         log.info("memory: %s", self.sizes)
-        self.card = blueprint.card(self.config.dtype, self.max_context)
+        self.card = blueprint.card(self.config.dtype, self.max_context, sees=self.images is not None)
         self.backend: Backend = CpuBackend(
             self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
         )
@@ -99,6 +114,9 @@ class CpuEngine:
             )
             self.sampling = SamplingTable(self.max_running, self.logits_width)
             self.buffers = StepBuffers(step_tokens, self.max_running)
+            self.eyes: Eyes | None = None
+            if self.images is not None:
+                self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)
 
         try:
             self.backend.submit(load).result()
@@ -122,28 +140,64 @@ class CpuEngine:
         for grant in plan.grants:
             self.kv.grant(grant.slot, grant.pages)
             self.sampling.grant(grant)
+            if self.eyes is not None:
+                self.eyes.grant(grant)
         for patch in plan.patches:
             self.kv.patch(patch.slot, patch.index, patch.page)
         if plan.copies:
             sources = torch.tensor([copy.source for copy in plan.copies])
             targets = torch.tensor([copy.target for copy in plan.copies])
             self.backend.ops.copy_pages(self.kv.data, sources, targets)
+        if self.eyes is not None:
+            self.eyes.encode(plan.encodes)
         if not plan.rows:
             return StepResult(())
-        inputs = self.buffers.fill(
-            [_layout(row) for row in plan.decode], [_layout(row) for row in plan.prefill]
-        )
-        logits = self.model.forward(inputs, self.kv)
+        inputs = self.layout(plan.decode, plan.prefill)
+        masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
+        seen = None
+        if self.eyes is not None:
+            seen = self.eyes.see(plan.decode, plan.prefill, len(plan.decode), inputs.shape.tokens)
+        hidden = self.model.hidden(inputs, self.kv, seen)
         sampled = [row for row in plan.rows if row.sample]
         if not sampled:
-            return StepResult(())
+            return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
+        logits = self.model.logits(hidden.index_select(0, inputs.sample_tokens))
         slots = [row.slot for row in sampled]
-        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled])
+        tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled], masks)
         # A failed row may be in the next step already; token 0 keeps that step's embedding in bounds, and its
         # result is thrown away with the request.
         kept = torch.tensor([0 if token == NON_FINITE else token for token in tokens])
         self.kv.last_tokens[torch.tensor(slots)] = kept
-        return StepResult(tuple(tokens))
+        if not plan.probes:
+            return StepResult(tuple(tokens))
+        return StepResult(tuple(tokens), self._probe(plan, hidden, logits, tokens))
+
+    def _probe(
+        self, plan: StepPlan, hidden: Tensor, logits: Tensor | None, tokens: Sequence[int]
+    ) -> Logprobs:
+        """What the plan's probes want. logits, tokens: of the sampled rows."""
+        width = max(probe.top for probe in plan.probes)
+        found = Probed(width)
+        starts = list(accumulate((row.count for row in plan.rows), initial=0))
+        sample_of: dict[int, int] = {}
+        for index, row in enumerate(plan.rows):
+            if row.sample:
+                sample_of[index] = len(sample_of)
+        for probe in plan.probes:
+            first = starts[probe.row] + probe.first
+            # A block of logits for the whole vocabulary is large, so not all of a chunk at once.
+            for at in range(0, len(probe.ids), PROBE_ROWS):
+                ids = probe.ids[at : at + PROBE_ROWS]
+                found.add(self.model.logits(hidden[first + at : first + at + len(ids)]), ids)
+            if (sample := sample_of.get(probe.row)) is not None:
+                assert logits is not None
+                # Of a row that failed, whatever stands for token 0: the request ends without it.
+                found.add(logits[sample : sample + 1], (max(0, tokens[sample]),))
+        return found.columns()
+
+    def layout(self, decode: Sequence[PlanRow], prefill: Sequence[PlanRow]) -> StepInputs:
+        """The static inputs of a step with these rows; valid until the next call."""
+        return self.buffers.fill([_layout(row) for row in decode], [_layout(row) for row in prefill])
 
     def warm(self) -> None:
         """Every kind of step has run once: chunks, decode rows of all common counts, page copies, sampling.
@@ -162,6 +216,8 @@ class CpuEngine:
             self.launch(StepPlan(number, **{**empty, **parts})).result()  # type: ignore[arg-type]
             number += 1
 
+        if self.eyes is not None:
+            self.backend.submit(self.eyes.exercise).result()
         for params in (greedy, drawn):
             grant = SlotGrant(0, 0, params, length, tuple(range(pages)), ())
             step(grants=(grant,), prefill=(PlanRow(0, 0, 0, length, (0,) * length, True),))

@@ -26,20 +26,24 @@ from torch import Tensor
 from headrace.graphs.keys import KeyList
 from headrace.graphs.packed import ALIGN, INLINE_WRITES, PackedStep, StepKey, pack, places, view_block
 from headrace.kernels.copy_page import copy_pages
+from headrace.kernels.logprobs import PLACE_WORDS
 from headrace.kernels.table_write import write_words
 from headrace.runtime.backends.queue import DeviceQueue, Mark
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig
+from headrace.runtime.device_probe import DeviceProbe, ProbePlan, most_places
 from headrace.runtime.device_sampler import DeviceSampler
 from headrace.runtime.device_sizes import DeviceSizes
 from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceWeights, RandomParts
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
 from headrace.runtime.lone_future import LoneFuture
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
 from headrace.runtime.pace import Pace
 from headrace.runtime.plan import DecodeRows, PageCopy, SlotGrant, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
+from headrace.runtime.step_images import StepImages
 from headrace.runtime.weights import MappedParts
 
 log = logging.getLogger("headrace.engine")
@@ -53,12 +57,14 @@ SPILL_WORDS = 1 << 20  # int32 words of grants, copies and histories that travel
 
 @dataclass(slots=True)
 class _Block:
-    """One place of the ring: pinned words of a step and where its tokens arrive."""
+    """One place of the ring: pinned words of a step and where its tokens and logprobs arrive."""
 
     words: Tensor
     array: NDArray[np.int32]
     tokens: Tensor
     token_array: NDArray[np.int32]
+    places: Tensor
+    place_array: NDArray[np.int32]
     lanes: dict[StepKey, _Lane]
     mark: Mark | None = None
 
@@ -81,6 +87,7 @@ class _Landing:
     block: _Block
     decode: int
     chunk: tuple[int, ...]
+    probes: ProbePlan | None
 
 
 class DeviceEngine:
@@ -105,13 +112,19 @@ class DeviceEngine:
         self.max_context = config.max_context
         self.chunk_tokens = config.chunk_tokens
         self.depth = DEPTH
+        self.masks = False  # sampling is part of a captured graph, which has no place for them yet
         self.keys = KeyList.of(config.max_running, config.chunk_tokens)
         sizes_of_chunks = self.keys.chunk_sizes()
         # A prompt token costs two operations per weight, at about half of what the tensor cores give.
         operations = 2.0 * sum(torch.Size(shape).numel() for shape in blueprint.outline.parts.values())
         self.pace = Pace(sizes_of_chunks, operations / ASSUMED_RATE, config.step_ms / 1e3)
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
-        self.card = blueprint.card(config.dtype, config.max_context)
+        self.images = blueprint.images(config.image_tokens)
+        self.image_blocks = image_blocks(
+            self.model_config, self.images, config.image_memory_mb, self.dtype.itemsize
+        )
+        self.image_block_rows = BLOCK_ROWS
+        self.card = blueprint.card(config.dtype, config.max_context, sees=self.images is not None)
         largest = self.keys.largest
         device = queue.device
         log.info("memory: %s", sizes)
@@ -136,12 +149,16 @@ class DeviceEngine:
                 -(-self.max_context // self.page_size),
                 self.sampler.settings_words,
             )
+            self.eyes: Eyes | None = None
+            if self.images is not None:
+                self.eyes = Eyes(model, self.images, self.image_blocks, self.max_running, self.dtype, device)
             self.decoder = DeviceDecoder(model, self.slab, largest, self.dtype, queue.processors, queue.early)
             _, words = places(largest)
             self._spill_at = words
             self._device_words = torch.zeros(words + SPILL_WORDS, dtype=torch.int32, device=device)
             self._tokens = torch.zeros(largest.samples, dtype=torch.int32, device=device)
-            self._ring = deque(self._make_block(words + SPILL_WORDS, largest.samples) for _ in range(BLOCKS))
+            self._probe = DeviceProbe(self.decoder, largest, self._tokens)
+            self._ring = deque(self._make_block(words + SPILL_WORDS, largest) for _ in range(BLOCKS))
         self._flight: deque[_Landing] = deque()
         self._replays: dict[StepKey, Callable[[], None]] = {}
         self._uncaptured = deque(self.keys.captured())
@@ -149,9 +166,10 @@ class DeviceEngine:
         queue.wait()
         log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
 
-    def _make_block(self, words: int, samples: int) -> _Block:
-        host, tokens = self.queue.host_words(words), self.queue.host_words(samples)
-        return _Block(host, host.numpy(), tokens, tokens.numpy(), {})
+    def _make_block(self, words: int, largest: StepKey) -> _Block:
+        host, tokens = self.queue.host_words(words), self.queue.host_words(largest.samples)
+        places = self.queue.host_words(most_places(largest) * PLACE_WORDS).view(-1, PLACE_WORDS)
+        return _Block(host, host.numpy(), tokens, tokens.numpy(), places, places.numpy(), {})
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -162,18 +180,25 @@ class DeviceEngine:
         assert block.mark is None or block.mark.done(), "more steps in flight than blocks"
         future: Future[StepResult] = LoneFuture()
         with self.queue.turn():
-            key, chunk = self._send(plan, block)
+            key, chunk, probes = self._send(plan, block)
+            seen = None if self.eyes is None else self._look(self.eyes, plan, key)
             if key is not None:
                 replay = self._replays.get(key)
-                if replay is None:
+                if replay is None or seen is not None:
                     with torch.no_grad():
-                        self._step(self._view(key))
+                        self._step(self._view(key), seen)
                 else:
                     replay()
                 lane = self._lane(key, block)
                 lane.host_tokens.copy_(lane.device_tokens, non_blocking=True)
+                if probes is not None:
+                    with torch.no_grad():
+                        count = self._probe.launch(*probes)
+                    block.places[:count].copy_(self._probe.places[:count], non_blocking=True)
             block.mark = self.queue.mark()
-        self._flight.append(_Landing(future, block, len(plan.decode), chunk))
+        self._flight.append(
+            _Landing(future, block, len(plan.decode), chunk, None if probes is None else probes[0])
+        )
         return future
 
     def poll(self) -> bool:
@@ -194,7 +219,9 @@ class DeviceEngine:
             tokens = landing.block.token_array
             found_tokens = tokens[: landing.decode].tolist()
             found_tokens += [int(tokens[place]) for place in landing.chunk]
-            landing.future.set_result(StepResult(tuple(found_tokens)))
+            probes = landing.probes
+            logprobs = None if probes is None else probes.read(landing.block.place_array)
+            landing.future.set_result(StepResult(tuple(found_tokens), logprobs))
         return found
 
     def close(self) -> None:
@@ -203,9 +230,12 @@ class DeviceEngine:
         while self.poll():
             pass
 
-    def _send(self, plan: StepPlan, block: _Block) -> tuple[StepKey | None, tuple[int, ...]]:
+    def _send(
+        self, plan: StepPlan, block: _Block
+    ) -> tuple[StepKey | None, tuple[int, ...], tuple[ProbePlan, list[Tensor]] | None]:
         """Everything that the step reads is queued for the device: its words, and before them, what its slots'
-        owners, tables and copies need. Returns the key and the places of sampled prefill rows among its samples."""
+        owners, tables and copies need. Returns the key, the places of sampled prefill rows among its samples, and
+        its probes with their words."""
         spill: _Spill | None = None
         writes: tuple[Sequence[int], Sequence[int]] = ((), ())
         if plan.grants or plan.patches or plan.copies:
@@ -213,16 +243,26 @@ class DeviceEngine:
         if not plan.decode and not plan.prefill:
             if spill is not None:
                 spill.send()
-            return None, ()
+            return None, (), None
         decode = plan.decode
         assert isinstance(decode, DecodeRows) or all(row.sample for row in decode), "they are always sampled"
         key = self.keys.key_for(len(decode), plan.prefill_tokens, len(plan.prefill))
         pack(key, block.array, decode, plan.prefill, writes)
         lane = self._lane(key, block)
         lane.device_words.copy_(lane.host_words, non_blocking=True)
+        probes = None
+        if plan.probes:
+            spill = spill or _Spill(self, block)
+            probe_plan = self._probe.plan(plan, key)
+            # The last words that are put: they lie there until the step behind this one sends its own.
+            probes = probe_plan, spill.put(*probe_plan.words())
         if spill is not None:
             spill.send()
-        return key, tuple([key.decode + index for index, row in enumerate(plan.prefill) if row.sample])
+        return (
+            key,
+            tuple([key.decode + index for index, row in enumerate(plan.prefill) if row.sample]),
+            probes,
+        )
 
     def _lane(self, key: StepKey, block: _Block) -> _Lane:
         lane = block.lanes.get(key)
@@ -246,6 +286,8 @@ class DeviceEngine:
                 self.slab.write_settings(grant.slot, self.sampler.settings_row(grant)),
             ):
                 changed.update(zip(places_, values, strict=True))
+            if self.eyes is not None:
+                changed.update(zip(*self.slab.write_shift(grant.slot, self.eyes.grant(grant)), strict=True))
         for patch in plan.patches:
             places_, values = self.slab.write_pages(patch.slot, patch.index, (patch.page,))
             changed.update(zip(places_, values, strict=True))
@@ -267,10 +309,18 @@ class DeviceEngine:
             spill.then(partial(copy_pages, self.slab.pages, sources, targets))
         return spill, (where[:inline], values[:inline])
 
-    def _step(self, step: PackedStep) -> None:
+    def _look(self, eyes: Eyes, plan: StepPlan, key: StepKey | None) -> StepImages | None:
+        """Encode the plan's picture, and gather what its rows read of pictures: both queued ahead of the step."""
+        with torch.no_grad():
+            eyes.encode(plan.encodes)
+            if key is None or not plan.prefill:
+                return None
+            return eyes.see(plan.decode, plan.prefill, key.decode, key.tokens, shifted=True)
+
+    def _step(self, step: PackedStep, seen: StepImages | None = None) -> None:
         """The whole step, eager or under capture: tables, forward, choice of tokens."""
         write_words(self.slab.arena, step.write_places, step.write_values)
-        logits = self.decoder.forward(step)
+        logits = self.decoder.forward(step, seen)
         self.sampler.sample(
             logits,
             step.sample_slots,
@@ -302,9 +352,14 @@ class DeviceEngine:
 
     def _exercise(self) -> None:
         """Every launch that no graph holds has run once: compiled and loaded, not in the middle of a stream."""
+        if self.eyes is not None:
+            with self.queue.turn(), torch.no_grad():
+                self.eyes.exercise()
         params = SamplingParams(repetition_penalty=2.0)
         copies = (PageCopy(0, 1),) if self.page_count > 1 else ()
         future = self.launch(StepPlan(0, (SlotGrant(0, 0, params, 1, (0,), (0,)),), (), copies, (), ()))
+        with self.queue.turn(), torch.no_grad():
+            self._probe.exercise()
         self.queue.wait()
         self.poll()
         assert future.done()

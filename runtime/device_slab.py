@@ -13,9 +13,10 @@ from headrace.runtime.models.config import ModelConfig
 class DeviceSlab:
     """KV of every page and what each slot needs, allocated once.
 
-    pages: [layers, 2, page_count, page_size, kv_heads, head_dim]; in memory the tokens of one head in one page lie
-    together, so that attention reads whole runs. page_table: int32 [slots, pages_per_slot]. settings: int32
-    [slots, settings_words]. Both are parts of `arena`. last_tokens: int64 [slots].
+    pages: [layers, 2, page_count, page_size, kv_heads, head_dim]; in memory the tokens of one head in one page
+    lie together, so that attention reads whole runs. page_table: int32 [slots, pages_per_slot]. settings: int32
+    [slots, settings_words]. shifts: int32 [slots], what is added to an index to find the token's place on the
+    axes of a model that sees. All three are parts of `arena`. last_tokens: int64 [slots].
 
     The host keeps a copy of the arena, so that only words that change travel.
     """
@@ -39,10 +40,12 @@ class DeviceSlab:
         memory = torch.zeros(shape, dtype=dtype, device=device)
         self.pages = memory.transpose(3, 4)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.pages]
-        self.arena = torch.zeros(slots * (pages_per_slot + settings_words), dtype=torch.int32, device=device)
         self._settings_at = slots * pages_per_slot
+        self._shifts_at = self._settings_at + slots * settings_words
+        self.arena = torch.zeros(self._shifts_at + slots, dtype=torch.int32, device=device)
         self.page_table = self.arena[: self._settings_at].view(slots, pages_per_slot)
-        self.settings = self.arena[self._settings_at :].view(slots, settings_words)
+        self.settings = self.arena[self._settings_at : self._shifts_at].view(slots, settings_words)
+        self.shifts = self.arena[self._shifts_at :]
         self.last_tokens = torch.zeros(slots, dtype=torch.int64, device=device)
         self._shadow: NDArray[np.int32] = np.zeros(self.arena.numel(), dtype=np.int32)
 
@@ -58,6 +61,10 @@ class DeviceSlab:
         """Places and values that make the settings of `slot` this row."""
         assert row.shape == (self.settings_words,) and row.dtype == np.int32
         return self._changes(self._settings_at + slot * self.settings_words, row)
+
+    def write_shift(self, slot: int, shift: int) -> tuple[list[int], list[int]]:
+        """Places and values that make `shift` that of `slot`."""
+        return self._changes(self._shifts_at + slot, np.array([shift], dtype=np.int32))
 
     def _changes(self, place: int, row: NDArray[np.int32]) -> tuple[list[int], list[int]]:
         held = self._shadow[place : place + len(row)]

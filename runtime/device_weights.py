@@ -57,7 +57,7 @@ class DeviceWeights:
         return found
 
     def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> DeviceMatrix:
-        return DeviceMatrix(self.tensor(weight), None if bias is None else self.tensor(bias))
+        return DeviceMatrix(self.tensor(weight).flatten(1), None if bias is None else self.tensor(bias))
 
 
 class RandomParts:

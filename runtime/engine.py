@@ -51,6 +51,7 @@ def open_device_engine(
     from headrace.graphs.keys import KeyList
     from headrace.runtime.device_engine import DTYPES, DeviceEngine
     from headrace.runtime.device_sizes import measure_device
+    from headrace.runtime.eyes import BLOCK_ROWS, image_blocks
 
     model = blueprint.config
     head_dim = model.head_dim
@@ -67,5 +68,8 @@ def open_device_engine(
     )
     settled = settle_device(config, facts)
     largest = KeyList.of(settled.max_running, settled.chunk_tokens).largest
-    sizes = measure_device(model, settled, facts, largest, DTYPES[settled.dtype])
+    images = blueprint.images(settled.image_tokens)
+    dtype = DTYPES[settled.dtype]
+    blocks = image_blocks(model, images, settled.image_memory_mb, dtype.itemsize)
+    sizes = measure_device(model, settled, facts, largest, dtype, blocks * BLOCK_ROWS)
     return DeviceEngine(blueprint, settled, sizes, queue)

@@ -3,137 +3,84 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
+from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
 from headrace.runtime.fork import ForkPlace, cut_answer
-from headrace.runtime.loop import Generation, StepLoop
+from headrace.runtime.image import ImageSpan
+from headrace.runtime.logprobs import Logprobs, TokenLogprob
+from headrace.runtime.loop import Generation, StepLoop, retell
+from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
+from headrace.runtime.parsers.pieces import (
+    CallArguments,
+    CallBegin,
+    CallEnd,
+    Piece,
+    ReasoningPiece,
+    TextPiece,
+    joined,
+)
+from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import Change, FinishReason, ForkPoint, Phase, Req, SamplingParams
+from headrace.runtime.request import Change, FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
+from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
 __all__ = [
+    "PUBLIC_TENANT",
+    "AnswerShape",
     "Ask",
+    "CallArguments",
+    "CallBegin",
+    "CallEnd",
     "Entry",
     "FinishReason",
     "ForkPlace",
+    "Logprobs",
     "Message",
     "ModelCard",
+    "Picture",
+    "Piece",
     "Prompt",
     "Prompter",
+    "ReasoningPiece",
     "Refusal",
     "Runtime",
     "SamplingParams",
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TextInput",
+    "TextPiece",
+    "TextSplitter",
+    "TokenLogprob",
     "TokenStream",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
     "Usage",
+    "joined",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
-    """Who may share cached work: the owner of one API key (or everybody, where no key is set)."""
+class Prompt:
+    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
 
-    id: str
-    salt: str
-
-
-PUBLIC_TENANT = Tenant("public", "public")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. role: system, user, assistant (developer is mapped to system by the face)."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What a client asks for, in any protocol. Exactly one of `messages` and `prompt` is given.
-
-    None means "not said": the model's own defaults (generation_config) or the neutral value are taken.
-    `param_names` maps a field of Ask to the name it has on the wire, for the `param` of a Refusal.
-    Ranges are checked at birth: Refusal("invalid_value") names the field.
+    grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
+    spans: which of the ids stand for pictures.
     """
 
-    tenant: Tenant = PUBLIC_TENANT
-    messages: tuple[Message, ...] | None = None
-    prompt: str | tuple[int, ...] | None = None
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    template_options: Mapping[str, bool | str] = field(default_factory=dict)
-    drop_oldest: bool = (
-        False  # a conversation that is too long loses its oldest turns instead of being refused
-    )
-    param_names: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if (self.messages is None) == (self.prompt is None):
-            raise Refusal("missing_required_parameter", "give messages or a prompt, and only one of them")
-        self._within("max_tokens", self.max_tokens, 1, 1 << 31)
-        self._within("min_tokens", self.min_tokens, 0, 1 << 31)
-        self._within("temperature", self.temperature, 0.0, 2.0)
-        self._within("top_k", self.top_k, -1, 1 << 31)
-        self._within("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise self._refuse("top_p", "must be greater than 0")
-        self._within("min_p", self.min_p, 0.0, 1.0)
-        self._within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        self._within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        self._within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self._within("seed", self.seed, -(1 << 63), (1 << 64) - 1)
-        if len(self.stop) > 16:
-            raise self._refuse("stop", "has at most 16 strings")
-        if any(not 1 <= len(text) <= 256 for text in self.stop):
-            raise self._refuse("stop", "strings have 1 to 256 characters")
-        if len(self.stop_ids) > 256:
-            raise self._refuse("stop_ids", "has at most 256 ids")
-        if len(self.logit_bias) > 1024:
-            raise self._refuse("logit_bias", "has at most 1024 entries")
-        if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
-            raise self._refuse("logit_bias", "values lie between -100 and 100")
-
-    def wire_name(self, name: str) -> str:
-        """The name of Ask field `name` in the client's own protocol."""
-        return self.param_names.get(name, name)
-
-    def _refuse(self, name: str, what: str) -> Refusal:
-        wire = self.wire_name(name)
-        return Refusal("invalid_value", f"{wire} {what}", wire)
-
-    def _within(self, name: str, value: float | None, low: float, high: float) -> None:
-        # Written so that a NaN is refused too.
-        if value is not None and not low <= value <= high:
-            raise self._refuse(name, f"must be between {low} and {high}")
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prepared prompt: token ids and the first index whose prompt text the client did not write itself."""
-
     ids: tuple[int, ...]
+    thinking: bool = False
+    grammar: TokenGrammar | None = None
+    spans: tuple[ImageSpan, ...] = ()
 
 
 class TextCutter(Protocol):
@@ -146,6 +93,26 @@ class TextCutter(Protocol):
 
     def finish(self) -> str:
         """What was still held back and is now certain, because no token follows. Empty after a match."""
+
+
+class TextSplitter(Protocol):
+    """Certain text in, typed pieces out (see parsers.splitter.Splitter)."""
+
+    over: bool  # the answer has ended with the one call that was allowed
+
+    @property
+    def thinking(self) -> bool:
+        """The model is reasoning now."""
+
+    @property
+    def plain(self) -> bool:
+        """What comes from now on is text of the answer, all of it, and nothing is held back."""
+
+    def push(self, text: str) -> list[Piece]:
+        """What `text` makes certain."""
+
+    def finish(self) -> list[Piece]:
+        """What was held back; no text follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +128,7 @@ class ModelCard:
     created: int  # Unix seconds
     embedded: bool = False
     notice: str = ""  # one plain sentence that the chat page shows about this model
+    sees: bool = False  # it takes pictures
 
 
 class Prompter(Protocol):
@@ -177,20 +145,37 @@ class Prompter(Protocol):
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter for one generation, with the ask's stop strings."""
 
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What answers to messages can hold besides text: "tools", "thinking"."""
+
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids; strings that spell special tokens stay ordinary text."""
 
-    def detokenize(self, ids: list[int]) -> str:
-        """Ids to text, special tokens left out."""
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        """One token by itself: a name to show, and its bytes in the text; None for a token that has no text there
+        (a special one, or an id without a token)."""
+
+    def about(self) -> Mapping[str, Any]:
+        """What the folder says of its tokenizer: tokenizer_class, bos_token, eos_token, pad_token, chat_template; a
+        name it does not have is missing."""
 
 
 _log = logging.getLogger("headrace.runtime")
+Worked = TypeVar("Worked")
 
 # Asks with less text than this are prepared on the loop thread: it is faster than a hop to another thread.
 _INLINE_CHARACTERS = 2048
 # Text waiting for preparation, in characters: beyond it the server takes no more asks for the moment.
 _PREPARING_LIMIT = 256 << 20
-_SEED_MASK = (1 << 64) - 1
+# Pixels of the pictures of all live requests, in bytes.
+_PIXELS_LIMIT = 512 << 20
 
 
 class Runtime:
@@ -211,7 +196,9 @@ class Runtime:
         self._next_id = 0
         self._preparing: dict[TokenStream, int] = {}  # → characters of its ask
         self._preparing_characters = 0
+        self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
+        self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
@@ -222,9 +209,7 @@ class Runtime:
         there is something to read, and once before that when the prompt was accepted (`times.joined`)."""
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        scheduler = self.loop.scheduler
-        if len(self._preparing) + len(scheduler.waiting) >= scheduler.waiting_limit:
-            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+        self._check_room(1)
         size = _characters(ask)
         if self._preparing and self._preparing_characters + size > _PREPARING_LIMIT:
             raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
@@ -232,7 +217,7 @@ class Runtime:
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS:
+        if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
@@ -240,6 +225,47 @@ class Runtime:
                 lambda done: loop.call_soon_threadsafe(self._prepared, stream, ask, done)
             )
         return stream
+
+    def open_many(
+        self, ask: Ask, count: int, listener: Callable[[TokenStream], None]
+    ) -> tuple[TokenStream, ...]:
+        """`count` streams that answer one prompt, as `open` does; the prompt is computed once.
+
+        Stream k draws with the seed `ask.seed + k`. The others join when the first has its first token, and share
+        its KV; of the prompt's logprobs all streams get the same ones."""
+        if count == 1:
+            return (self.open(ask, listener),)
+        self._check_room(count)
+
+        def hear(stream: TokenStream) -> None:
+            if stream.head or stream.finish is not None:
+                if stream.finish is None:
+                    stream.listener = listener
+                asyncio.get_running_loop().call_soon(self._join_siblings, stream)
+            listener(stream)
+
+        first = self.open(ask, hear)
+        waiting = tuple(
+            (
+                TokenStream(listener, opened=self.loop.clock()),
+                replace(ask, seed=None if ask.seed is None else (ask.seed + index) & SEED_MASK),
+            )
+            for index in range(1, count)
+        )
+        self._siblings[first] = _Siblings(waiting)
+        return (first, *(stream for stream, _ in waiting))
+
+    def _check_room(self, count: int) -> None:
+        scheduler = self.loop.scheduler
+        waiting = len(self._preparing) + len(scheduler.waiting)
+        waiting += sum([len(siblings.waiting) for siblings in self._siblings.values()])
+        if waiting + count > scheduler.waiting_limit:
+            raise Refusal("server_is_overloaded", "too many requests are waiting already", retry_after=1.0)
+
+    def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
+        """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
+        has, or with what is wrong with it. Raises Refusal when no text is taken now."""
+        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -275,7 +301,7 @@ class Runtime:
         `names`: fields of Ask → their names on the wire. Raises Refusal if a value is out of range, or if the
         answer does not run."""
         ask = Ask(prompt=(0,), param_names=names, **said)
-        self._check_ids(ask)
+        params_of(ask, self.prompter)  # its ranges: what was not said is not taken from it
         generation = self._generations.get(stream)
         if generation is None or generation.req.finish is not None:
             raise Refusal("invalid_value", "this answer does not run", "response_id")
@@ -289,7 +315,7 @@ class Runtime:
             # As far as the context goes: an answer that runs is not refused for a wish that is too large.
             max_len = min(stream.prompt_tokens + ask.max_tokens, self.max_context)
             max_len = max(max_len, req.prompt_len + 1)  # a fork's own prompt reaches into its answer
-        self.loop.change(generation, Change(dataclasses.replace(before.params, **fields), max_len), told)
+        self.loop.change(generation, Change(replace(before.params, **fields), max_len), told)
 
     def fork(
         self, parent: TokenStream, at: ForkPlace, ask: Ask, listener: Callable[[TokenStream], None]
@@ -302,27 +328,64 @@ class Runtime:
         Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        source = parent.req
-        if source is None:
+        source, prompt = parent.req, parent.prompt
+        if source is None or prompt is None:
             raise Refusal("fork_point_invalid", "this answer has not begun")
+        if source.grammar is not None or ask.shape is not None:
+            raise Refusal("fork_not_supported", "an answer that follows a grammar cannot be forked yet")
         prompt_len = parent.prompt_tokens
+        if source.logprobs is not None or wish_of(ask, prompt_len, self.prompter.logits_width) is not None:
+            raise Refusal("fork_not_supported", "an answer with logprobs cannot be forked yet")
         said = source.tokens[prompt_len : prompt_len + parent.said]
         kept, cutter, text = cut_answer(said, at, ask, self.prompter)
         ids = source.tokens[: prompt_len + len(said[: kept.shared])] + kept.forced
         count = len(ids)
-        max_len = self._max_len(ask, prompt_len)
+        max_len = max_len_of(ask, prompt_len, self.max_context)
         if max_len <= count:
             raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
         self._next_id += 1
         shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
-        req = Req(self._next_id, source.salt, ids, count, max_len, self._params(ask), shares)
+        params = params_of(ask, self.prompter)
+        req = Req(self._next_id, source.salt, ids, count, max_len, params, shares, spans=source.spans)
         stream = TokenStream(listener, opened=self.loop.clock())
-        stream.params = req.params
-        stream.prompt_tokens = prompt_len
+        stream.prompt = prompt
+        generation = Generation(req, stream, cutter, self.prompter.splitter(ask, prompt))
         for token, piece in zip(ids[prompt_len:], text, strict=True):
-            stream.push(Entry(token, piece))
-        self._begin(Generation(req, stream, cutter))
+            retell(generation, token, piece)
+        self._begin(generation, prompt_len)
         return stream, kept.shared
+
+    def work_on_text(
+        self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]
+    ) -> None:
+        """Call `told`, once and never from inside this call, with what `work` returns, or with the Refusal that it
+        raises; it runs in a thread that prepares prompts. size: of its text, in characters or bytes. Raises Refusal
+        when no text is taken now."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
+            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
+        self._preparing_characters += size
+        loop = asyncio.get_running_loop()
+
+        def worked(future: Future[Worked]) -> None:
+            self._preparing_characters -= size
+            try:
+                told(future.result())
+            except Refusal as refusal:
+                told(refusal)
+            except Exception as error:
+                _log_fault(error)
+                told(Refusal("server_error", "the text could not be worked on"))
+
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(worked, done))
+
+    def flush_cache(self) -> int | None:
+        """Forget every cached prompt; how many pages that were. None, and nothing is done, while anything runs."""
+        if self._preparing or self._siblings or self.loop.live or self.loop.flight:
+            return None
+        return self.loop.scheduler.flush_cache()
 
     def drain(self) -> None:
         """No new asks; what runs goes on."""
@@ -330,14 +393,19 @@ class Runtime:
 
     async def emptied(self) -> None:
         """Returns when no stream is being prepared or generated."""
-        while self._preparing or self.loop.live:
+        while self._preparing or self._siblings or self.loop.live:
             if self._preparing:
                 self._empty.clear()
                 await self._empty.wait()
-            else:
+            elif self.loop.live:
                 await self.loop.emptied()
+            else:
+                await asyncio.sleep(0)  # siblings join in this very turn
 
     def cancel_all(self) -> None:
+        for siblings in self._siblings.values():
+            for stream, _ in siblings.waiting:
+                self.cancel(stream)
         for stream in (*self._preparing, *self._generations):
             self.cancel(stream)
 
@@ -349,6 +417,17 @@ class Runtime:
     def alive(self) -> bool:
         """The step loop moves, or has nothing to do."""
         return self.loop.fault is None and self.loop.stalled_for < 60.0
+
+    def sizes(self) -> dict[str, int]:
+        """What the engine has room for, in the names of SGLang."""
+        scheduler = self.loop.scheduler
+        return {
+            "page_size": scheduler.page_size,
+            "max_total_num_tokens": scheduler.pool.count * scheduler.page_size,
+            "max_running_requests": scheduler.slots.count,
+            "max_queued_requests": scheduler.waiting_limit,
+            "chunked_prefill_size": scheduler.chunk_tokens,
+        }
 
     def stats(self) -> dict[str, float]:
         """Facts for metrics: counters since the start and gauges of now."""
@@ -363,6 +442,8 @@ class Runtime:
             "retractions": counters.retractions,
             "evicted_pages": counters.evicted_pages,
             "copied_pages": counters.copied_pages,
+            "images_encoded": scheduler.gallery.encoded,
+            "images_reused": scheduler.gallery.reused,
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
@@ -406,28 +487,104 @@ class Runtime:
             self._count_end(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
-        count = len(prompt.ids)
-        params = self._params(ask)
-        max_len = self._max_len(ask, count)
-        self._next_id += 1
-        req = Req(self._next_id, ask.tenant.salt, list(prompt.ids), count, max_len, params)
-        stream.params = params
-        stream.prompt_tokens = count
-        self._begin(Generation(req, stream, self.prompter.cutter(ask)))
+        stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
+        generation = self._generation(stream, ask, prompt)
+        wish = generation.req.logprobs
+        if ask.prompt_logprobs is not None and wish is not None:
+            stream.prompt_logprobs = wish.prompt
+        if ask.echo:
+            stream.prompt_ids = prompt.ids
+        if stream in self._siblings:
+            self._siblings[stream].take(prompt)
+        self._begin(generation)
 
-    def _begin(self, generation: Generation) -> None:
+    def _begin(self, generation: Generation, prompt_len: int | None = None) -> None:
+        """The generation runs from now on. prompt_len: where its answer begins, if not behind its whole prompt."""
         stream = generation.stream
         stream.req = generation.req
+        stream.params = generation.req.params
+        stream.prompt_tokens = generation.req.prompt_len if prompt_len is None else prompt_len
+        if generation.req.logprobs is not None:
+            stream.logprobs, stream.spell = [], self.prompter.spell
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
         except Refusal:
             del self._generations[stream]
             raise
-        stream.listener(stream)  # `times.joined` is set: a face may tell that the response has begun
+        self._pixels += sum(len(span.image.pixels) for span in generation.req.spans)
+        # `times.joined` is set: a face may tell that the response has begun. It does so behind the turn that `join`
+        # asked for, so that the device is at work on the prompt while those words are made.
+        asyncio.get_running_loop().call_soon(self._tell_joined, stream)
+
+    def _tell_joined(self, stream: TokenStream) -> None:
+        if stream.finish is None:
+            stream.listener(stream)
+
+    def _join_siblings(self, first: TokenStream) -> None:
+        """The first stream has spoken, or has ended: those that wait for it follow it."""
+        siblings = self._siblings.pop(first)
+        generation = self._generations.get(first)
+        failed = first.finish in (FinishReason.ERROR, FinishReason.CANCELLED)
+        for place, (stream, ask) in enumerate(siblings.waiting):
+            if stream.finish is not None:
+                continue  # cancelled meanwhile
+            if failed:
+                assert first.finish is not None
+                stream.end(first.finish, error=first.error)
+                self._count_end(stream)
+                continue
+            prompt, fork = siblings.prompts[place], None
+            if generation is not None and generation.req.phase is not Phase.DONE:
+                fork = ForkPoint(generation.req, len(prompt.ids))
+            stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
+            try:
+                self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), prompt, fork))
+            except Refusal as refusal:
+                stream.end(FinishReason.ERROR, error=refusal)
+                self._count_end(stream)
+
+    def _generation(
+        self, stream: TokenStream, ask: Ask, prompt: Prompt, fork: ForkPoint | None = None
+    ) -> Generation:
+        """Raises Refusal for what the ask wants of a prompt of this length."""
+        if prompt.grammar is not None and not self.loop.engine.masks:
+            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
+            )
+        ids, count = prompt.ids, len(prompt.ids)
+        params = params_of(ask, self.prompter)
+        max_len = max_len_of(ask, count, self.max_context)
+        wish = wish_of(ask, count, self.prompter.logits_width)
+        pixels = sum(len(span.image.pixels) for span in prompt.spans)
+        if self._pixels and self._pixels + pixels > _PIXELS_LIMIT:
+            raise Refusal("server_is_overloaded", "too many pictures are waiting already", retry_after=1.0)
+        self._next_id += 1
+        req = Req(
+            self._next_id,
+            ask.tenant.salt,
+            list(ids),
+            count,
+            max_len,
+            params,
+            fork,
+            wish,
+            prompt.grammar,
+            prompt.spans,
+        )
+        stream.prompt = replace(prompt, grammar=None)
+        return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:
-        self._generations.pop(stream, None)
+        generation = self._generations.pop(stream, None)
+        if generation is not None:
+            self._pixels -= sum(len(span.image.pixels) for span in generation.req.spans)
         self._count_end(stream)
 
     def _count_end(self, stream: TokenStream) -> None:
@@ -435,62 +592,34 @@ class Runtime:
         self.ends[stream.finish] += 1
         self.on_end(stream)
 
-    def _max_len(self, ask: Ask, prompt_len: int) -> int:
-        limit = self.max_context
-        if prompt_len >= limit:
-            raise Refusal(
-                "context_length_exceeded",
-                f"the prompt has {prompt_len} tokens; with room for an answer, {limit - 1} fit",
-                ask.wire_name("messages" if ask.messages is not None else "prompt"),
-            )
-        if ask.max_tokens is None:
-            return limit
-        if prompt_len + ask.max_tokens > limit:
-            raise Refusal(
-                "context_length_exceeded",
-                f"{prompt_len} prompt tokens and {ask.max_tokens} to generate are more than the {limit} that fit",
-                ask.wire_name("max_tokens"),
-            )
-        return prompt_len + ask.max_tokens
 
-    def _check_ids(self, ask: Ask) -> None:
-        width = self.prompter.logits_width
-        for name, ids in (("stop_ids", ask.stop_ids), ("logit_bias", [i for i, _ in ask.logit_bias])):
-            for token in ids:
-                if not 0 <= token < width:
-                    wire = ask.wire_name(name)
-                    raise Refusal("invalid_value", f"{wire}: token ids lie in [0, {width})", wire)
+@dataclass(slots=True)
+class _Siblings:
+    """Streams that wait for the first one of their prompt, and what each will answer, once that is prepared."""
 
-    def _params(self, ask: Ask) -> SamplingParams:
-        """What the client said, else what the model folder says, else neutral."""
-        prompter = self.prompter
+    waiting: tuple[tuple[TokenStream, Ask], ...]
+    prompts: tuple[Prompt, ...] = ()
 
-        def said(name: str, neutral: float) -> Any:
-            value = getattr(ask, name)
-            return prompter.defaults.get(name, neutral) if value is None else value
-
-        self._check_ids(ask)
-        seed = secrets.randbits(64) if ask.seed is None else ask.seed & _SEED_MASK
-        return SamplingParams(
-            temperature=float(said("temperature", 1.0)),
-            top_k=max(0, int(said("top_k", 0))),
-            top_p=float(said("top_p", 1.0)),
-            min_p=float(said("min_p", 0.0)),
-            repetition_penalty=float(said("repetition_penalty", 1.0)),
-            presence_penalty=ask.presence_penalty,
-            frequency_penalty=ask.frequency_penalty,
-            logit_bias=ask.logit_bias,
-            seed=seed,
-            stop_ids=frozenset(ask.stop_ids) | (frozenset() if ask.ignore_eos else prompter.eos_ids),
-            min_tokens=ask.min_tokens,
+    def take(self, prompt: Prompt) -> None:
+        """The prompt of the first one: a grammar moves with its answer, so everybody gets his own."""
+        own = prompt.grammar
+        self.prompts = tuple(
+            replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
         )
 
 
 def _characters(ask: Ask) -> int:
     if ask.messages is not None:
-        return sum(len(message.content) for message in ask.messages)
+        said = sum(len(text) for message in ask.messages for text in message.texts)
+        said += sum(message.picture_bytes for message in ask.messages)
+        return said + sum(tool.characters for tool in ask.tools)
     assert ask.prompt is not None
     return len(ask.prompt)
+
+
+def _shows(ask: Ask) -> bool:
+    """A picture of a few bytes may take long to decode."""
+    return any(message.pictures for message in ask.messages or ())
 
 
 def _log_fault(error: BaseException) -> None:

@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.pace import Pace, pairs_of
+from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Req
@@ -29,7 +30,7 @@ from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
 
 if TYPE_CHECKING:
-    from headrace.runtime.interface import TextCutter
+    from headrace.runtime.interface import TextCutter, TextSplitter
 
 
 log = logging.getLogger("headrace.loop")
@@ -40,7 +41,11 @@ class Engine(Protocol):
 
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
-    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone."""
+    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    masks: it keeps to the grammars of a plan; else no request may have one."""
+
+    @property
+    def masks(self) -> bool: ...
 
     @property
     def depth(self) -> int: ...
@@ -58,22 +63,29 @@ class Engine(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """One live request with its reader: ids on one side, text on the other."""
+    """One live request with its reader: ids on one side, text on the other. splitter: what types the text; None
+    where all of it is the answer."""
 
     req: Req
     stream: TokenStream
     cutter: TextCutter
+    splitter: TextSplitter | None = None
     deadline: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)
 class StepFacts:
-    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it."""
+    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it.
+
+    gap: seconds in which the device had nothing to do before this step because the host was not ready with it. lag:
+    the longest time between two looks at the device while it ran: so late its landing may have been seen."""
 
     seconds: float
     decode_rows: int
     prefill_rows: int
     prefill_tokens: int
+    gap: float
+    lag: float
 
 
 def _ignore_step(facts: StepFacts) -> None:
@@ -126,6 +138,9 @@ class StepLoop:
         self.holds = 0  # how often a generation left the batch because its reader had fallen behind
         self.progress_at = clock()  # when a step was last launched or landed
         self._landed_at = self.progress_at
+        self._looked_at = self.progress_at
+        self._resting = True  # no step is in flight because nothing was to be done
+        self._gap = self._lag = 0.0  # since the last step that landed
         self._told_at = -math.inf  # when tokens were last handed to readers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flight: deque[tuple[StepPlan, Future[StepResult], float]] = deque()
@@ -224,6 +239,9 @@ class StepLoop:
     def _look(self) -> None:
         """Ask a polled engine again and again while a step is in flight; sockets are served in between."""
         assert self._loop is not None and self.engine.poll is not None
+        now = self.clock()
+        self._lag = max(self._lag, now - self._looked_at)
+        self._looked_at = now
         if self.engine.poll():
             self._turn()
         self._polling = bool(self._flight) and self.fault is None
@@ -249,8 +267,9 @@ class StepLoop:
             self.progress_at = now
             events += self.scheduler.retire(plan, result)
             rows, tokens = len(plan.decode), plan.prefill_tokens
-            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens))
-            if self.engine.pace is not None:
+            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens, self._gap, self._lag))
+            self._gap = self._lag = 0.0
+            if self.engine.pace is not None and not plan.encodes:
                 # A step that was launched behind another kept the device busy only once that one had landed.
                 pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
                 self.engine.pace.observe(rows, tokens, pairs, now - max(launched, self._landed_at))
@@ -264,7 +283,8 @@ class StepLoop:
         if not self._flight:
             # Telling may have ended or paused requests and so made room that the launch above did not see.
             self._launch()
-            if not self._flight and not self._live:
+            self._resting = not self._flight
+            if self._resting and not self._live:
                 self.on_idle()
 
     def _launch(self) -> None:
@@ -279,12 +299,16 @@ class StepLoop:
             for grant in plan.grants:
                 self._admitted(grant.req_id, now)
             future = self.engine.launch(plan)
+            if not self._flight and not self._resting:
+                self._gap += self.clock() - self._landed_at
+            self._resting = False
             self._flight.append((plan, future, now))
             if self.engine.poll is None:
                 future.add_done_callback(self._landed)
             elif not self._polling:
                 assert self._loop is not None
                 self._polling = True
+                self._looked_at = self.clock()
                 self._loop.call_soon(self._look)
 
     def _admitted(self, req_id: int, now: float) -> None:
@@ -307,8 +331,7 @@ class StepLoop:
                 continue  # cancelled from inside this turn, by the reader of an earlier event
             token, stream, cutter = event.token, generation.stream, generation.cutter
             if token is None:
-                error = Refusal("server_error", "the model produced no finite number for this request")
-                self._end(generation, FinishReason.ERROR, error)
+                self._end(generation, FinishReason.ERROR, _no_token(event.req))
                 continue
             times = stream.times
             last, times.last_token = times.last_token, now
@@ -321,9 +344,19 @@ class StepLoop:
             try:
                 # The token that stops an answer counts, but its text is no part of it.
                 stopped = event.finish is FinishReason.STOP
-                stream.push(Entry(token, "" if stopped else cutter.push(token)))
-                if stopped or event.finish is not None or cutter.matched is not None:
+                text = "" if stopped else cutter.push(token)
+                splitter = generation.splitter
+                if splitter is None:
+                    stream.push(Entry(token, text, None, event.logprob))
+                else:
+                    stream.push(_typed(stream, event, text, splitter))
+                if splitter is not None and splitter.plain:
+                    splitter = generation.splitter = None
+                if event.finish is not None or cutter.matched is not None:
                     self._conclude(generation, event)
+                elif splitter is not None and splitter.over:
+                    self.scheduler.cancel(event.req, FinishReason.STOP)
+                    self._end(generation, FinishReason.STOP)
                 elif stream.full:
                     self.hold(generation)
             except Exception:
@@ -376,12 +409,15 @@ class StepLoop:
             return
         told = finish in (FinishReason.STOP, FinishReason.LENGTH)
         tail = generation.cutter.finish() if told else ""  # may raise: then this generation is still live
+        pieces = None
+        if generation.splitter is not None:
+            pieces = [*generation.splitter.push(tail), *generation.splitter.finish()] if told else []
         del self._live[generation.req.id]
         if generation.deadline is not None:
             generation.deadline.cancel()
         stream = generation.stream
         stream.times.ended = self.clock()
-        stream.end(finish, tail=tail, error=error)
+        stream.end(finish, tail, error, pieces)
         self.on_end(stream)
         if not self._live:
             self._empty.set()
@@ -395,3 +431,34 @@ class StepLoop:
         self.on_flush()
         if self.on_fault is not None:
             self.on_fault(error)
+
+
+def _no_token(req: Req) -> Refusal:
+    """Why no token could be chosen for `req`."""
+    if req.grammar is not None and (trouble := req.grammar.trouble):
+        return Refusal("server_error", f"the answer's grammar cannot go on: {trouble}")
+    return Refusal("server_error", "the model produced no finite number for this request")
+
+
+def retell(generation: Generation, token: int, text: str) -> None:
+    """The reader of a generation that is about to begin is told `token` as if it had been generated."""
+    stream, splitter = generation.stream, generation.splitter
+    if splitter is None:
+        stream.push(Entry(token, text))
+        return
+    stream.push(_typed(stream, Retired(generation.req, token, None), text, splitter))
+    if splitter.plain:
+        generation.splitter = None
+
+
+def _typed(stream: TokenStream, event: Retired, text: str, splitter: TextSplitter) -> Entry:
+    """The entry of a token whose text is split, counted as thought if any of it may be."""
+    assert event.token is not None
+    thinking = splitter.thinking
+    pieces = splitter.push(text)
+    stream.reasoning_tokens += thinking or splitter.thinking
+    if len(pieces) == 1 and pieces[0] == TextPiece(text):
+        return Entry(
+            event.token, text, None, event.logprob
+        )  # told as it is: the way that costs readers least
+    return Entry(event.token, text, pieces, event.logprob)

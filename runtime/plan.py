@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from headrace.runtime.request import SamplingParams
+from headrace.runtime.image import Image, ImageSpan
+from headrace.runtime.logprobs import Logprobs
+from headrace.runtime.request import SamplingParams, TokenGrammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,8 @@ class SlotGrant:
 
     The Engine resets every per-slot table from it: page table (`pages`, in order), sampling parameters, and,
     when `params.needs_history`, the token history (`history`: all known tokens; the first `prompt_len` of
-    them are the prompt). `history` is empty when no penalty needs it.
+    them are the prompt). `history` is empty when no penalty needs it. `spans`: the pictures in its prompt; they
+    decide where its tokens stand, whatever of them is computed.
     """
 
     slot: int
@@ -25,6 +28,7 @@ class SlotGrant:
     prompt_len: int
     pages: tuple[int, ...]
     history: tuple[int, ...]
+    spans: tuple[ImageSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,31 @@ class PageCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageEncode:
+    """`image` goes through the tower, its rows into `blocks`, before any row of the step reads."""
+
+    image: Image
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRows:
+    """Tokens [at, at + count) of a PlanRow are rows [first, first + count) of the picture in `blocks`."""
+
+    at: int
+    count: int
+    first: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRow:
     """Compute the KV of tokens [start, start + count) of the request in `slot`.
 
     ids: the token ids, or None for a decode row (count 1), whose token is the last one sampled for this slot
     and lives on the device. sample: choose the token at index start + count (that index keys its randomness)
     and keep it as the slot's last token. The row may read KV of [0, start + count) through the page table.
+    images: which of its tokens are a picture's; their ids are the placeholder's.
     """
 
     req_id: int
@@ -59,6 +82,7 @@ class PlanRow:
     count: int
     ids: tuple[int, ...] | None
     sample: bool
+    images: tuple[ImageRows, ...] = ()
 
 
 class DecodeRows(Sequence[PlanRow]):
@@ -96,11 +120,35 @@ class DecodeRows(Sequence[PlanRow]):
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Logprobs wanted of row `row` of StepPlan.rows: of `ids`, which follow the row's tokens `first`,
+    `first + 1`... (counted in the row; only prefill rows have any), then, if the row samples, of the token that
+    it chooses; each with the `top` most likely tokens of its place."""
+
+    row: int
+    top: int
+    first: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMask:
+    """The token sampled for `slot` in this step is one that `grammar` allows.
+
+    The Engine asks for its mask while the step is in flight: nobody moves the grammar before it has landed.
+    """
+
+    slot: int
+    grammar: TokenGrammar
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step, in order: grants, patches, copies, then all rows at once (decode first, then prefill).
+    """One step, in order: grants, patches, copies, encodes, then all rows at once (decode first, then prefill).
 
     A promise: the scheduler has already moved its state forward as if the step had run. Rows are for distinct
-    slots. `prefill_tokens` is the sum of counts over `prefill`.
+    slots. `prefill_tokens` is the sum of counts over `prefill`. `probes`: in the order of their rows; a step
+    without any costs nothing for those that have some.
     """
 
     number: int
@@ -109,6 +157,9 @@ class StepPlan:
     copies: tuple[PageCopy, ...]
     decode: Sequence[PlanRow]
     prefill: tuple[PlanRow, ...]
+    masks: tuple[SlotMask, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    encodes: tuple[ImageEncode, ...] = ()
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
@@ -119,6 +170,47 @@ class StepPlan:
         return sum([row.count for row in self.prefill]) if self.prefill else 0
 
 
+class OpenPlan:
+    """A StepPlan while it is put together. `room`: prompt tokens that it still takes."""
+
+    __slots__ = ("copies", "encodes", "grants", "patches", "prefill", "room")
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.grants: list[SlotGrant] = []
+        self.patches: list[PagePatch] = []
+        self.copies: list[PageCopy] = []
+        self.prefill: list[PlanRow] = []
+        self.encodes: list[ImageEncode] = []
+
+    def take(self, row: PlanRow) -> None:
+        """One chunk more."""
+        assert row.count >= 1
+        self.prefill.append(row)
+        self.room -= row.count
+
+    def encode(self, image: Image, blocks: tuple[int, ...]) -> None:
+        """The step's one picture. It takes as much of the room as it has rows."""
+        assert not self.encodes, "a step encodes one picture at most"
+        self.encodes.append(ImageEncode(image, blocks))
+        self.room -= image.rows
+
+    def close(
+        self,
+        number: int,
+        decode: Sequence[PlanRow],
+        masks: tuple[SlotMask, ...] = (),
+        probes: tuple[Probe, ...] = (),
+    ) -> StepPlan | None:
+        """The plan, or None if it has no row."""
+        parts = (self.grants, self.patches, self.copies, self.encodes)
+        if not decode and not self.prefill:
+            assert not any(parts), "a page was granted to nobody's step"
+            return None
+        grants, patches, copies, encodes = map(tuple, parts)
+        return StepPlan(number, grants, patches, copies, decode, tuple(self.prefill), masks, probes, encodes)
+
+
 NON_FINITE = -1
 
 
@@ -126,7 +218,9 @@ NON_FINITE = -1
 class StepResult:
     """What landed: one token per sampling row, in the order of `StepPlan.rows`.
 
-    NON_FINITE stands for a row whose logits held a NaN or no finite value: that request fails, alone.
+    NON_FINITE stands for a row whose logits held a NaN or no finite value: that request fails, alone. `logprobs`:
+    one place for each token that the plan's probes want, in their order; None without probes.
     """
 
     tokens: tuple[int, ...]
+    logprobs: Logprobs | None = None

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
-from headrace.runtime.interface import Ask, Prompt, TextCutter
+from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
+from headrace.runtime.image import Image, ImageSpan
+from headrace.runtime.image_settings import ImageSettings
+from headrace.runtime.images import COUNT_LIMIT, BadPicture, picture_bytes, read_picture
+from headrace.runtime.interface import Ask, Picture, Prompt, TextCutter, TextSplitter
+from headrace.runtime.parsers.families import TOOLS, AnswerForm, answer_form
 from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import TokenGrammar
 from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefused
-from headrace.runtime.text import Cutter
+from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
+from headrace.runtime.turns import described
 
 # Names that a template gets from the server; a client may not set them (reliability.md, SEC-16).
 _RESERVED = frozenset(
@@ -53,10 +61,21 @@ class FolderPrompter:
     """
 
     def __init__(
-        self, folder: Path, embedding_rows: int, logits_width: int, max_context: int | None = None
+        self,
+        folder: Path,
+        embedding_rows: int,
+        logits_width: int,
+        max_context: int | None = None,
+        images: ImageSettings | None = None,
+        *,
+        tool_parser: str = "auto",
+        reasoning_parser: str = "auto",
     ) -> None:
         """embedding_rows, logits_width: of the model itself; max_context: tokens that fit, if it is known: text
-        that cannot be that short is refused before any work is spent on it. Raises CheckpointError."""
+        that cannot be that short is refused before any work is spent on it. images: how the model wants pictures,
+        None if it takes none. tool_parser, reasoning_parser: see parsers.families.answer_form. Raises
+        CheckpointError."""
+        self.images = images
         self.embedding_rows = embedding_rows
         self.logits_width = logits_width
         self._tokenizer = FolderTokenizer(folder)
@@ -66,43 +85,140 @@ class FolderPrompter:
         generation = _optional(folder / "generation_config.json")
         self.defaults: Mapping[str, Any] = _sampling_defaults(generation)
         self.eos_ids = self._eos_ids(generation, _optional(folder / "config.json"))
-        source = _template_source(folder, self._tokenizer.config)
+        source, with_tools = _template_sources(folder, self._tokenizer.config)
+        self._source = source
         self._template = None if source is None else ChatTemplate(source, self._tokenizer.names)
+        self._tool_template = self._template
+        if with_tools is not None:
+            self._tool_template = ChatTemplate(with_tools, self._tokenizer.names)
+        self._form = answer_form(with_tools or source or "", tool_parser, reasoning_parser)
+        self._grammars: GrammarCompiler | None = None
+        self._shown: dict[frozenset[str], TokenText] = {}  # by the special tokens that are seen as text
 
     def prepare(self, ask: Ask) -> Prompt:
         """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
         self._check_ids_of(ask)
         _check_unicode(ask)
+        pictures = self._pictures(ask)
+        thinking = False
         if ask.messages is not None:
-            name, ids = "messages", self._chat(ask)
+            name, (ids, thinking) = "messages", self._chat(ask)
         elif isinstance(ask.prompt, str):
             name, ids = "prompt", self._encoded(ask, "prompt", ask.prompt)
         else:
             assert ask.prompt is not None, "an Ask has messages or a prompt"
             name, ids = "prompt", list(ask.prompt)
+        grammar = self._grammar(ask, thinking) if ask.guided else None
         wire = ask.wire_name(name)
         if not ids:
             raise Refusal("invalid_value", f"{wire} is empty: there is no token to start from", wire)
-        for token in ids:
+        for token in (min(ids), max(ids)):
             if not 0 <= token < self.embedding_rows:
                 what = "token ids lie" if isinstance(ask.prompt, tuple) else "the model's token ids lie"
                 raise Refusal(
                     "invalid_value", f"{wire}: {what} in [0, {self.embedding_rows}), not {token}", wire
                 )
-        return Prompt(tuple(ids))
+        if self.images is None:
+            return Prompt(tuple(ids), thinking, grammar)
+        laid, spans = self._with_pictures(ask, wire, ids, pictures)
+        return Prompt(tuple(laid), thinking, grammar, spans)
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text."""
         continues = self._continues(ask)
-        return Cutter(self._tokenizer.text, ask.stop, continues=continues, quiet=ask.min_tokens)
+        marks = frozenset[str]() if ask.messages is None else self._form.marks(bool(ask.callable_tools))
+        return Cutter(self._showing(marks), ask.stop, continues=continues, quiet=ask.min_tokens)
+
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        """For the answer to messages, where the model's form has reasoning, or calls and there are tools."""
+        if ask.messages is None:
+            return None
+        tools = {tool.name: tool.parameters for tool in ask.callable_tools}
+        return self._form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
 
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids, nothing put around it; strings that spell special tokens stay ordinary text."""
         return self._tokenizer.encode_text(text, ends=False)
 
-    def detokenize(self, ids: list[int]) -> str:
-        """Ids to text, special tokens left out."""
-        return self._tokenizer.text.decode(ids)
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
+        text = self._tokenizer.text
+        if not special:
+            return text.decode(ids)
+        parts: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            name, raw = self.spell(token)
+            if raw is None:
+                parts += (text.decode(run, continues=bool(parts)), name)
+                run = []
+            else:
+                run.append(token)
+        return "".join([*parts, text.decode(run, continues=bool(parts))])
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        """One token by itself: a name to show, and its bytes in the text; None for a token that has none there."""
+        pieces = self._tokenizer.text.raw
+        raw = pieces[token] if 0 <= token < len(pieces) else b""
+        if raw:
+            return raw.decode(errors="replace"), raw
+        return self._tokenizer.name_of(token) or f"token_id:{token}", None
+
+    def about(self) -> Mapping[str, Any]:
+        """What the folder says of its tokenizer, in the names of tokenizer_config.json."""
+        names = ("bos_token", "eos_token", "pad_token")
+        known = {name: self._tokenizer.names[name] for name in names if name in self._tokenizer.names}
+        kind = self._tokenizer.config.get("tokenizer_class")
+        if isinstance(kind, str):
+            known["tokenizer_class"] = kind
+        if self._source is not None:
+            known["chat_template"] = self._source
+        return known
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What its answers can hold besides text: "tools", "thinking"."""
+        return self._form.abilities
+
+    def _showing(self, marks: frozenset[str]) -> TokenText:
+        text = self._shown.get(marks)
+        if text is None:
+            text = self._shown[marks] = self._tokenizer.text_showing(marks)
+        return text
+
+    def _grammar(self, ask: Ask, thinking: bool) -> TokenGrammar:
+        """What the answer to `ask` must follow, from its first token on."""
+        wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+        required = ask.tool_choice.mode == "required"
+        if required and not ask.callable_tools:
+            raise Refusal("invalid_value", f"{wire}: there is no tool to call", wire)
+        for name, given in (("ignore_eos", ask.ignore_eos), ("min_tokens", ask.min_tokens)):
+            if given:
+                other = ask.wire_name(name)
+                raise Refusal("invalid_value", f"{other}: a guided answer ends where {wire} says", other)
+        if not self.eos_ids:
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this model has no token that ends an answer", wire
+            )
+        try:
+            lark = answer_lark(
+                AnswerForm() if ask.messages is None else self._form,
+                shape=ask.shape,
+                tools=ask.callable_tools,
+                required=required,
+                parallel=ask.tool_choice.parallel,
+                thinking=thinking,
+            )
+            return self._compiler().compile(lark)
+        except BadGrammar as error:
+            raise Refusal("invalid_value", f"{wire}: {error}", wire) from error
+
+    def _compiler(self) -> GrammarCompiler:
+        if self._grammars is None:
+            raw = self._showing(self._form.marks(calling=True)).raw[: self.logits_width]
+            padding = (b"",) * (self.logits_width - len(raw))
+            self._grammars = GrammarCompiler(raw + padding, self.eos_ids, self._tokenizer.encode_rendered)
+        return self._grammars
 
     def _continues(self, ask: Ask) -> bool:
         if isinstance(ask.prompt, str):
@@ -110,9 +226,60 @@ class FolderPrompter:
         pieces = self._tokenizer.text.raw
         return ask.prompt is not None and any(token < len(pieces) and pieces[token] for token in ask.prompt)
 
-    def _chat(self, ask: Ask) -> list[int]:
+    def _pictures(self, ask: Ask) -> list[Picture]:
+        """All pictures of the ask, in order; nothing of them was looked at but their number."""
+        pictures = [picture for message in ask.messages or () for picture in message.pictures]
         wire = ask.wire_name("messages")
-        if self._template is None:
+        if pictures and self.images is None:
+            raise Refusal(
+                "invalid_value", "this model takes no pictures: it reads text alone", pictures[0].name or wire
+            )
+        if len(pictures) > COUNT_LIMIT:
+            what = f"{wire} holds {len(pictures)} pictures; at most {COUNT_LIMIT} are taken"
+            raise Refusal("invalid_value", what, wire)
+        return pictures
+
+    def _with_pictures(
+        self, ask: Ask, wire: str, ids: list[int], pictures: list[Picture]
+    ) -> tuple[list[int], tuple[ImageSpan, ...]]:
+        """The ids, each placeholder among them as often as its picture has rows, and where the pictures stand."""
+        assert self.images is not None
+        token = self.images.token_id
+        shown = ids.count(token)
+        if shown != len(pictures):
+            if ask.messages is None:
+                what = f"the token {token} stands for a picture, and a prompt has none; send messages"
+            else:
+                what = f"the chat template shows {shown} pictures where {len(pictures)} were sent"
+            raise Refusal("invalid_value", f"{wire}: {what}", wire)
+        if not pictures:
+            return ids, ()
+        images = iter([self._read(ask, picture) for picture in pictures])
+        laid: list[int] = []
+        spans: list[ImageSpan] = []
+        for each in ids:
+            if each == token:
+                spans.append(ImageSpan(len(laid), next(images)))
+                laid += [token] * spans[-1].image.rows
+            else:
+                laid.append(each)
+        return laid, tuple(spans)
+
+    def _read(self, ask: Ask, picture: Picture) -> Image:
+        assert self.images is not None
+        try:
+            data = picture_bytes(picture.source)
+            return read_picture(data, self.images, ask.tenant.salt, picture.small)
+        except BadPicture as bad:
+            name = picture.name or ask.wire_name("messages")
+            raise Refusal("invalid_value", f"{name}: the picture {bad}", name) from bad
+
+    def _chat(self, ask: Ask) -> tuple[list[int], bool]:
+        """Ids of the rendered messages, and whether they end inside of reasoning."""
+        wire = ask.wire_name("messages")
+        tools = [] if ask.tool_choice.mode == "none" else [tool.described() for tool in ask.tools]
+        template = self._tool_template if tools else self._template
+        if template is None:
             raise Refusal(
                 "invalid_value",
                 "this model has no chat template, so it takes no messages; send a prompt instead",
@@ -133,20 +300,51 @@ class FolderPrompter:
         for message in ask.messages:
             if message.role not in _ROLES:
                 raise Refusal("invalid_value", f"{wire}: the role {message.role[:100]!r} is not known", wire)
-        messages = [{"role": message.role, "content": message.content} for message in ask.messages]
-        written = [message.content for message in ask.messages]
+        if tools:
+            self._check_tools(ask, template)
+        messages = described(ask.messages, template.source)
+        calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
+        if calls and "tool_calls" not in template.source:
+            raise Refusal(
+                "unsupported_parameter",
+                f"{wire}: this model's chat template has no place for tool calls",
+                wire,
+            )
+        decoded = _strings(calls)  # JSON may spell what its text does not show
+        for text in decoded:
+            _check_characters(text, wire)
+        described_tools = _strings(tools)
+        for text in described_tools:
+            _check_characters(text, ask.wire_name("tools"))
+        written = [text for message in ask.messages for text in message.texts] + decoded + described_tools
         written += [value for value in ask.template_options.values() if isinstance(value, str)]
         # Only where a client spelled a special token must the render remember who wrote what; everywhere else
         # the template sees plain strings and the ids are those of transformers.
         guarded = any(self._tokenizer.spells_special(text) for text in written)
         try:
-            rendered = self._template.render(messages, ask.template_options, weaving=guarded)
+            rendered = template.render(messages, ask.template_options, weaving=guarded, tools=tools)
         except TemplateRefused as refused:
             raise Refusal("invalid_value", str(refused), wire) from refused
         self._check_length(wire, rendered)
+        marks = self._form.reasoning
+        thinking = marks is not None and str.__str__(rendered).rstrip().endswith(marks.begin)
         if not guarded:
-            return self._tokenizer.encode_rendered(rendered)
-        return self._encode_woven(wire, rendered)
+            return self._tokenizer.encode_rendered(rendered), thinking
+        return self._encode_woven(wire, rendered), thinking
+
+    def _check_tools(self, ask: Ask, template: ChatTemplate) -> None:
+        wire = ask.wire_name("tools")
+        if not template.takes_tools:
+            raise Refusal(
+                "unsupported_parameter", f"{wire}: this model's chat template has no place for tools", wire
+            )
+        if self._form.tools is None:
+            raise Refusal(
+                "unsupported_parameter",
+                f"{wire}: how this model writes calls is not known; the server can be told with --tool-parser "
+                f"({', '.join(TOOLS)})",
+                wire,
+            )
 
     def _encode_woven(self, wire: str, rendered: str) -> list[int]:
         try:
@@ -186,7 +384,9 @@ class FolderPrompter:
 
     def _eos_ids(self, generation: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
         """generation_config, else config, and the tokenizer's own; ids the model cannot say are left out."""
-        found = set(_ids(generation.get("eos_token_id", config.get("eos_token_id"))))
+        inner = config.get("text_config")  # of a model that does more than read
+        fallback = config.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+        found = set(_ids(generation.get("eos_token_id", fallback)))
         own = self._tokenizer.names.get("eos_token")
         if own is not None and (token := self._tokenizer.id_of(own)) is not None:
             found.add(token)
@@ -195,17 +395,20 @@ class FolderPrompter:
 
 def _check_unicode(ask: Ask) -> None:
     """Half a surrogate pair has no UTF-8 and so no bytes to tokenize."""
-    texts = [("messages", message.content) for message in ask.messages or ()]
+    texts = [("messages", text) for message in ask.messages or () for text in message.texts]
     texts += [("prompt", ask.prompt)] if isinstance(ask.prompt, str) else []
     texts += [("template_options", each) for each in ask.template_options.values() if isinstance(each, str)]
     for name, text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            wire = ask.wire_name(name)
-            raise Refusal(
-                "invalid_value", f"{wire} holds a lone surrogate, which is no character", wire
-            ) from error
+        _check_characters(text, ask.wire_name(name))
+
+
+def _check_characters(text: str, wire: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(
+            "invalid_value", f"{wire} holds a lone surrogate, which is no character", wire
+        ) from error
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -234,17 +437,42 @@ def _sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     return defaults
 
 
-def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else chat_template of tokenizer_config.json (the default one)."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            if path.stat().st_size > 4 * SOURCE_LIMIT:
-                raise CheckpointError("chat_template.jinja is too large")
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"chat_template.jinja cannot be read: {error}") from error
-    found = config.get("chat_template")
+def _strings(value: Any) -> list[str]:
+    """Every string in a plain value, and the value as JSON, where strings meet their neighbours."""
+    found = [json.dumps(value, ensure_ascii=False)]
+    unseen = [value]
+    while unseen:
+        each = unseen.pop()
+        if isinstance(each, str):
+            found.append(each)
+        elif isinstance(each, Mapping):
+            unseen += each.keys()
+            unseen += each.values()
+        elif isinstance(each, list):
+            unseen += each
+    return found
+
+
+def _template_file(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > 4 * SOURCE_LIMIT:
+            raise CheckpointError(f"{path.name} is too large")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+
+
+def _template_sources(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The default template, and the one for asks with tools where the folder has one of its own.
+
+    From chat_template.jinja and additional_chat_templates, else from tokenizer_config.json.
+    """
+    source = _template_file(folder / "chat_template.jinja")
+    if source is not None:
+        return source, _template_file(folder / "additional_chat_templates" / "tool_use.jinja")
+    found, tool_use = config.get("chat_template"), None
     if isinstance(found, list | dict):
         listed = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
         named = (
@@ -252,7 +480,8 @@ def _template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
         )
         if "default" not in named:
             raise CheckpointError("tokenizer_config.json has several chat templates and none called default")
-        found = named["default"]
-    if found is not None and not isinstance(found, str):
-        raise CheckpointError("tokenizer_config.json: chat_template is not a text")
-    return found
+        found, tool_use = named["default"], named.get("tool_use")
+    for each in (found, tool_use):
+        if each is not None and not isinstance(each, str):
+            raise CheckpointError("tokenizer_config.json: chat_template is not a text")
+    return found, tool_use

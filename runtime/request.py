@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.runtime.image import ImageSpan
+from headrace.runtime.logprobs import LogprobWish
 
 if TYPE_CHECKING:
+    from headrace.runtime.gallery import Exhibit
     from headrace.runtime.prefix import PrefixLease
 
 
@@ -70,6 +75,23 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
+class TokenGrammar(Protocol):
+    """Which tokens may come next. `mask` is asked while the one step is in flight, `accept` after it has landed."""
+
+    def mask(self) -> bytes:
+        """One bit per token id, low bit first; ids beyond its end may not come."""
+
+    def accept(self, token: int) -> None:
+        """`token` was generated."""
+
+    def copy(self) -> TokenGrammar:
+        """Another one that stands where this one does."""
+
+    @property
+    def trouble(self) -> str:
+        """Why no token may come any more, though the answer is not whole; else nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ForkPoint:
     """The new Req shares the KV of `parent` for its first `at` tokens (what has landed of them)."""
@@ -90,10 +112,11 @@ class Change:
 class Req:
     """One generation.
 
-    `tokens` is what the host knows: prompt, then retired outputs. Three lengths rule the rest:
-    `computed_len`: tokens whose KV has been launched; `landed_len`: tokens whose KV has retired;
-    `total_len`: known tokens plus those sampled on the device that the host has not seen (at most `inflight`).
-    `max_len` bounds `total_len`: prompt plus the tokens it may generate.
+    `tokens` is what the host knows: prompt, then retired outputs. Three lengths rule the rest: `computed_len`:
+    tokens whose KV has been launched; `landed_len`: tokens whose KV has retired; `total_len`: known tokens plus
+    those sampled on the device that the host has not seen (at most `inflight`). `max_len` bounds `total_len`:
+    prompt plus the tokens it may generate. `spans`: where its prompt shows pictures, in order; what the
+    placeholder tokens there mean is said by the picture's key alone (`keys`).
     """
 
     id: int
@@ -103,6 +126,9 @@ class Req:
     max_len: int
     params: SamplingParams
     fork: ForkPoint | None = None
+    logprobs: LogprobWish | None = None
+    grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
+    spans: tuple[ImageSpan, ...] = ()
 
     phase: Phase = field(default=Phase.WAITING, init=False)
     finish: FinishReason | None = field(default=None, init=False)
@@ -124,16 +150,39 @@ class Req:
     changing: Change | None = field(default=None, init=False)  # mark: take effect when nothing is in flight
     changed_at: int = field(default=0, init=False)  # known tokens when the last change took effect
     spoilt: bool = field(default=False, init=False)  # a row of it was not finite: its KV is for nobody else
+    exhibits: dict[int, Exhibit] = field(
+        default_factory=dict, init=False
+    )  # encoded pictures it reads, by span
 
     def __post_init__(self) -> None:
         assert self.prompt_len == len(self.tokens) >= 1, "a Req is born with its whole prompt"
         assert self.prompt_len < self.max_len, "a Req has room for at least one token"
         self.total_len = self.prompt_len
+        end = 0
+        for span in self.spans:
+            assert end <= span.start and span.end <= self.prompt_len, "spans lie in order, inside the prompt"
+            end = span.end
+
+    def keys(self, start: int, end: int) -> Sequence[int]:
+        """What tells the content of tokens [start, end) apart from all others: ids, and keys where pictures are."""
+        found = self.tokens[start:end]
+        for span in self.spans:
+            first, last = max(start, span.start), min(end, span.end)
+            if first < last:
+                found[first - start : last - start] = [span.image.key] * (last - first)
+        return found
 
     @property
     def output_len(self) -> int:
         """Tokens generated and seen by the host."""
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def reusable_len(self) -> int:
+        """Of its known tokens, how many leading ones need no row if their KV is at hand. The last one is always
+        fed, so that there are logits to sample from."""
+        known = len(self.tokens) - 1
+        return known if self.logprobs is None else self.logprobs.reusable(known)
 
     def check(self) -> None:
         """Raise AssertionError if a length or phase rule of this Req alone is broken."""
@@ -142,6 +191,7 @@ class Req:
         assert self.total_len - len(self.tokens) <= self.inflight, self
         assert (self.slot is not None) == (self.phase in (Phase.PREFILL, Phase.DECODE)), self
         assert self.inflight == 0 or self.slot is not None, self
+        assert not self.exhibits or self.slot is not None, self
         if self.phase is Phase.DONE:
             assert self.finish is not None and not self.pages and self.lease is None, self
             assert self.copy_from is None, self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from headrace.runtime.logprobs import TokenLogprob
 from headrace.runtime.request import FinishReason, Req
 
 
@@ -24,8 +25,10 @@ class Counters:
 
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs five times as much
 class Retired:
-    """What one landed row means: `token` was generated (None: the row failed), `finish` if that ended it."""
+    """What one landed row means: `token` was generated (None: the row failed), `finish` if that ended it, and how
+    likely the model found it, where the request wants to know."""
 
     req: Req
     token: int | None
     finish: FinishReason | None
+    logprob: TokenLogprob | None = None

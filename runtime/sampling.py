@@ -8,7 +8,8 @@ Order of operations, as in vLLM and transformers:
 1. penalties: repetition over prompt and output (a logit above 0 is divided, others are multiplied), then frequency
    (times the count) and presence, both over the output alone;
 2. logit_bias is added;
-3. stop ids become -inf while the output index (position - prompt_len) is below min_tokens;
+3. stop ids become -inf while the output index (position - prompt_len) is below min_tokens, and so does every token
+   that a grammar does not allow;
 4. greedy rows take the highest logit. Others: d = (logit - highest) / temperature, in float32;
 5. min_p keeps d >= ln(min_p); top_k keeps every d that is not below the k-th largest (ties stay); top_p ranks
    what is left by (d descending, id ascending) and keeps a token while the mass ranked before it is below top_p;
@@ -28,6 +29,7 @@ within its rounding. A kernel in float32 must clamp v to 1 - 2**-24.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -134,13 +136,13 @@ class SlotSampling:
             self.history = History(prompt, output, width)
         self.adjusts = self.history is not None or len(self.bias_ids) > 0
 
-    def choose(self, row: Row, position: int, scratch: RowScratch) -> int:
-        """The next token for this slot, or NON_FINITE; `row` is left as it was."""
+    def choose(self, row: Row, position: int, scratch: RowScratch, mask: bytes | None = None) -> int:
+        """The next token for this slot, or NON_FINITE; `row` is left as it was. mask: see SamplingTable.sample."""
         best = int(row.argmax())  # the first maximum; a NaN anywhere counts as the maximum
         if not math.isfinite(row[best]):
             return NON_FINITE
         held = position < self.first_free
-        if self.adjusts or held:
+        if self.adjusts or held or mask is not None:
             row = row.copy()
             with np.errstate(over="ignore", invalid="ignore"):
                 if self.history is not None:
@@ -148,6 +150,8 @@ class SlotSampling:
                 np.add.at(row, self.bias_ids, self.biases)
             if held:
                 row[self.stop_ids] = -np.inf
+            if mask is not None:
+                row[forbidden(mask, len(row))] = -np.inf
             best = int(row.argmax())
             if not math.isfinite(row[best]):
                 return NON_FINITE
@@ -232,6 +236,14 @@ def _sums(gaps: Row, words: NDArray[np.uint32]) -> NDArray[np.float64]:
     return gaps.astype(np.float64) - np.log(-np.log1p(-uniform))
 
 
+def forbidden(mask: bytes, width: int) -> NDArray[np.bool_]:
+    """For each of `width` ids whether `mask` leaves it out; one bit per id, low bit first, none beyond its end."""
+    bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:width]
+    allowed = np.zeros(width, dtype=np.bool_)
+    allowed[: len(bits)] = bits
+    return ~allowed
+
+
 class SamplingTable:
     """Sampling settings and histories by slot; turns logits into tokens.
 
@@ -249,17 +261,25 @@ class SamplingTable:
         """The slot belongs to a new owner: whatever the last one left there is gone."""
         self._rows[grant.slot] = SlotSampling(grant, self._width)
 
-    def sample(self, logits: Tensor, slots: list[int], positions: list[int]) -> list[int]:
+    def sample(
+        self,
+        logits: Tensor,
+        slots: list[int],
+        positions: list[int],
+        masks: Mapping[int, bytes] | None = None,
+    ) -> list[int]:
         """One token per row, and remember it for the slot's penalties.
 
         logits: [rows, logits_width], float32 or bfloat16, any device, left as they were. slots, positions: one
-        per row; a position is the index of the token being chosen. NON_FINITE stands for a row that holds a NaN,
-        a +inf or no finite logit, or has none left after masking; other rows do not notice.
+        per row; a position is the index of the token being chosen. masks: for some slots the tokens that may be
+        chosen, one bit per id, low bit first. NON_FINITE stands for a row that holds a NaN, a +inf or no finite
+        logit, or has none left after masking; other rows do not notice.
         """
         assert logits.shape == (len(slots), self._width) and len(positions) == len(slots), logits.shape
         tokens = []
         for row, slot, position in zip(logits.detach(), slots, positions, strict=True):
             owner = self._rows[slot]
             assert owner is not None, "a slot is granted before it is sampled"
-            tokens.append(owner.choose(row.to("cpu", torch.float32).numpy(), position, self._scratch))
+            mask = None if masks is None else masks.get(slot)
+            tokens.append(owner.choose(row.to("cpu", torch.float32).numpy(), position, self._scratch, mask))
         return tokens

@@ -18,13 +18,14 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from operator import attrgetter
 
 from headrace.runtime.audit import audit
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.pages import PagePool, SlotPool
 from headrace.runtime.plan import (
     NON_FINITE,
     DecodeRows,
+    OpenPlan,
     PageCopy,
     PagePatch,
     PlanRow,
@@ -33,9 +34,11 @@ from headrace.runtime.plan import (
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
+from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
+from headrace.runtime.victims import stuck_holder, victim_of
 
 
 class Scheduler:
@@ -43,7 +46,7 @@ class Scheduler:
 
     page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
-    a low value packs more requests and retracts more often.
+    a low value packs more requests and retracts more often. image_blocks, image_block_rows: the pool of image rows.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Scheduler:
         prefix_cache: bool = True,
         waiting_limit: int = 1024,
         ahead_tokens: int = 64,
+        image_blocks: int = 0,
+        image_block_rows: int = 1,
     ) -> None:
         assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
         self.page_size = page_size
@@ -66,6 +71,7 @@ class Scheduler:
         self.pool = PagePool(page_count)
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
+        self.gallery = Gallery(image_blocks, image_block_rows)
         self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
@@ -75,10 +81,11 @@ class Scheduler:
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._changing: set[int] = set()  # ids of live requests with a change that waits for steps in flight
-        self._regrants: dict[
-            int, Req
-        ] = {}  # running ones whose slot must be written again before their next row
+        # Running ones whose slot must be written again before their next row.
+        self._regrants: dict[int, Req] = {}
+        self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
+        self._grammars = 0  # live requests that follow a grammar
         self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
 
     # -- verbs -------------------------------------------------------------------------------------------------
@@ -98,13 +105,16 @@ class Scheduler:
                 "context_length_exceeded",
                 f"prompt and answer need {req.max_len} tokens; this server can hold {self.max_tokens}",
             )
+        self.gallery.check_sizes(req)
         if len(self.waiting) >= self.waiting_limit:
             raise Refusal(
                 "server_is_overloaded", f"{len(self.waiting)} requests are waiting already", retry_after=1.0
             )
         if req.fork is not None:
             self._share_parent(req)
+        self._grammars += req.grammar is not None
         self.waiting[req.id] = req
+        self._probing += req.logprobs is not None
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
@@ -146,50 +156,32 @@ class Scheduler:
 
         Decode rows first, then prompt chunks in order of admission, then admissions while budget, slots and
         pages last. All state is moved forward: the plan must be launched, and retired in order."""
-        room = self.chunk_tokens if budget is None else budget
-        grants: list[SlotGrant] = []
-        patches: list[PagePatch] = []
-        copies: list[PageCopy] = []
-        prefill: list[PlanRow] = []
+        step = OpenPlan(self.chunk_tokens if budget is None else budget)
         self._dry = False
         able = self._plannable()
-        decoding, decode = self._decode_rows(able, patches)
+        decoding, decode = self._decode_rows(able, step.patches)
         if self._regrants:
             # Whose parameters changed comes before prompts: its reader has been promised the next step but one.
             able.sort(key=lambda req: req.id not in self._regrants)
         for req in able:
             # A decode row without a page may have taken those of this one meanwhile.
-            if room > 0 and req.phase is Phase.PREFILL and not req.retracting:
-                if req.id in self._regrants:
-                    # The token that is fed again may be the first of a page; its grant says so, no patch is needed.
-                    edge = req.computed_len == len(req.pages) * self.page_size
-                    if edge and not self._next_page(req, []):
-                        continue
-                    del self._regrants[req.id]
-                    grants.append(self._grant(req))
-                    self.counters.regrants += 1
-                row = self._prefill_row(req, room)
-                prefill.append(row)
-                room -= row.count
+            if step.room > 0 and req.phase is Phase.PREFILL and not req.retracting:
+                self._prefill(req, step)
         # Summed once: a burst of admissions costs as much per request as a single one.
         reserved = sum(map(self._growth, self.running.values())) if self.waiting else 0
-        while room > 0 and self.waiting and self.slots.free_count:
+        while step.room > 0 and self.waiting and self.slots.free_count:
             req = next(iter(self.waiting.values()))
-            if not self._admit(req, reserved, grants, copies):
+            if not self._admit(req, reserved, step):
                 break
-            row = self._prefill_row(req, room)
-            prefill.append(row)
-            room -= row.count
+            self._prefill(req, step)
             reserved += self._growth(req)
-        if not decoding and not prefill:
-            assert not grants and not copies and not patches, "a page was granted to nobody's step"
-            return None
-        plan = StepPlan(
-            self.counters.steps, tuple(grants), tuple(patches), tuple(copies), decode, tuple(prefill)
-        )
-        self.counters.steps += 1
-        self._flight.append(plan)
-        self._decoding.append(decoding)
+        masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
+        probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
+        plan = step.close(self.counters.steps, decode, masks, probes)
+        if plan is not None:
+            self.counters.steps += 1
+            self._flight.append(plan)
+            self._decoding.append(decoding)
         return plan
 
     def prospect(self) -> tuple[int, int, int] | None:
@@ -221,6 +213,7 @@ class Scheduler:
             landed = req.landed_len + 1
             if (
                 quick
+                and req.grammar is None
                 and landed % size
                 and req.finish is None
                 and not (req.pausing or req.retracting)
@@ -243,6 +236,8 @@ class Scheduler:
                 sampled += 1
             self._land(self.running[row.req_id], row.start + row.count, sample, events)
         assert sampled == len(tokens), "one token per sampling row"
+        if plan.probes:
+            tell_logprobs(plan, result, events, self.running)
         return events
 
     @property
@@ -261,7 +256,8 @@ class Scheduler:
         return self.pool.used_count - self._evictable
 
     def flush_cache(self) -> int:
-        """Drop every cached page that no live request holds; returns how many."""
+        """Drop every cached page and picture that no live request holds; returns how many pages."""
+        self.gallery.clear()
         return self.tree.clear()
 
     # -- rows --------------------------------------------------------------------------------------------------
@@ -279,6 +275,9 @@ class Scheduler:
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
         """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
         size, decoding = self.page_size, Phase.DECODE
+        if self._grammars:
+            # Which tokens may come next is known once the last one has landed: such a row skips the step between.
+            able = [req for req in able if req.grammar is None or not req.inflight]
         chosen: list[Req] = []
         starts: list[int] = []
         for req in able:
@@ -304,14 +303,24 @@ class Scheduler:
             self._columns = [req.id for req in chosen], array("i", slots)
         return chosen, DecodeRows(*self._columns, array("i", starts))
 
-    def _prefill_row(self, req: Req, room: int) -> PlanRow:
-        """The next chunk, at most `room` tokens. A Req that comes back with one token to feed decodes at once."""
+    def _prefill(self, req: Req, step: OpenPlan) -> None:
+        """The next chunk; none before its picture's turn. One that has one token to feed decodes at once."""
         assert req.slot is not None and req.phase is Phase.PREFILL and req.total_len == len(req.tokens)
-        start = req.computed_len
-        count = min(room, req.total_len - start)
-        assert count >= 1
+        again = req.id in self._regrants
+        # What is fed again may be the first token of a page; the grant tells the device of it, no patch is needed.
+        if again and req.computed_len == len(req.pages) * self.page_size and not self._next_page(req, []):
+            return
+        start, count = req.computed_len, min(step.room, req.total_len - req.computed_len)
+        count, images = self.gallery.look(req, start, count, step) if req.spans else (count, ())
+        if not count:
+            return
+        if again:
+            del self._regrants[req.id]
+            step.grants.append(self._grant(req))
+            self.counters.regrants += 1
         last = start + count == req.total_len
-        row = PlanRow(req.id, req.slot, start, count, tuple(req.tokens[start : start + count]), last)
+        ids = tuple(req.tokens[start : start + count])
+        step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))
         req.computed_len += count
         req.inflight += 1
         refeed = last and count == 1 and (req.output_len > 0 or start < req.forked_len)
@@ -321,7 +330,6 @@ class Scheduler:
             req.total_len += 1
             req.phase = Phase.DECODE
             self.counters.decode_tokens_computed += 1
-        return row
 
     # -- pages -------------------------------------------------------------------------------------------------
 
@@ -333,7 +341,7 @@ class Scheduler:
         itself)."""
         while not self._make_room(1):
             # One look for a victim in vain is enough: it reads every waiting and paused request.
-            victim = None if self._dry else self._victim()
+            victim = None if self._dry else victim_of(self.running, self.paused, self.waiting)
             if victim is None:
                 self._dry = True
                 return False  # marked ones are still in flight; their pages come when they land
@@ -360,20 +368,6 @@ class Scheduler:
             self.counters.evicted_pages += 1
         return True
 
-    def _victim(self) -> Req | None:
-        """Who gives pages back: first those that do not move anyway, and the youngest of a kind.
-
-        The oldest running request is never chosen while anybody else holds a page, and alone it always fits
-        (`add` saw to that), so the oldest always advances and nothing can wait for ever. While a marked one is
-        still in flight nobody else is marked: its pages may be enough."""
-        for held in (self.paused, self.waiting):
-            holders = [req for req in held.values() if req.pages or req.copy_from is not None]
-            if holders:
-                return max(holders, key=_age)
-        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
-            return None
-        return max(self.running.values(), key=_age, default=None)
-
     def _retract(self, req: Req) -> None:
         """Take the pages of `req`: now, or when its last step retires. It starts over from its tokens later."""
         req.retracting = True
@@ -387,12 +381,11 @@ class Scheduler:
         parent, at = req.fork.parent, req.fork.at
         assert parent.salt == req.salt, "a fork stays within its tenant"
         assert parent.phase is not Phase.DONE and 0 <= at <= len(parent.tokens)
-        assert req.tokens[:at] == parent.tokens[:at], "a fork repeats its parent up to the fork point"
+        assert req.keys(0, at) == parent.keys(0, at), "a fork repeats its parent up to the fork point"
         # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
         req.fork = None
         req.forked_len = at
-        # The last token is always fed, so that there are logits to sample from.
-        shared = min(at, parent.landed_len, len(req.tokens) - 1, len(parent.pages) * self.page_size)
+        shared = min(at, parent.landed_len, req.reusable_len, len(parent.pages) * self.page_size)
         if not shared:
             return  # no lease either: at admission the cache may hold what the parent has not landed yet
         full = shared // self.page_size
@@ -423,13 +416,11 @@ class Scheduler:
         known = min(req.landed_len, len(req.tokens))
         while (req.lease.depth + 1) * size <= known:
             depth = req.lease.depth
-            self.tree.extend(
-                req.lease, tuple(req.tokens[depth * size : (depth + 1) * size]), req.pages[depth]
-            )
+            self.tree.extend(req.lease, tuple(req.keys(depth * size, (depth + 1) * size)), req.pages[depth])
 
     # -- admission ---------------------------------------------------------------------------------------------
 
-    def _admit(self, req: Req, reserved: int, grants: list[SlotGrant], copies: list[PageCopy]) -> bool:
+    def _admit(self, req: Req, reserved: int, step: OpenPlan) -> bool:
         """Give the first waiting request a slot and pages for all it knows; False if it must wait.
         `reserved`: pages kept for the growth of those who run.
 
@@ -437,11 +428,13 @@ class Scheduler:
         while True:
             hit = self._find_prefix(req)
             need = self._pages_for(len(req.tokens)) - len(req.pages) - hit
-            if self._fits(req, need, reserved):
+            fits = self._fits(req, need, reserved)
+            start = hit * self.page_size or (req.computed_len if req.copy_from is None else req.copy_len)
+            if fits and self.gallery.can_start(req, start, step):
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
-            victim = self._stuck_holder(req)
+            victim = stuck_holder(req, self.running, self.paused, self.waiting)
             if victim is None:
                 return False
             self._retract(victim)
@@ -457,7 +450,7 @@ class Scheduler:
         if req.copy_from is not None:
             target = req.pages[req.computed_len // self.page_size]
             # The hold on the source ends when the step retires.
-            copies.append(PageCopy(req.copy_from, target))
+            step.copies.append(PageCopy(req.copy_from, target))
             req.computed_len = req.copy_len
             req.copy_from = None
             self.counters.copied_pages += 1
@@ -471,23 +464,22 @@ class Scheduler:
         req.phase = Phase.PREFILL
         req.slot = self.slots.take()
         self.counters.admissions += 1
-        grants.append(self._grant(req))
+        step.grants.append(self._grant(req))
         return True
 
     def _grant(self, req: Req) -> SlotGrant:
         """What the device must know of `req` in its slot. Nothing of it is in flight: all its tokens are known."""
         assert req.slot is not None
         history = tuple(req.tokens) if req.params.needs_history else ()
-        return SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history)
+        return SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history, req.spans)
 
     def _find_prefix(self, req: Req) -> int:
         """Lease what the cache holds of a request that has no pages of its own; the number of pages found."""
         if req.pages or req.copy_from is not None or not self.prefix_cache:
             return 0
         if req.lease is None:
-            # The last token is always fed, so that there are logits to sample from.
-            reusable = (len(req.tokens) - 1) // self.page_size
-            req.lease = self.tree.match(req.salt, req.tokens, reusable)
+            keys = req.keys(0, len(req.tokens))
+            req.lease = self.tree.match(req.salt, keys, req.reusable_len // self.page_size)
         return req.lease.depth
 
     def _fits(self, req: Req, need: int, reserved: int) -> bool:
@@ -502,20 +494,6 @@ class Scheduler:
         reach = min(req.max_len - 1, req.total_len + self.ahead_tokens)
         return max(0, self._pages_for(reach) - (len(req.pages) if pages is None else pages))
 
-    def _stuck_holder(self, head: Req) -> Req | None:
-        """When nothing runs, whoever else holds pages without moving makes room for the head of the line."""
-        if self.running:
-            return None
-        holders = [
-            req
-            for held in (self.paused, self.waiting)
-            for req in held.values()
-            if req is not head and (req.pages or req.copy_from is not None)
-        ]
-        if not holders and (head.pages or head.copy_from is not None):
-            return head
-        return max(holders, key=_age, default=None)
-
     # -- ends --------------------------------------------------------------------------------------------------
 
     def _land(self, req: Req, landed: int, token: int | None, events: list[Retired]) -> None:
@@ -523,6 +501,7 @@ class Scheduler:
         req.inflight -= 1
         if not req.spoilt:
             req.landed_len = landed
+            self.gallery.passed(req)
         if token is not None:
             event = self._take_token(req, token)
             if event is not None:
@@ -546,6 +525,8 @@ class Scheduler:
         req.tokens.append(token)
         if ended:
             return None
+        if req.grammar is not None:
+            req.grammar.accept(token)
         if token in req.params.stop_ids and req.output_len > req.params.min_tokens:
             req.finish = FinishReason.STOP
         elif len(req.tokens) == req.max_len:
@@ -558,6 +539,7 @@ class Scheduler:
         Left in the cache it would fail every request with this prefix, and be kept because it is in demand."""
         req.spoilt = True
         req.landed_len = 0
+        self.gallery.condemn(req)
         if req.lease is not None:
             self.tree.condemn(req.lease)
             req.lease = None
@@ -603,6 +585,8 @@ class Scheduler:
         self._leave_batch(req)
         self.waiting.pop(req.id, None)
         self.paused.pop(req.id, None)
+        self._grammars -= req.grammar is not None
+        self._probing -= req.logprobs is not None
         req.phase = Phase.DONE
 
     def _give_back(self, req: Req) -> None:
@@ -622,6 +606,7 @@ class Scheduler:
 
     def _leave_batch(self, req: Req) -> None:
         if req.slot is not None:
+            self.gallery.leave(req)
             self.slots.give_back(req.slot)
             self._regrants.pop(req.id, None)
             req.slot = None
@@ -643,6 +628,3 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
         audit(self, self._flight, self._sources)
-
-
-_age = attrgetter("id")  # ids are given in order of arrival: the largest is the youngest

@@ -18,10 +18,11 @@ class Sizes:
     kv: int
     tables: int
     scratch: int
+    images: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.tables + self.scratch
+        return self.weights + self.kv + self.tables + self.scratch + self.images
 
     def __str__(self) -> str:
         parts = (
@@ -29,6 +30,7 @@ class Sizes:
             ("kv", self.kv),
             ("tables", self.tables),
             ("scratch", self.scratch),
+            *((("images", self.images),) if self.images else ()),
         )
         words = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in parts)
         return f"{words}, together {self.total / 2**20:.1f} MiB"
@@ -48,6 +50,7 @@ def measure(
     slots: int,
     pages_per_slot: int,
     step_tokens: int,
+    image_rows: int = 0,
 ) -> Sizes:
     """What the engine will allocate. `parameters` counts every weight that is kept, a tied head twice: it is read
     by row as an embedding and packed as a matrix. Scratch is what one layer and the logits of one step need."""
@@ -58,6 +61,7 @@ def measure(
         kv=page_count * page_bytes(config, page_size, dtype),
         tables=slots * (pages_per_slot * 4 + 8),
         scratch=step_tokens * widest * dtype.itemsize + slots * config.vocab_size * (dtype.itemsize + 4),
+        images=image_rows * config.image_row_size * dtype.itemsize,
     )
 
 

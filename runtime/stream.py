@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from headrace.runtime.logprobs import Logprobs, TokenLogprob
+from headrace.runtime.parsers.pieces import Piece, TextPiece, joined
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req, SamplingParams
+
+if TYPE_CHECKING:
+    from headrace.runtime.interface import Prompt
 
 
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
 class Entry:
     """One retired token. `text` is what became certain with it: possibly "" (half a character, a possible stop
-    string) or more than this token's own characters (what was held back before)."""
+    string) or more than this token's own characters (what was held back before). `pieces` is the same typed, where
+    the stream has a splitter; None says that the text is nothing but answer. `logprob`: where it was asked for."""
 
     token: int
     text: str
+    pieces: list[Piece] | None = None
+    logprob: TokenLogprob | None = None
 
 
 @dataclass(slots=True)
@@ -38,6 +47,7 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    reasoning_tokens: int = 0
 
 
 def _nobody(stream: TokenStream) -> None:
@@ -51,7 +61,8 @@ class TokenStream:
     (`limit` None: it does not). Entries in [floor, sent) are kept for a reader that comes back; [sent, head) wait
     for the reader. When `head - sent` reaches `window` the loop pauses the request (`full`), and wakes it when the
     reader has drained below half of it (`drained`).
-    `tail` is text that became certain only with the end (after the last entry); it is final once `finish` is.
+    `tail` is text that became certain only with the end (after the last entry), `tail_pieces` the same typed; both
+    are final once `finish` is.
 
     `listener(stream)` is called whenever there is something new to read, and must only mark, never write.
     """
@@ -64,13 +75,20 @@ class TokenStream:
         "keep",
         "limit",
         "listener",
+        "logprobs",
         "matched_stop",
         "params",
+        "prompt",
+        "prompt_ids",
+        "prompt_logprobs",
         "prompt_tokens",
+        "reasoning_tokens",
         "req",
         "ring",
         "sent",
+        "spell",
         "tail",
+        "tail_pieces",
         "times",
         "wake",
         "window",
@@ -90,15 +108,23 @@ class TokenStream:
         self.head = 0
         self.sent = 0
         self.tail = ""
+        self.tail_pieces: list[Piece] = []
         self.finish: FinishReason | None = None
         self.error: Refusal | None = None
         self.matched_stop: str | int | None = None  # which stop string or stop id ended it
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
-        self.req: Req | None = (
-            None  # whose tokens these are, once the prompt is prepared; outlives the request
-        )
+        # Whose tokens these are, once the prompt is prepared: it outlives the request, for its forks.
+        self.req: Req | None = None
+        self.prompt: Prompt | None = None  # what it was prepared from, without a grammar: for its forks
         self.prompt_tokens = 0
+        self.prompt_ids: tuple[int, ...] = ()  # where the ask wants the prompt back
+        self.logprobs: list[TokenLogprob] | None = None  # where the ask wants them: of entries taken
+        self.spell: Callable[[int], tuple[str, bytes | None]] | None = (
+            None  # a token's name and bytes, beside them
+        )
+        self.prompt_logprobs: Logprobs | None = None  # where it wants them; whole with the first token
         self.cached_tokens = 0
+        self.reasoning_tokens = 0  # output tokens that were thought, not said
         self.times = StreamTimes(opened)
 
     # -- writer side -------------------------------------------------------------------------------------------
@@ -110,17 +136,25 @@ class TokenStream:
         self.head += 1
         self.listener(self)
 
-    def end(self, finish: FinishReason, tail: str = "", error: Refusal | None = None) -> None:
-        """Close the stream once; `error` says why when `finish` is ERROR. A second call changes nothing."""
+    def end(
+        self,
+        finish: FinishReason,
+        tail: str = "",
+        error: Refusal | None = None,
+        pieces: list[Piece] | None = None,
+    ) -> None:
+        """Close the stream once; `error` says why when `finish` is ERROR. A second call changes nothing.
+
+        pieces: the tail typed, where the stream has a splitter."""
         if self.finish is not None:
             return
         assert (finish is FinishReason.ERROR) == (error is not None)
         self.finish = finish
         self.tail = tail
+        self.tail_pieces = pieces if pieces is not None else [TextPiece(tail)] if tail else []
         if finish in (FinishReason.CANCELLED, FinishReason.ERROR):
-            self.limit = (
-                None  # a reader that spends no more credit still hears of this end, behind what waited
-            )
+            # A reader that spends no more credit still hears of this end, behind what waited.
+            self.limit = None
         # A raised error remembers the frames it came through, and one of them holds this stream.
         self.error = None if error is None else error.with_traceback(None)
         # The last word. Both callbacks usually hold something that holds this stream: letting go of them here
@@ -178,17 +212,46 @@ class TokenStream:
         """Finished and fully read: only the tail and the finish remain to be told."""
         return self.finish is not None and self.sent == self.head
 
-    def take_text(self) -> str:
-        """The text of all waiting entries that the credit covers; they count as sent."""
-        if (
+    @property
+    def _alone(self) -> bool:
+        """One entry is there, it waits, and nothing but its text is asked for: the usual case, and a short way."""
+        return (
             self.head - self.sent == 1 == len(self.ring)
             and not self.keep
             and self.wake is None
+            and self.logprobs is None
             and self.limit is None
-        ):
+        )
+
+    def take_text(self) -> str:
+        """The text of all waiting entries that the credit covers; they count as sent."""
+        if self._alone:
             self.sent += 1
             return self.ring.popleft().text
         return "".join([entry.text for entry in self.take()])
+
+    def take_plain(self) -> str | None:
+        """The text of all waiting entries, if none is typed; they count as sent. Else None, and they wait."""
+        if self._alone:
+            if self.ring[0].pieces is not None:
+                return None
+            self.sent += 1
+            return self.ring.popleft().text
+        start = self.sent - self.floor
+        if any(self.ring[i].pieces is not None for i in range(start, len(self.ring))):
+            return None
+        return "".join([entry.text for entry in self.take()])
+
+    def take_pieces(self) -> list[Piece]:
+        """What all waiting entries say, in as few pieces as possible; they count as sent. `tail_pieces` follow,
+        once the stream has ended."""
+        said: list[Piece] = []
+        for entry in self.take():
+            if entry.pieces is not None:
+                said += entry.pieces
+            elif entry.text:
+                said.append(TextPiece(entry.text))
+        return joined(said)
 
     def take(self, limit: int | None = None) -> list[Entry]:
         """The next waiting entries, oldest first, at most `limit` and no more than the credit covers; they count
@@ -199,15 +262,24 @@ class TokenStream:
         start = self.sent - self.floor
         taken = [self.ring[start + i] for i in range(count)]
         self.sent += count
+        if self.logprobs is not None:
+            self.logprobs += [entry.logprob for entry in taken if entry.logprob is not None]
         while self.sent - self.floor > self.keep:
             self.ring.popleft()
         if count and self.wake is not None and self.pending <= self.window // 2:
             self.wake(self)
         return taken
 
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Those of the entries that were taken since the last call."""
+        found = self.logprobs or []
+        if found:
+            self.logprobs = []
+        return found
+
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.cached_tokens, self.head)
+        return Usage(self.prompt_tokens, self.cached_tokens, self.head, self.reasoning_tokens)
 
     def check(self) -> None:
         assert 0 <= self.floor <= self.sent <= self.head, self

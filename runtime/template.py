@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from headrace.runtime.caps import RenderLimit
@@ -25,7 +25,10 @@ class TemplateRefused(Exception):
 
 
 class ChatTemplate:
-    """Messages to prompt text. `specials`: special tokens by the names templates use (`bos_token`, ...)."""
+    """Messages to prompt text. `specials`: special tokens by the names templates use (`bos_token`, ...).
+
+    source: the template's own text. takes_tools: it has a place for tools.
+    """
 
     def __init__(self, source: str, specials: Mapping[str, Any]) -> None:
         """Raises CheckpointError for a template that does not compile or does not end."""
@@ -33,6 +36,7 @@ class ChatTemplate:
             raise CheckpointError(
                 f"the chat template has {len(source)} characters; at most {SOURCE_LIMIT} are read"
             )
+        self.source = source
         self._sandbox = TemplateSandbox()
         self._specials = dict(specials)
         try:
@@ -40,6 +44,7 @@ class ChatTemplate:
             for kind in (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends):
                 if tree.find(kind) is not None:
                     raise CheckpointError("the chat template wants another file, and there is only one")
+            self.takes_tools = "tools" in meta.find_undeclared_variables(tree)
             self._template = self._sandbox.from_string(source)
         except TemplateSyntaxError as error:
             raise CheckpointError(
@@ -58,7 +63,12 @@ class ChatTemplate:
                 raise CheckpointError(f"{refused}") from refused
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], options: Mapping[str, bool | str], *, weaving: bool
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: Mapping[str, bool | str],
+        *,
+        weaving: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The prompt text, ready for an answer. weaving: a Woven, which knows what the template wrote.
 
@@ -70,7 +80,7 @@ class ChatTemplate:
         values.update(options)
         values.update(
             messages=[dict(message) for message in messages],
-            tools=None,
+            tools=list(tools) or None,
             documents=None,
             add_generation_prompt=True,
         )

@@ -59,13 +59,24 @@ class FolderTokenizer:
             token["id"] for token in added if token["special"] and token["content"] not in ordinary
         )
         tokens = {i: token for token, i in self._plain.get_vocab(True).items()}
-        self.text: TokenText = token_text(source.get("decoder"), tokens, specials)
+        self._decoder, self._tokens, self._hidden = source.get("decoder"), tokens, specials
+        self.text: TokenText = token_text(self._decoder, tokens, specials)
         self._ends = self._control_count(_encode(self._plain, "", ends=True))
+
+    def text_showing(self, contents: frozenset[str]) -> TokenText:
+        """`text`, in which the special tokens with these contents are the text that they spell."""
+        shown = {token for token in self._hidden if self._tokens[token] in contents}
+        return token_text(self._decoder, self._tokens, self._hidden - shown) if shown else self.text
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its content."""
         found = self._plain.token_to_id(token)
         return None if found is None else int(found)
+
+    def name_of(self, token: int) -> str | None:
+        """The content of a token by its id."""
+        found = self._plain.id_to_token(token)
+        return None if found is None else str(found)
 
     def spells_special(self, text: str) -> bool:
         """True if `text` holds a string that the tokenizer would take for an added token."""

@@ -120,9 +120,11 @@ def list_shards(folder: Path) -> dict[str, set[str] | None]:
 
 
 class Checkpoint:
-    """The headers of all shards of one folder. Opening it reads no weights."""
+    """The headers of all shards of one folder. Opening it reads no weights.
 
-    def __init__(self, folder: Path) -> None:
+    renames: how a tensor's name begins in older files, and what it begins with here."""
+
+    def __init__(self, folder: Path, renames: Sequence[tuple[str, str]] = ()) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         for file, promised in sorted(list_shards(folder).items()):
@@ -133,7 +135,9 @@ class Checkpoint:
             if promised is not None and promised != set(found):
                 odd = sorted(promised ^ set(found))[0]
                 raise CheckpointError(f"{INDEX} and {file} disagree about {odd[:100]!r}")
-            self.entries.update(found)
+            for name, entry in found.items():
+                old, new = next((pair for pair in renames if name.startswith(pair[0])), ("", ""))
+                self.entries[new + name.removeprefix(old)] = entry
 
     def match(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raise CheckpointError unless the files hold exactly the expected tensors, in shape and a float type.
@@ -212,4 +216,6 @@ class MappedWeights(MappedParts):
         self.backend = backend
 
     def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
-        return self.backend.linear(self.tensor(weight), None if bias is None else self.tensor(bias))
+        # A convolution whose steps do not overlap is a matrix over flat patches.
+        matrix = self.tensor(weight).flatten(1)
+        return self.backend.linear(matrix, None if bias is None else self.tensor(bias))

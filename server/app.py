@@ -23,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
+from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.interface import ModelCard, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import Engine, StepFacts, StepLoop
 from headrace.runtime.scheduler import Scheduler
@@ -65,6 +66,12 @@ class SizedEngine(Engine, Protocol):
     max_running: int
     max_context: int
     chunk_tokens: int
+    image_blocks: int
+    image_block_rows: int
+
+    @property
+    def images(self) -> ImageSettings | None:
+        """How its model wants pictures; None: it takes none."""
 
     @property
     def idle_work(self) -> Callable[[], bool] | None:
@@ -92,6 +99,8 @@ class App:
             engine.chunk_tokens,
             prefix_cache=config.engine.prefix_cache,
             waiting_limit=config.engine.waiting_limit,
+            image_blocks=engine.image_blocks,
+            image_block_rows=engine.image_block_rows,
         )
         self.loop = StepLoop(self.scheduler, engine)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)
@@ -119,6 +128,7 @@ class App:
         limits = self.config.limits
         settings = FaceSettings(
             strict_fields=self.config.strict_fields,
+            reasoning_field=self.config.reasoning_field,
             lanes=LaneLimits(
                 in_flight=limits.requests_per_socket,
                 waiting=limits.waiting_per_socket,
@@ -233,6 +243,8 @@ class App:
 
     def _count_step(self, facts: StepFacts) -> None:
         self.metrics.step.observe(facts.seconds)
+        self.metrics.launch_gap.observe(facts.gap)
+        self.metrics.look_lag.observe(facts.lag)
 
     def _count_stream(self, stream: TokenStream) -> None:
         times, metrics = stream.times, self.metrics
@@ -291,7 +303,15 @@ def load_model(config: ServerConfig) -> tuple[SizedEngine, Prompter, ModelCard]:
     stage("torch imported")
     try:
         engine = open_engine(folder, config.engine)
-        prompter = FolderPrompter(folder, engine.embedding_rows, engine.logits_width, engine.max_context)
+        prompter = FolderPrompter(
+            folder,
+            engine.embedding_rows,
+            engine.logits_width,
+            engine.max_context,
+            engine.images,
+            tool_parser=config.tool_parser,
+            reasoning_parser=config.reasoning_parser,
+        )
     except (CheckpointError, SettingError) as error:
         raise BadSetting(f"{config.model or 'the demo model'}: {error}") from None
     card = engine.card

@@ -9,7 +9,7 @@ from headrace.server.config import Limits
 from headrace.server.exchange import HttpReply
 from headrace.server.replies import error_reply
 
-RETRY = {"retry-after": "2"}
+RETRY = {"retry-after-ms": "2000", "retry-after": "2"}
 
 
 class Census:

@@ -6,7 +6,7 @@ Knows names, bounds and defaults; must not know sockets. `flags.py` makes the co
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -140,6 +140,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     query_token: Annotated[
         bool, Meta(description="take the key from ?access_token= too (URLs get logged)")
     ] = False
+    tool_parser: Annotated[
+        Literal["auto", "none", "hermes", "llama3", "mistral", "qwen_coder"],
+        Meta(description="how the model writes tool calls; auto: as its chat template spells them"),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "none", "think", "mistral"],
+        Meta(description="how the model marks its reasoning; none: it stays in the text"),
+    ] = "auto"
+    reasoning_field: Annotated[
+        Literal["reasoning_content", "reasoning"],
+        Meta(description="the name of the field in which chat completions tell reasoning"),
+    ] = "reasoning_content"
     strict_fields: Annotated[
         bool, Meta(description="refuse unknown request fields instead of naming them in the reply")
     ] = False

@@ -40,7 +40,10 @@ class Turn:
     def __init__(self, parent: Turn | None, messages: tuple[Message, ...]) -> None:
         self.parent = parent
         self.messages = messages
-        self.bytes = TURN_BYTES + sum(len(m.content) * 4 + 64 for m in messages)
+        self.bytes = TURN_BYTES + sum(
+            sum(map(len, m.texts)) * 4 + 64 * (1 + len(m.calls)) + m.picture_bytes + 128 * len(m.pictures)
+            for m in messages
+        )
         self.holders = 1
         self.keepers = 0  # how many of the holders are rows, or turns that a row keeps
         self.tenant = ""  # whose rows keep it, while any does

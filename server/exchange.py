@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from headrace.runtime.interface import Tenant
+from headrace.server.protocol.error_body import ErrorBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,21 @@ class Session(Protocol):
         """The server stops: no new work; finish what runs, then `wire.close(1012)`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What one method of a route takes and gives, for the OpenAPI document. Types are msgspec types; None: the
+    bytes have no type of ours."""
+
+    summary: str
+    body: Any = None
+    reply: Any = None
+    reply_type: str = "application/json"
+    event: Any = None  # one event of the streamed form
+    event_type: str = "text/event-stream"
+    error: Any = ErrorBody
+    query: Mapping[str, str] = field(default_factory=dict)  # name → what it does
+
+
 @dataclass(frozen=True, slots=True)
 class HttpRoute:
     """`respond(request, wire)` answers at once or later; it never raises for anything a client sent."""
@@ -114,6 +130,10 @@ class HttpRoute:
     respond: Callable[[HttpRequest, Wire], HttpReply | Answer]
     public: bool = False  # True: no key needed (health, static page)
     body_limit: int = 8 << 20
+    # What the front refuses on this path (no key, too large) in the words of the path's own protocol: the reply
+    # that the front would send and the request's id go in.
+    restate: Callable[[HttpReply, str], HttpReply] | None = None
+    about: Mapping[str, About] = field(default_factory=dict)  # by method
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from headrace.runtime.interface import PUBLIC_TENANT, Tenant
-from headrace.server.exchange import STREAM_END, Answer, HttpReply, Part, StreamHead
+from headrace.server.exchange import STREAM_END, Answer, HttpReply, HttpRoute, Part, StreamHead
 from headrace.server.metrics import NO_ROUTE
 from headrace.server.outbox import Outlet
 from headrace.server.port import Port
@@ -29,6 +29,7 @@ class Exchange:
         "head",
         "last",
         "request_id",
+        "route",
         "spoken",
         "template",
         "tenant",
@@ -43,6 +44,7 @@ class Exchange:
         self.request_id = request_id
         self.last = last
         self.template = NO_ROUTE
+        self.route: HttpRoute | None = None  # what the path leads to, once that is known
         self.tenant: Tenant = PUBLIC_TENANT
         self.answer: Answer | None = None
         self.spoken = False  # the head of the reply is out

@@ -13,7 +13,6 @@ import asyncio
 import enum
 import logging
 import re
-import secrets
 import socket
 from collections.abc import Callable
 from typing import cast
@@ -22,6 +21,7 @@ from headrace.server.auth import unauthorized
 from headrace.server.census import RETRY, Seat
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Part, SocketRoute
 from headrace.server.exchanging import Exchange
+from headrace.server.ids import new_id
 from headrace.server.outbox import Outlet
 from headrace.server.port import Port
 from headrace.server.reader import BadRequest, Head, RequestReader
@@ -222,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
     def _begin(self, head: Head) -> None:
         """Judge a head; then read the body, answer, or hand over."""
         last = not head.keep_alive or self._port.draining
-        exchange = self._exchange = Exchange(self._port, self.outlet, head, _new_id(), last)
+        exchange = self._exchange = Exchange(self._port, self.outlet, head, new_id("req"), last)
         given_id = head.headers.get("x-request-id")
         if given_id is not None:
             if not _REQUEST_ID.match(given_id):
@@ -256,6 +256,7 @@ class HttpConnection(asyncio.Protocol):
         if match is None:
             return error_reply(404, f"nothing is served at {target.path[:200]}")
         exchange.template = match.template
+        exchange.route = match.http
         self._parameters = match.parameters
         upgrade = head.upgrades and match.socket is not None
         route = match.http
@@ -433,9 +434,11 @@ class HttpConnection(asyncio.Protocol):
         body may follow, or the request was not understood, nobody can say where the next request begins."""
         exchange = self._exchange
         if exchange is None:
-            exchange = self._exchange = Exchange(self._port, self.outlet, None, _new_id(), True)
+            exchange = self._exchange = Exchange(self._port, self.outlet, None, new_id("req"), True)
         exchange.last |= not stay
         self._disarm()
+        if exchange.route is not None and exchange.route.restate is not None:
+            reply = exchange.route.restate(reply, exchange.request_id)
         exchange.reply(reply)
         self._finish()
 
@@ -558,7 +561,3 @@ class HttpConnection(asyncio.Protocol):
         self._held_back = False
         self._refuse(error_reply(413, "too much input at once, try again later", headers=RETRY))
         self.outlet.push()
-
-
-def _new_id() -> str:
-    return f"req_{secrets.token_hex(16)}"

@@ -46,6 +46,10 @@ COUNTERS = frozenset(
         "archive_failures",
     }
 )
+_TINY = (
+    1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 7e-4, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05,
+    0.2,
+)  # fmt: skip
 # `_total` is how Prometheus spells counters: a gauge of that name would be read as one.
 RENAMED = {"kv_pages_total": "kv_pages"}
 
@@ -94,6 +98,8 @@ class Metrics(Collector):
         self.queue = Histogram("headrace_queue_seconds", "request to its first step", _SECONDS)
         self.e2e = Histogram("headrace_request_seconds", "request to last token", _SECONDS)
         self.step = Histogram("headrace_step_seconds", "one step of the engine", _SHORT)
+        self.launch_gap = Histogram("headrace_launch_gap_seconds", "device idle for want of a launch", _TINY)
+        self.look_lag = Histogram("headrace_look_lag_seconds", "longest time between looks in a step", _TINY)
         self._sources: list[Callable[[], Mapping[str, float]]] = []
         self._output: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._registry = CollectorRegistry(auto_describe=False)
@@ -157,7 +163,15 @@ class Metrics(Collector):
             ("crashes", "connections ended by a mistake of the server", self.crashes),
         ):
             yield CounterMetricFamily(f"headrace_{name}", help, value=value)
-        for histogram in (self.ttft, self.itl, self.queue, self.e2e, self.step):
+        for histogram in (
+            self.ttft,
+            self.itl,
+            self.queue,
+            self.e2e,
+            self.step,
+            self.launch_gap,
+            self.look_lag,
+        ):
             yield histogram.family()
         for source in self._sources:
             for key, number in source().items():

@@ -44,6 +44,11 @@ class WaitingBudget:
         """Whether `take(size)` would succeed."""
         return self.used + size <= self.limit
 
+    def charge(self, size: int) -> None:
+        """Count `size` bytes (a negative number gives back), over the limit too: for what cannot be refused."""
+        self.used += size
+        assert self.used >= 0, "more was given back than taken"
+
     def give_back(self, size: int) -> None:
         """These bytes wait no longer."""
         self.used -= size

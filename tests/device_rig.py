@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from headrace.bench.shapes import weight_shapes
 from headrace.graphs.packed import StepKey, pack, places
 from headrace.runtime.device_engine import DeviceEngine
+from headrace.runtime.image import ImageSpan
+from headrace.runtime.logprobs import LogprobWish, TokenLogprob
 from headrace.runtime.plan import PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams
 from headrace.runtime.scheduler import Scheduler
@@ -253,6 +255,8 @@ class Run:
             "page_size": engine.page_size,
             "slots": engine.max_running,
             "chunk_tokens": engine.chunk_tokens,
+            "image_blocks": engine.image_blocks,
+            "image_block_rows": engine.image_block_rows,
         }
         self.engine = engine
         self.scheduler = Scheduler(**{**given, **settings})
@@ -260,14 +264,18 @@ class Run:
         self.steps = 0
         self.next_id = 0
         self.told: dict[int, list[int]] = {}  # by request: what its reader is given
+        self.logprobs: dict[int, list[TokenLogprob]] = {}
 
     def add(
         self, prompt: Sequence[int], new_tokens: int, params: SamplingParams = GREEDY, parent: Req | None = None,
-        at: int = 0,
+        at: int = 0, wish: LogprobWish | None = None, spans: tuple[ImageSpan, ...] = (),
     ) -> Req:  # fmt: skip
         """`parent`: the request is a fork of it, behind `at` tokens."""
         fork = None if parent is None else ForkPoint(parent, at)
-        req = Req(self.next_id, "", list(prompt), len(prompt), len(prompt) + new_tokens, params, fork)
+        longest = len(prompt) + new_tokens
+        req = Req(
+            self.next_id, "", list(prompt), len(prompt), longest, params, fork, logprobs=wish, spans=spans
+        )
         self.next_id += 1
         self.scheduler.add(req)
         return req
@@ -292,6 +300,8 @@ class Run:
         for event in self.scheduler.retire(plan, future.result()):
             if event.token is not None:
                 self.told.setdefault(event.req.id, []).append(event.token)
+            if event.logprob is not None:
+                self.logprobs.setdefault(event.req.id, []).append(event.logprob)
         self.scheduler.check()
 
     def step(self) -> bool:

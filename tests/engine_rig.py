@@ -18,6 +18,7 @@ import torch
 from headrace.runtime.config import EngineConfig
 from headrace.runtime.cpu_engine import CpuEngine
 from headrace.runtime.engine import open_engine
+from headrace.runtime.image import ImageSpan
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.request import FinishReason, Req, SamplingParams
 from headrace.runtime.scheduler import Scheduler
@@ -201,6 +202,8 @@ def scheduler_for(engine: CpuEngine, **settings: Any) -> Scheduler:
         "page_size": engine.page_size,
         "slots": engine.max_running,
         "chunk_tokens": engine.chunk_tokens,
+        "image_blocks": engine.image_blocks,
+        "image_block_rows": engine.image_block_rows,
     }
     return Scheduler(**{**given, **settings})
 
@@ -218,8 +221,14 @@ class Drive:
         self.flight: list[tuple[StepPlan, Future[StepResult]]] = []
         self.next_id = 0
 
-    def add(self, prompt: list[int], new_tokens: int, params: SamplingParams = GREEDY) -> Req:
-        req = Req(self.next_id, "", list(prompt), len(prompt), len(prompt) + new_tokens, params)
+    def add(
+        self,
+        prompt: list[int],
+        new_tokens: int,
+        params: SamplingParams = GREEDY,
+        spans: tuple[ImageSpan, ...] = (),
+    ) -> Req:
+        req = Req(self.next_id, "", list(prompt), len(prompt), len(prompt) + new_tokens, params, spans=spans)
         self.next_id += 1
         self.scheduler.add(req)
         return req

@@ -84,11 +84,13 @@ class FakeWire:
 class Socket:
     """One WebSocket session with what it said, as objects."""
 
+    path = "/v1/responses"
+
     def __init__(self, bench: FaceBench, tenant: Tenant, query: Mapping[str, str]) -> None:
         self.bench = bench
         self.wire = FakeWire(tenant)
-        request = HttpRequest("GET", "/v1/responses", query, {}, b"", tenant, "req-1")
-        route = bench.routes.sockets["/v1/responses"]
+        request = HttpRequest("GET", self.path, query, {}, b"", tenant, "req-1")
+        route = bench.routes.sockets[self.path]
         self.refused = route.refuse(request)
         self.session = route.open(request, self.wire)
         self.raw: list[str] = []
@@ -231,6 +233,7 @@ class FaceBench:
         card: ModelCard = CARD,
         store: Mapping[str, Any] | None = None,
         waiting_limit: int = 64,
+        form: Mapping[str, str] | None = None,
         **sizes: int,
     ) -> None:
         self.clock = FakeClock()
@@ -243,7 +246,8 @@ class FaceBench:
             waiting_limit=waiting_limit,
         )
         self.loop = StepLoop(self.scheduler, self.engine)
-        self.runtime = Runtime(card, BytePrompter(eos), self.loop, self.engine.max_context)
+        prompter = BytePrompter(eos, sees=card.sees, **(form or {}))
+        self.runtime = Runtime(card, prompter, self.loop, self.engine.max_context)
         self.runtime.ready = True
         self.prompts: list[list[int]] = []  # the ids of every request that joined
         join = self.loop.join

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.pace import Pace
-from headrace.runtime.plan import StepPlan, StepResult
+from headrace.runtime.plan import NON_FINITE, StepPlan, StepResult
 from headrace.runtime.request import SamplingParams
 
 UNWRITTEN = -7
@@ -34,6 +35,16 @@ def next_token(tokens: list[int], seed: int, width: int) -> int:
     return state % width
 
 
+def likely(tokens: list[int], width: int) -> list[tuple[int, float]]:
+    """All tokens with the logprobs that the fake model gives them after `tokens`, best first. They have nothing to
+    do with what it says next, and are no probabilities: only another hash, exact in float32."""
+    state = 0
+    for token in tokens:
+        state = mix(state, token)
+    values = [(token, -(mix(state, token) % 4096) / 256.0) for token in range(width)]
+    return sorted(values, key=lambda each: (-each[1], each[0]))
+
+
 def replay(
     prompt: list[int], count: int, params: SamplingParams, width: int, choose: Callable[..., int] = next_token
 ) -> list[int]:
@@ -45,6 +56,15 @@ def replay(
         if token in params.stop_ids and len(tokens) - len(prompt) > params.min_tokens:
             break
     return tokens[len(prompt) :]
+
+
+def nearest(mask: bytes, token: int, width: int) -> int:
+    """`token`, or the first one after it, all around, that `mask` allows; NON_FINITE if none is."""
+    for step in range(width):
+        each = (token + step) % width
+        if each // 8 < len(mask) and mask[each // 8] >> each % 8 & 1:
+            return each
+    return NON_FINITE
 
 
 class PageMemory:
@@ -88,18 +108,44 @@ class PageMemory:
                 index = row.start + offset
                 page = self.tables[row.slot][index // self.page_size]
                 self.pages[page][index % self.page_size] = token
+        masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
         sampled: list[int] = []
-        for row in plan.rows:
+        chosen: dict[int, int] = {}
+        for index, row in enumerate(plan.rows):
             if not row.sample:
                 continue
-            table, length = self.tables[row.slot], row.start + row.count
-            read = [self.pages[table[i // self.page_size]][i % self.page_size] for i in range(length)]
+            read = self._read(row.slot, row.start + row.count)
             params = self.params[row.slot]
             assert params is not None
             token = self.choose(read, params.seed, self.width)
+            if row.slot in masks:
+                token = nearest(masks[row.slot], token, self.width)
             self.last[row.slot] = token
             sampled.append(token)
-        return StepResult(tuple(sampled))
+            chosen[index] = token
+        return StepResult(tuple(sampled), self._probe(plan, chosen) if plan.probes else None)
+
+    def _read(self, slot: int, length: int) -> list[int]:
+        table = self.tables[slot]
+        return [self.pages[table[i // self.page_size]][i % self.page_size] for i in range(length)]
+
+    def _probe(self, plan: StepPlan, chosen: dict[int, int]) -> Logprobs:
+        """Of every token that is wanted, what `likely` says after the tokens on the pages."""
+        width = max(probe.top for probe in plan.probes)
+        values: list[float] = []
+        ids: list[int] = []
+        tops: list[float] = []
+        for probe in plan.probes:
+            row = plan.rows[probe.row]
+            wanted = [(row.start + probe.first + at + 1, token) for at, token in enumerate(probe.ids)]
+            if row.sample:
+                wanted.append((row.start + row.count, chosen[probe.row]))
+            for length, token in wanted:
+                ranked = likely(self._read(row.slot, length), self.width)
+                values.append(dict(ranked)[token])
+                ids += [rank for rank, _ in ranked[:width]]
+                tops += [value for _, value in ranked[:width]]
+        return Logprobs(width, values, ids, tops)
 
 
 class FakeEngine:
@@ -120,6 +166,7 @@ class FakeEngine:
         polled: bool = False,
     ) -> None:
         self.depth = depth
+        self.masks = True
         self.poll: Callable[[], bool] | None = self._tell if polled else None
         self.idle_work: Callable[[], bool] | None = None
         self.pace: Pace | None = None
@@ -129,6 +176,7 @@ class FakeEngine:
         self.max_running = slots
         self.max_context = page_count * page_size
         self.chunk_tokens = 64
+        self.image_blocks, self.image_block_rows, self.images = 64, 16, None
         self.memory = PageMemory(page_count, page_size, slots, width, choose)
         self.plans: list[StepPlan] = []  # every plan launched, for tests that look at what ran
         self.gated = gated

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace.runtime.interface import Ask, ModelCard, Prompt
+from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
+from headrace.runtime.interface import Ask, Message, ModelCard, Prompt, TextSplitter
+from headrace.runtime.parsers.families import REASONING, TOOLS, AnswerForm
 from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import TokenGrammar
 
 CARD = ModelCard(
     id="fake", architecture="Fake", parameters=0, dtype="none", context_len=4096, vocab_size=256, created=0
@@ -52,39 +55,113 @@ class ByteCutter:
 
 
 class BytePrompter:
-    """Messages become `role: content` lines; nothing is special, nothing ends an answer but its length."""
+    """Messages become `role: content` lines; nothing is special, nothing ends an answer but its length.
+
+    tools, reasoning: the family (see parsers.families) whose calls and reasoning are told apart in the answer.
+    In the prompt each tool is a line of its own."""
 
     embedding_rows = 256
     logits_width = 256
 
     def __init__(
-        self, eos_ids: frozenset[int] = frozenset(), defaults: Mapping[str, Any] | None = None
+        self,
+        eos_ids: frozenset[int] = frozenset(),
+        defaults: Mapping[str, Any] | None = None,
+        sees: bool = False,
+        tools: str | None = None,
+        reasoning: str | None = None,
     ) -> None:
         self.eos_ids = eos_ids
         self.defaults = defaults or {}
+        self.sees = sees
+        self.form = AnswerForm(TOOLS.get(tools or ""), REASONING.get(reasoning or ""))
 
     def prepare(self, ask: Ask) -> Prompt:
+        if ask.tool_choice.mode == "required" and not ask.callable_tools:
+            raise Refusal("invalid_value", "there is no tool to call", ask.wire_name("tool_choice"))
+        grammar = self._grammar(ask) if ask.guided else None
         if ask.messages is not None:
-            lines = [f"{message.role}: {message.content}\n" for message in ask.messages]
-            return Prompt(tuple("".join([*lines, "assistant: "]).encode()))
+            for message in ask.messages:
+                if message.pictures and not self.sees:
+                    name = message.pictures[0].name
+                    raise Refusal("invalid_value", "this model takes no pictures: it reads text alone", name)
+            if ask.tools and self.form.tools is None:
+                raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
+            lines = [f"offers {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
+            lines += [_line(message) for message in ask.messages]
+            return Prompt(tuple("".join([*lines, "assistant: "]).encode()), grammar=grammar)
         if isinstance(ask.prompt, str):
             if not ask.prompt:
                 raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
-            return Prompt(tuple(ask.prompt.encode()))
+            return Prompt(tuple(ask.prompt.encode()), grammar=grammar)
         assert ask.prompt is not None
+        if not ask.prompt:
+            raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
         for token in ask.prompt:
             if not 0 <= token < self.embedding_rows:
                 raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))
         return Prompt(tuple(ask.prompt))
 
+    def _grammar(self, ask: Ask) -> TokenGrammar:
+        raw = [bytes([each]) for each in range(256)]
+        lark = answer_lark(
+            self.form,
+            shape=ask.shape,
+            tools=ask.callable_tools,
+            required=ask.tool_choice.mode == "required",
+            parallel=ask.tool_choice.parallel,
+            thinking=False,
+        )
+        try:
+            return GrammarCompiler(raw, self.eos_ids, lambda text: list(text.encode())).compile(lark)
+        except BadGrammar as error:
+            wire = ask.wire_name("shape" if ask.shape is not None else "tool_choice")
+            raise Refusal("invalid_value", f"{wire}: {error}", wire) from error
+
     def cutter(self, ask: Ask) -> ByteCutter:
         return ByteCutter(ask.stop)
+
+    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
+        if ask.messages is None:
+            return None
+        tools = {tool.name: tool.parameters for tool in ask.callable_tools}
+        return self.form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        return self.form.abilities
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def detokenize(self, ids: list[int]) -> str:
-        return bytes(ids).decode("utf-8", "replace")
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        spelled = [self.spell(token) for token in ids]
+        parts = [name.encode() if raw is None and special else raw or b"" for name, raw in spelled]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def spell(self, token: int) -> tuple[str, bytes | None]:
+        raw = bytes([token])
+        if token in self.eos_ids:
+            return f"<end {token}>", None
+        return raw.decode("utf-8", "replace"), raw
+
+    def about(self) -> Mapping[str, Any]:
+        return {"tokenizer_class": "Bytes", "eos_token": "<end>"}
+
+
+def spelled(message: Message) -> str:
+    """The content with every picture as a word of its own, so that a lost or moved one changes the answer."""
+    text = message.content
+    for picture in reversed(message.pictures):
+        size = "small" if picture.small else "whole"
+        text = f"{text[: picture.at]}[{size} picture of {len(picture.source)}]{text[picture.at :]}"
+    return text
+
+
+def _line(message: Message) -> str:
+    calls = "".join(f" [{call.name} {call.arguments}]" for call in message.calls)
+    answers = f" of {message.call_id}" if message.call_id is not None else ""
+    return f"{message.role}{answers}: {spelled(message)}{calls}\n"
 
 
 def letters(tokens: list[int], seed: int, width: int) -> int:

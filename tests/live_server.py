@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -31,7 +31,8 @@ WAIT = 120.0  # seconds for what takes no time at all; only a hang takes as long
 class LiveServer:
     """`url` answers from birth until `stop`. With `gated`, steps land only when `land` is called, or after
     `open_gate`. `choose` is the fake model, `eos` the ids that end its answers; further settings are
-    ServerConfig's."""
+    ServerConfig's. `form` names how the fake model writes calls and reasoning (see BytePrompter). parts: another
+    engine, prompter and card instead; then only `url`, `ask`, `stop` count."""
 
     def __init__(
         self,
@@ -41,12 +42,14 @@ class LiveServer:
         choose: Callable[[list[int], int, int], int] = letters,
         eos: frozenset[int] = frozenset(),
         page_count: int = 2048,
+        form: Mapping[str, str] | None = None,
+        parts: tuple[Any, Any, Any] | None = None,
         **config: Any,
     ) -> None:
         self.engine = FakeEngine(gated=gated, page_count=page_count, choose=choose)
-        self.eos = eos
+        self.parts = parts or (self.engine, BytePrompter(eos, **(form or {})), CARD)
         limits = msgspec.structs.replace(Limits(), **PATIENT)
-        self.config = ServerConfig(port=0, **{"limits": limits, **config})
+        self.config = ServerConfig(**{"port": 0, "limits": limits, **config})
         self.keys = keys
         self._up = threading.Event()
         self._trouble: BaseException | None = None
@@ -60,7 +63,7 @@ class LiveServer:
         async def live() -> None:
             try:
                 self.loop = asyncio.get_running_loop()
-                self.app = App(self.config, self.engine, BytePrompter(self.eos), CARD, self.keys)
+                self.app = App(self.config, *self.parts, self.keys)
                 await self.app.start()
                 self.url = self.app.url
             except BaseException as error:

@@ -11,12 +11,18 @@ from openai.types.responses import (
     ResponseContentPartAddedEvent,
     ResponseContentPartDoneEvent,
     ResponseCreatedEvent,
+    ResponseCustomToolCallInputDeltaEvent,
+    ResponseCustomToolCallInputDoneEvent,
     ResponseErrorEvent,
     ResponseFailedEvent,
+    ResponseFunctionCallArgumentsDeltaEvent,
+    ResponseFunctionCallArgumentsDoneEvent,
     ResponseIncompleteEvent,
     ResponseInProgressEvent,
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
+    ResponseReasoningTextDeltaEvent,
+    ResponseReasoningTextDoneEvent,
     ResponseTextDeltaEvent,
     ResponseTextDoneEvent,
 )
@@ -38,6 +44,12 @@ EVENTS: dict[str, set[str]] = {
     "response.content_part.done": PART | {"part"},
     "response.output_text.delta": PART | {"delta", "logprobs"},
     "response.output_text.done": PART | {"text", "logprobs"},
+    "response.reasoning_text.delta": PART | {"delta"},
+    "response.reasoning_text.done": PART | {"text"},
+    "response.function_call_arguments.delta": {"item_id", "output_index", "delta"},
+    "response.function_call_arguments.done": {"item_id", "output_index", "name", "arguments"},
+    "response.custom_tool_call_input.delta": {"item_id", "output_index", "delta"},
+    "response.custom_tool_call_input.done": {"item_id", "output_index", "input"},
     "response.steer.accepted": {"steer"},
     "response.steer.failed": {"error", "steer"},
     "response.steer.pending": {"reason", "required_input", "steer"},
@@ -54,6 +66,12 @@ MODELS: dict[str, Any] = {
     "response.content_part.done": ResponseContentPartDoneEvent,
     "response.output_text.delta": ResponseTextDeltaEvent,
     "response.output_text.done": ResponseTextDoneEvent,
+    "response.reasoning_text.delta": ResponseReasoningTextDeltaEvent,
+    "response.reasoning_text.done": ResponseReasoningTextDoneEvent,
+    "response.function_call_arguments.delta": ResponseFunctionCallArgumentsDeltaEvent,
+    "response.function_call_arguments.done": ResponseFunctionCallArgumentsDoneEvent,
+    "response.custom_tool_call_input.delta": ResponseCustomToolCallInputDeltaEvent,
+    "response.custom_tool_call_input.done": ResponseCustomToolCallInputDoneEvent,
     "response.steer.accepted": ResponseSteerAcceptedEvent,
     "response.steer.failed": ResponseSteerFailedEvent,
     "response.steer.pending": ResponseSteerPendingEvent,
@@ -75,6 +93,8 @@ REASONS = {"max_output_tokens", "max_messages", "content_filter", "steered"}
 ERROR_CODES = {"server_error", "rate_limit_exceeded", "invalid_prompt"}
 TIERS = {"auto", "default", "flex", "scale", "priority", "fast", "ultrafast"}
 EFFORTS = {None, "none", "minimal", "low", "medium", "high", "xhigh", "max"}
+FORMATS = {"text", "json_object", "json_schema"}
+CHOICES = {"function", "custom", "allowed_tools"}
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 
 
@@ -90,16 +110,43 @@ def need(condition: bool, what: object) -> None:
 def check_part(part: dict[str, Any]) -> None:
     need(set(part) == {"type", "text", "annotations", "logprobs"}, part)
     need(part["type"] == "output_text" and isinstance(part["text"], str), part)
-    need(part["annotations"] == [] and part["logprobs"] == [], part)
+    need(part["annotations"] == [], part)
+    check_logprobs(part["logprobs"])
+
+
+def check_logprobs(found: list[dict[str, Any]]) -> None:
+    """Every entry whole: what parts and deltas hold is the same."""
+    for entry in found:
+        need(set(entry) == {"token", "bytes", "logprob", "top_logprobs"}, entry)
+        for each in (entry, *entry["top_logprobs"]):
+            need(set(each) - {"top_logprobs"} == {"token", "bytes", "logprob"}, each)
+            need(isinstance(each["token"], str) and -9999.0 <= each["logprob"] <= 0.0, each)
+            need(all(type(byte) is int and 0 <= byte < 256 for byte in each["bytes"]), each)
+
+
+ITEMS: dict[str, tuple[str, set[str]]] = {  # → the beginning of its id, and its fields
+    "message": ("msg_", {"role", "content"}),
+    "reasoning": ("rs_", {"content", "summary"}),
+    "function_call": ("fc_", {"call_id", "name", "arguments"}),
+    "custom_tool_call": ("ctc_", {"call_id", "name", "input"}),
+}
 
 
 def check_item(item: dict[str, Any]) -> None:
-    need(set(item) == {"id", "type", "role", "status", "content"}, item)
-    need(item["type"] == "message" and item["role"] == "assistant", item)
-    need(item["id"].startswith("msg_") and len(item["id"]) >= 4 + 22, item)
+    need(item.get("type") in ITEMS, item)
+    prefix, fields = ITEMS[item["type"]]
+    need(set(item) - {"encrypted_content"} == fields | {"id", "type", "status"}, item)
+    need(item["id"].startswith(prefix) and len(item["id"]) >= len(prefix) + 22, item)
     need(item["status"] in ITEM_STATUSES, item)
-    for part in item["content"]:
-        check_part(part)
+    if item["type"] == "message":
+        need(item["role"] == "assistant", item)
+        for part in item["content"]:
+            check_part(part)
+    elif item["type"] == "reasoning":
+        need(item["summary"] == [], item)
+        need(all(set(part) == {"type", "text"} for part in item["content"]), item)
+    else:
+        need(len(item["call_id"]) >= 5 + 22, item)
 
 
 def check_usage(usage: dict[str, Any]) -> None:
@@ -132,8 +179,13 @@ def check_response(response: dict[str, Any]) -> None:
     need(response.get("service_tier", "default") in TIERS, response)
     need(set(response["reasoning"]) == {"effort", "summary"}, response["reasoning"])
     need(response["reasoning"]["effort"] in EFFORTS, response["reasoning"])
-    need(response["text"] == {"format": {"type": "text"}}, response["text"])
-    need(response["tools"] == [] and response["tool_choice"] in ("auto", "none"), response)
+    need(
+        set(response["text"]) == {"format"} and response["text"]["format"]["type"] in FORMATS,
+        response["text"],
+    )
+    need(all(tool["type"] in ("function", "custom") for tool in response["tools"]), response["tools"])
+    choice = response["tool_choice"]
+    need(choice in ("auto", "none", "required") or choice["type"] in CHOICES, choice)
     need(all(isinstance(v, str) for v in response["metadata"].values()), response["metadata"])
     if response["status"] in ("in_progress", "queued"):
         need(response["usage"] is None and response["output"] == [], response)
@@ -165,8 +217,7 @@ def check_event(raw: str) -> dict[str, Any]:
     need(kind in EVENTS, kind)
     need(set(event) - {"stream_id"} == EVENTS[kind] | {"type", "sequence_number"}, (kind, set(event)))
     need(isinstance(event["sequence_number"], int), event)
-    for key in ("output_index", "content_index"):
-        need(event.get(key, 0) == 0, event)
+    need(event.get("content_index", 0) == 0, event)
     if "item" in event:
         check_item(event["item"])
     if "part" in event:
@@ -176,7 +227,7 @@ def check_event(raw: str) -> dict[str, Any]:
     if "steer" in event:
         check_steer(event)
     if "logprobs" in event:
-        need(event["logprobs"] == [], event)
+        check_logprobs(event["logprobs"])
     MODELS[kind].model_validate_json(raw, strict=True)
     return event
 
@@ -206,11 +257,48 @@ def check_sequence(raws: list[str]) -> list[dict[str, Any]]:
     need(sum(e["type"] in TERMINAL for e in events) == 1 and events[-1]["type"] in TERMINAL, "one terminal")
     need(len({e.get("stream_id") for e in events}) == 1, "one lane")
     need(len({e["response"]["id"] for e in events if "response" in e}) == 1, "one id")
-    text = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
-    done = [e["text"] for e in events if e["type"] == "response.output_text.done"]
-    need(done in ([], [text]), (done, text))
-    final = events[-1]["response"]
-    need("".join(p["text"] for i in final["output"] for p in i["content"]) == text, (final["output"], text))
-    items = [e["item"] for e in events if e["type"] == "response.output_item.done"]
-    need(items in ([], final["output"]), (items, final["output"]))
+    check_items(events)
     return events
+
+
+WRITTEN = {  # item type → its delta event, its done event, and the field that holds all of it
+    "message": ("output_text", "text"),
+    "reasoning": ("reasoning_text", "text"),
+    "function_call": ("function_call_arguments", "arguments"),
+    "custom_tool_call": ("custom_tool_call_input", "input"),
+}
+
+
+def check_items(events: list[dict[str, Any]]) -> None:
+    """One item after the other, each told whole by its deltas, its done event, its done item, and the response."""
+    final = events[-1]["response"]
+    done = [e["item"] for e in events if e["type"] == "response.output_item.done"]
+    added = [e["item"] for e in events if e["type"] == "response.output_item.added"]
+    indices = [e["output_index"] for e in events if e["type"] == "response.output_item.added"]
+    need(indices == list(range(len(indices))), indices)
+    need([item["id"] for item in added] == [item["id"] for item in final["output"]], (added, final["output"]))
+    if final["status"] == "failed":
+        need(done == final["output"][: len(done)] and len(final["output"]) - len(done) <= 1, (done, final))
+    else:
+        need(done == final["output"], (done, final["output"]))
+    told = [e["output_index"] for e in events if "output_index" in e]
+    need(told == sorted(told), "one item is told after the other")
+    for index, item in enumerate(final["output"]):
+        event, field = WRITTEN[item["type"]]
+        mine = [e for e in events if e.get("output_index") == index]
+        need(all(e["item_id"] == item["id"] for e in mine if "item_id" in e), mine)
+        whole = "".join(part["text"] for part in item["content"]) if "content" in item else item[field]
+        need(
+            "".join(e["delta"] for e in mine if e["type"] == f"response.{event}.delta") == whole, (mine, item)
+        )
+        if item["type"] == "message":
+            found = [each for part in item["content"] for each in part["logprobs"]]
+            sent = [each for e in mine if e["type"] == "response.output_text.delta" for each in e["logprobs"]]
+            need(sent == found, (sent, found))
+            need(all(e["logprobs"] == found for e in mine if e["type"] == "response.output_text.done"), mine)
+        ends = [e[field] for e in mine if e["type"] == f"response.{event}.done"]
+        cut = item["type"].endswith("_call") and item["status"] == "incomplete"
+        need(
+            ends == ([] if cut or (final["status"] == "failed" and index == len(done)) else [whole]),
+            (ends, item),
+        )

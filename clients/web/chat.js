@@ -1,10 +1,11 @@
 // Questions and answers: which request goes out, what its answer does to the conversation. No DOM.
 
 import { Answer, createEvent, isTerminal, measures, pool, splitThinking } from "./protocol.js";
-import { addNode, path, titleFrom } from "./store.js";
+import { addNode, path, shows, titleFrom } from "./store.js";
 
 const STOP_MS = 3_000; // a stop that the server does not confirm within this time is settled here
 const KEPT_GAPS = 180;
+const PICTURE_TOKENS = 256; // of one picture, about, until the server has counted
 
 const LOST = {
   lanes: "Too many chats are answering at once. Stop one of them and try again.",
@@ -21,14 +22,29 @@ export class Chat {
     this.chains = new Map(); // answer node id -> {id, epoch}: what the server still remembers on this socket
   }
 
+  /** The answer that comes in on the branch that is shown. */
   runOf(conversation) {
-    return [...this.runs.values()].find((run) => run.conversation.id === conversation.id) ?? null;
+    return this.runsOf(conversation).find((run) => shows(conversation, run.node)) ?? null;
   }
 
-  /** Add a user message after `parent` (null: at the root) and ask for its answer. */
-  send(conversation, text, parent = conversation.leaf) {
-    const user = addNode(conversation, { parent, role: "user", text });
-    conversation.title ||= titleFrom(text);
+  /** Every answer that comes in: branches of one conversation are written side by side. */
+  runsOf(conversation) {
+    return [...this.runs.values()].filter((run) => run.conversation.id === conversation.id);
+  }
+
+  /** Requests of one lane are answered one after the other, so each branch that is being written has its own. */
+  #owner(conversation) {
+    const taken = new Set(this.runsOf(conversation).map((run) => run.exchange.owner));
+    let owner = conversation.id;
+    for (let n = 2; taken.has(owner); n += 1) owner = `${conversation.id}#${n}`;
+    return owner;
+  }
+
+  /** Add a user message (text, and pictures as data URLs) after `parent` (null: at the root) and ask for its answer. */
+  send(conversation, text, parent = conversation.leaf, pictures = []) {
+    const shown = pictures?.length ? { pictures } : {};
+    const user = addNode(conversation, { parent, role: "user", text, ...shown });
+    conversation.title ||= titleFrom(text || "A picture");
     return this.answer(conversation, user);
   }
 
@@ -39,7 +55,7 @@ export class Chat {
     const run = { conversation, node, answer: new Answer(this.now()), full: false, continued: false, timer: null,
       before: this.#estimate(conversation, user), window: this.model?.max_model_len ?? null };
     run.exchange = {
-      owner: conversation.id,
+      owner: this.#owner(conversation),
       body: (lane, epoch) => this.#body(run, user, lane, epoch),
       event: (event) => this.#event(run, event),
       lost: (why) => this.#lost(run, why),
@@ -64,12 +80,12 @@ export class Chat {
 
   /** Stop, and keep nothing: the conversation is being deleted. */
   drop(conversation) {
-    const run = this.runOf(conversation);
-    if (!run) return;
-    this.link.cancel(run.exchange);
-    clearTimeout(run.timer);
-    run.node.status = "stopped";
-    this.runs.delete(run.node.id);
+    for (const run of this.runsOf(conversation)) {
+      this.link.cancel(run.exchange);
+      clearTimeout(run.timer);
+      run.node.status = "stopped";
+      this.runs.delete(run.node.id);
+    }
   }
 
   /** What the prompt will be in tokens, about: the last counted answer, and the rest by its characters per token. */
@@ -80,7 +96,8 @@ export class Chat {
     const known = last < 0 ? 0 : messages[last].measured.context;
     const usual = this.model?.x_embedded ? 1 : 4; // the model inside the package reads bytes
     const perToken = last < 0 ? usual : Math.max(1, length(messages.slice(0, last + 1)) / known);
-    return known + Math.ceil(length(messages.slice(last + 1)) / perToken);
+    const shown = messages.slice(last + 1).reduce((sum, node) => sum + (node.pictures?.length ?? 0), 0);
+    return known + shown * PICTURE_TOKENS + Math.ceil(length(messages.slice(last + 1)) / perToken);
   }
 
   #body(run, user, lane, epoch) {
@@ -90,7 +107,7 @@ export class Chat {
     run.continued = Boolean(chain && chain.epoch === epoch && !run.full);
     run.epoch = epoch;
     run.answer.sentAt = this.now();
-    const whole = messages.map(({ role, text }) => ({ role, text: splitThinking(text).text }));
+    const whole = messages.map(({ role, text, pictures }) => ({ role, text: splitThinking(text).text, pictures }));
     return createEvent({
       model: this.model?.id, lane, system: conversation.system, settings: conversation.settings,
       messages: run.continued ? whole.slice(-1) : whole,

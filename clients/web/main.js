@@ -4,10 +4,12 @@ import { Chat } from "./chat.js";
 import { $, h, icon, keep } from "./dom.js";
 import { Link, PROBE_MS } from "./link.js";
 import { onTheme, copyText, toast } from "./notices.js";
+import { Tray } from "./pictures.js";
 import { Settings, askKey, defaults } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { Store, choose, newConversation, path, siblings } from "./store.js";
+import { Store, choose, newConversation, path, shows, siblings } from "./store.js";
 import { Announcer, Thread } from "./thread.js";
+import { Versions } from "./versions.js";
 
 const CHIPS = [
   ["Explain", "how a watermill turns a river into flour"],
@@ -87,6 +89,7 @@ async function showState(state, { why = "", ask = null } = {}) {
 
 function showModel(model) {
   chat.model = model;
+  tray.allow(model.x_pictures === true);
   $("#model-name").textContent = model.id;
   prompt.setAttribute("placeholder", `Message ${model.id.split("/").at(-1)}`);
   const notice = model.x_notice || model.notice || (model.x_embedded || model.embedded
@@ -108,7 +111,9 @@ addEventListener("offline", () => link.check()); // a server on this machine is 
 // ---- conversations ----
 
 const chat = new Chat({ store, link, onupdate: updated });
-const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id) });
+const tray = new Tray({ onchange: showComposer, refuse: toast });
+const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id), runsOf: (c) => chat.runsOf(c) });
+const versions = new Versions();
 const sidebar = new Sidebar(store, {
   open: (id) => go(id),
   create: () => go(null),
@@ -170,12 +175,15 @@ function show() {
 
 /** News of an answer: from here on every token is drawn by the message's own view. */
 function updated(run, error) {
-  const seen = run.conversation.id === current.id;
+  const seen = run.conversation.id === current.id && shows(current, run.node);
   const ended = !chat.runs.has(run.node.id);
   if (ended || run.answer.firstAt === null) {
     show();
     if (error?.code === "model_not_found") lookup();
-    if (!seen) return;
+    if (!seen) {
+      if (ended && run.conversation.id === current.id) announcer.say("Another version is finished.");
+      return;
+    }
     if (!ended) announcer.start();
     else if (run.node.error) announcer.end(run.node.text, run.node.error);
     else announcer.end(run.node.text, `Answer finished. ${run.node.measured?.tokens ?? 0} tokens.`);
@@ -189,19 +197,30 @@ function updated(run, error) {
 function act(name, node, value) {
   if (name === "copy") copy(node.text, value);
   else if (name === "focus") prompt.focus();
-  else if (name === "branch") {
-    choose(current, siblings(current, node)[value]);
-    store.save(current);
-    show();
-  } else if (chat.runOf(current)) hint("Stop the running answer first (Esc).");
-  else if (name === "resend") {
+  else if (name === "branch") turnTo(siblings(current, node)[value.index], value.by);
+  else if (name === "versions") {
+    const among = siblings(current, node);
+    const written = new Set(chat.runsOf(current).flatMap((run) => path(current, run.node.id).map((on) => on.id)));
+    versions.ask(among, node, written, (chosen) => turnTo(chosen, 0));
+  } else if (name === "resend") {
     thread.follow();
-    chat.send(current, value, node.parent);
+    chat.send(current, value, node.parent, node.pictures);
     prompt.focus();
   } else if (name === "again") {
     thread.follow();
     chat.answer(current, current.nodes.find((other) => other.id === node.parent));
   }
+}
+
+/** Show another version of a message; what is written meanwhile on the one before goes on. */
+function turnTo(node, by) {
+  if (shows(current, node)) return;
+  choose(current, node);
+  store.save(current);
+  show();
+  thread.focusVersions(node, by);
+  const among = siblings(current, node);
+  announcer.say(`Version ${among.indexOf(node) + 1} of ${among.length}.`);
 }
 
 async function remove(id) {
@@ -222,7 +241,7 @@ async function remove(id) {
 
 store.onchange = (id) => {
   const fresh = store.all.get(id);
-  if (id === current.id && fresh && !chat.runOf(current)) current = fresh;
+  if (id === current.id && fresh && !chat.runsOf(current).length) current = fresh;
   show();
 };
 store.onfault = () => toast("This browser could not keep the conversation. Export it before you close the page.");
@@ -231,7 +250,7 @@ store.onfault = () => toast("This browser could not keep the conversation. Expor
 
 function send() {
   const text = prompt.value.trim();
-  if (!text) return;
+  if (!text && !tray.pictures.length) return;
   if (chat.runOf(current)) {
     hint("Stop the running answer first (Esc).");
     return;
@@ -239,7 +258,7 @@ function send() {
   keep.set(`draft.${draftName()}`, null);
   prompt.value = "";
   thread.follow();
-  chat.send(current, text);
+  chat.send(current, text, current.leaf, tray.take());
   history.replaceState(null, "", `#${current.id}`);
   show();
   prompt.focus();
@@ -251,7 +270,7 @@ function showComposer() {
   button.classList.toggle("stop", running);
   button.setAttribute("aria-label", running ? "Stop" : "Send");
   button.title = running ? "Stop (Esc)" : "Send (Enter)";
-  button.disabled = !running && !prompt.value.trim();
+  button.disabled = !running && !prompt.value.trim() && !tray.pictures.length;
   button.replaceChildren(icon(running ? "stop" : "send"));
   if (!CSS.supports("field-sizing", "content")) {
     prompt.rows = 1;

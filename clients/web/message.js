@@ -2,6 +2,7 @@
 
 import { h, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
+import { thumbnails } from "./pictures.js";
 import { measures, splitThinking } from "./protocol.js";
 import { drawTimeline } from "./timeline.js";
 
@@ -49,16 +50,20 @@ export class MessageView {
       this.element.append(this.thinking, this.body, this.note, h("footer", {}, this.line, this.tools));
     } else {
       this.body.classList.add("plain");
+      const shown = node.pictures?.length ? h("div", { class: "pictures" }, ...thumbnails(node.pictures)) : null;
+      if (shown) this.element.append(shown);
       this.element.append(this.body, h("footer", {}, this.tools));
     }
   }
 
-  /** Show the node as it is now; `run` while its answer comes in, `place` = {index, count} among its branches. */
+  /** Show the node as it is now; `run` while its answer comes in, `place` = {index, count, busy} among its versions:
+   *  busy[i] says that something of version i is being written while another one is shown. */
   update(run, place) {
     this.run = run;
     const { node, element } = this;
     if (node.role === "user") {
       if (!this.editing && this.body.textContent !== node.text) this.body.textContent = node.text;
+      this.body.hidden = !node.text && !this.editing;
     } else {
       const streaming = Boolean(run);
       element.classList.toggle("streaming", streaming);
@@ -70,7 +75,7 @@ export class MessageView {
       if (this.wasStreaming !== streaming) this.#tools(place);
       this.wasStreaming = streaming;
     }
-    const key = `${place.index}/${place.count}`;
+    const key = `${place.index}/${place.count}/${place.busy.map(Number).join("")}`;
     if (key !== this.place) this.#tools(place);
     this.place = key;
   }
@@ -123,22 +128,50 @@ export class MessageView {
     this.note.replaceChildren(h("p", {}, said), status === "stopped" ? "" : again);
   }
 
-  #tools({ index, count }) {
+  #tool(name) {
+    return this.tools.querySelector(`[data-tool="${name}"]`);
+  }
+
+  /** Put the focus on the step in direction `by`, or on what is left of the three when that one leads nowhere. */
+  focusVersions(by) {
+    const wanted = by < 0 ? "previous" : by > 0 ? "next" : "versions";
+    const button = this.#tool(wanted);
+    (button && !button.disabled ? button : this.#tool("versions"))?.focus();
+  }
+
+  #versions({ index, count, busy }) {
+    const { node } = this;
+    const go = (by) => index + by in busy && this.act("branch", node, { index: index + by, by });
+    const writing = busy.some(Boolean);
+    const label = `Version ${index + 1} of ${count}${writing ? ", another one is being written" : ""}`;
+    const step = (by, name, tool, words) => iconButton(name, words, () => go(by), { "data-tool": tool,
+      class: `quiet step${busy.some((on, i) => on && (i - index) * by > 0) ? " busy" : ""}`, disabled: !(index + by in busy) });
+    const group = h("span", { class: "branches", role: "group", "aria-label": "Versions of this message" },
+      step(-1, "left", "previous", "Previous version"),
+      h("button", { type: "button", class: "pick", "data-tool": "versions", "aria-label": `${label}. Show all`, title: "All versions",
+        "aria-haspopup": "dialog", click: () => this.act("versions", node) }, h("span", {}, `${index + 1}/${count}`)),
+      step(1, "right", "next", "Next version"));
+    group.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      go(by);
+    });
+    return group;
+  }
+
+  #tools(place) {
     const { node } = this;
     const tools = [];
-    if (count > 1) {
-      const step = (by) => () => this.act("branch", node, index + by);
-      tools.push(h("span", { class: "branches" },
-        iconButton("left", "Previous version", step(-1), { disabled: index === 0 }),
-        h("span", { "aria-label": `Version ${index + 1} of ${count}` }, `${index + 1}/${count}`),
-        iconButton("right", "Next version", step(1), { disabled: index === count - 1 })));
-    }
-    if (!this.run) {
-      tools.push(iconButton("copy", "Copy message", (event) => this.act("copy", node, event.currentTarget)));
-      if (node.role === "user") tools.push(iconButton("pencil", "Edit and resend", () => this.edit()));
-      else tools.push(iconButton("refresh", "Another answer", () => this.act("again", node)));
-    }
+    if (place.count > 1) tools.push(this.#versions(place));
+    const add = (tool, name, words, run) => tools.push(iconButton(name, words, run, { "data-tool": tool }));
+    if (!this.run) add("copy", "copy", "Copy message", (event) => this.act("copy", node, event.currentTarget));
+    if (node.role === "user") add("edit", "pencil", "Edit and resend", () => this.edit());
+    else add("again", "refresh", "Another answer", () => this.act("again", node));
+    const held = this.tools.contains(document.activeElement) ? document.activeElement.dataset.tool : null;
     this.tools.replaceChildren(...tools);
+    // Buttons are made anew when another version begins or ends: the focus stays where it was.
+    if (held) this.#tool(held)?.focus();
   }
 
   /** Turn a user message into a small form; sending it starts a new branch. */
@@ -153,8 +186,9 @@ export class MessageView {
       this.editing = null;
       const text = area.value.trim();
       this.body.textContent = this.node.text;
+      this.body.hidden = !this.node.text;
       this.element.classList.remove("editing");
-      if (send && text) this.act("resend", this.node, text);
+      if (send && (text || this.node.pictures)) this.act("resend", this.node, text);
       else this.act("focus", this.node);
     };
     area.addEventListener("input", fit);
@@ -168,6 +202,7 @@ export class MessageView {
       }
     });
     this.editing = area;
+    this.body.hidden = false;
     this.element.classList.add("editing");
     this.body.replaceChildren(area, h("div", { class: "row" },
       h("button", { type: "button", click: () => done(false) }, "Cancel"),

@@ -23,18 +23,25 @@ export function cleanSettings(raw) {
   return clean;
 }
 
-/** Messages ({role, text}) as input items. Empty answers are left out and neighbours of one role are joined, since
- *  many chat templates insist on strict turns. */
+/** Messages ({role, text, pictures}) as input items. Empty answers are left out and neighbours of one role are joined,
+ *  since many chat templates insist on strict turns. Pictures (data URLs) stand in front of their message's text. */
 export function inputItems(messages) {
   const items = [];
-  for (const { role, text } of messages) {
-    if (!text) continue;
+  for (const { role, text, pictures } of messages) {
+    if (!text && !pictures?.length) continue;
+    const content = pictures?.length ? [
+      ...pictures.map((url) => ({ type: "input_image", image_url: url, detail: "auto" })), ...textParts(text),
+    ] : text;
     const last = items.at(-1);
-    if (last?.role === role) last.content += `\n\n${text}`;
-    else items.push({ type: "message", role, content: text });
+    if (last?.role !== role) items.push({ type: "message", role, content });
+    else if (typeof last.content === "string" && typeof content === "string") last.content += `\n\n${content}`;
+    else last.content = [...asParts(last.content), ...textParts("\n\n"), ...asParts(content)];
   }
   return items;
 }
+
+const textParts = (text) => (text ? [{ type: "input_text", text }] : []);
+const asParts = (content) => (typeof content === "string" ? textParts(content) : content);
 
 /** One `response.create`. `previous` continues on the server's side; then `messages` is only what is new. */
 export function createEvent({ model, lane, messages, previous = null, system = "", settings = {} }) {

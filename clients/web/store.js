@@ -1,6 +1,7 @@
 // Conversations: a tree of messages each, kept in the browser's IndexedDB. Edits and second tries are branches.
 
 import { keep } from "./dom.js";
+import { checkedPictures } from "./pictures.js";
 import { cleanSettings } from "./protocol.js";
 
 const ROLES = new Set(["user", "assistant"]);
@@ -16,7 +17,14 @@ export function newConversation(defaults = {}) {
     settings: cleanSettings(defaults.settings), nodes: [], leaf: null };
 }
 
+/** Each message of the branch that is shown keeps in mind which one came next: a way back leads to the same end. */
+function remember(conversation) {
+  const shown = path(conversation);
+  for (let i = 1; i < shown.length; i += 1) shown[i - 1].next = shown[i].id;
+}
+
 export function addNode(conversation, fields) {
+  remember(conversation);
   const node = { id: newId(), at: Date.now(), ...fields };
   conversation.nodes.push(node);
   conversation.leaf = node.id;
@@ -35,12 +43,17 @@ export function path(conversation, leaf = conversation.leaf) {
 export const siblings = (conversation, node) =>
   conversation.nodes.filter((other) => other.parent === node.parent && other.role === node.role);
 
-/** Show the branch through `node`, at its newest end. */
+/** Whether `node` is on the branch that is shown. */
+export const shows = (conversation, node) => path(conversation).some((other) => other.id === node.id);
+
+/** Show the branch through `node`, at the end that was shown last, else the newest one. */
 export function choose(conversation, node) {
+  remember(conversation);
   let end = node;
   for (let next = node; next; ) {
     end = next;
-    next = conversation.nodes.findLast((other) => other.parent === end.id);
+    const after = conversation.nodes.filter((other) => other.parent === end.id);
+    next = after.find((other) => other.id === end.next) ?? after.at(-1);
   }
   conversation.leaf = end.id;
 }
@@ -67,6 +80,9 @@ export function checked(raw) {
     if (node.parent !== null && !seen.has(node.parent)) continue;
     seen.add(node.id);
     const kept = { id: node.id, parent: node.parent, role: node.role, text: text(node.text), at: count(node.at, now) };
+    const pictures = node.role === "user" ? checkedPictures(node.pictures) : [];
+    if (pictures.length) kept.pictures = pictures;
+    if (text(node.next)) kept.next = node.next;
     if (node.role === "assistant") {
       kept.status = STATUSES.has(node.status) ? node.status : "interrupted";
       if (text(node.thinking)) kept.thinking = node.thinking;

@@ -8,12 +8,14 @@ const NEAR = 60; // px from the end that still count as "reading along"
 const SPEAK_MS = 2_500;
 
 export class Thread {
-  constructor({ act, runOfNode }) {
+  /** `runsOf(conversation)`: all its answers that are coming in. */
+  constructor({ act, runOfNode, runsOf }) {
     this.scroller = $("#scroller");
     this.log = $("#log");
     this.jump = $("#jump");
     this.act = act;
     this.runOfNode = runOfNode;
+    this.runsOf = runsOf;
     this.views = new Map();
     this.following = true;
     this.lastTop = 0;
@@ -44,8 +46,7 @@ export class Thread {
         this.views.set(node.id, view);
       }
       if (this.log.children[i] !== view.element) this.log.insertBefore(view.element, this.log.children[i] ?? null);
-      const among = siblings(conversation, node);
-      view.update(this.runOfNode(node), { index: among.indexOf(node), count: among.length });
+      view.update(this.runOfNode(node), this.#place(conversation, node));
     });
     if (this.following) this.#toEnd();
     this.#mark();
@@ -55,8 +56,20 @@ export class Thread {
   update(run) {
     const view = this.views.get(run.node.id);
     if (!view) return;
-    const among = siblings(run.conversation, run.node);
-    view.update(this.runOfNode(run.node), { index: among.indexOf(run.node), count: among.length });
+    view.update(this.runOfNode(run.node), this.#place(run.conversation, run.node));
+  }
+
+  /** Where a message stands among its versions, and which of the others are being written now. */
+  #place(conversation, node) {
+    const among = siblings(conversation, node);
+    const runs = this.runsOf(conversation).map((run) => path(conversation, run.node.id).map((on) => on.id));
+    const busy = among.map((other) => other !== node && runs.some((ids) => ids.includes(other.id)));
+    return { index: among.indexOf(node), count: among.length, busy };
+  }
+
+  /** The focus goes to the versions of this message: where it was on another one of them. */
+  focusVersions(node, by) {
+    this.views.get(node.id)?.focusVersions(by);
   }
 
   follow() {

@@ -67,8 +67,7 @@ class CudaQueue:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count
-        # Off: on an H200 it made steps of the 0.6B 8 to 13 % longer, with the trigger early or late.
-        self.early = False
+        self.early = True  # on an H200 steps of few rows take 10 % less time with it, of many rows more
         self.stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
+from headrace.runtime.models.vision_config import VisionConfig
 
 SIZE_LIMIT = 1 << 24  # no width, head count or vocabulary is larger; keeps every product an ordinary number
 CONTEXT_LIMIT = 1 << 31
@@ -76,6 +77,10 @@ class RopeConfig:
     original: int = 0
     attention: float = 1.0
     truncate: bool = True
+    sections: tuple[
+        int, ...
+    ] = ()  # pairs that turn with the time, the row and the column of a token; (): one axis
+    interleaved: bool = False  # sections alternate pair by pair, where they otherwise follow each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ class ModelConfig:
     """Everything that shapes a decoder-only model. Sizes in elements; all checked to be positive.
 
     windows: one entry per layer, the number of newest tokens (the token itself included) that it may read, or 0
-    for all. `unread` names fields of the file that nobody reads.
+    for all. `vision` is None for a model without eyes. `unread` names fields of the file that nobody reads.
     """
 
     architecture: str
@@ -103,8 +108,15 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     windows: tuple[int, ...] = ()
+    prefix: str = "model"  # of the decoder's tensors in the checkpoint
+    vision: VisionConfig | None = None
     eos_ids: frozenset[int] = frozenset()
     unread: tuple[str, ...] = ()
+
+    @property
+    def image_row_size(self) -> int:
+        """Numbers that one row of a picture becomes: for the embedding, and for each layer that takes its own."""
+        return 0 if self.vision is None else (1 + self.vision.deep) * self.hidden_size
 
     @property
     def scale(self) -> float:
@@ -126,6 +138,36 @@ class Fields:
     def get(self, key: str) -> Any:
         self.seen.add(key)
         return self.raw.get(key)
+
+    def inner(self, key: str, **outer: Any) -> Fields:
+        """The object in field `key`, as fields of its own. `outer`: values of this one that outrank its own."""
+        value = self.get(key)
+        if not isinstance(value, dict):
+            raise self.refuse(key, f"must be an object, not {_short(value)}")
+        said = {name: each for name, each in outer.items() if each is not None}
+        return Fields({**value, **said}, f"{self.name}: {key}")
+
+    def pair(self, key: str, default: tuple[int, int]) -> tuple[int, int]:
+        """Two whole numbers, written as a list of two or as one that stands for both."""
+        value = self.get(key)
+        found = default if value is None else value if isinstance(value, list | tuple) else (value, value)
+        if len(found) != 2 or not all(type(each) is int and 1 <= each <= SIZE_LIMIT for each in found):
+            raise self.refuse(key, f"must be one or two whole numbers, not {_short(value)}")
+        return found[0], found[1]
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """A list of whole numbers from low to high; none if the field is absent."""
+        value = self.get(key)
+        found = () if value is None else value
+        if not isinstance(found, list | tuple) or not all(
+            type(each) is int and low <= each <= high for each in found
+        ):
+            raise self.refuse(key, f"must be a list of integers from {low} to {high}, not {_short(value)}")
+        return tuple(found)
+
+    def unread(self) -> tuple[str, ...]:
+        """Names that nobody asked for and that are not known to be harmless."""
+        return tuple(sorted(set(self.raw) - self.seen - HARMLESS))
 
     def has(self, key: str) -> bool:
         return self.raw.get(key) is not None
@@ -186,11 +228,16 @@ def read_config(folder: Path) -> tuple[str, Fields]:
     named = fields.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", f"must be a list of one name, not {_short(named)}")
+    check_refused(fields)
+    return named[0], fields
+
+
+def check_refused(fields: Fields) -> None:
+    """Raise CheckpointError for a field that would change answers and is not supported."""
     for key, neutral in REFUSED.items():
         value = fields.get(key)
         if not any(value == off and type(value) is type(off) for off in neutral):
             raise fields.refuse(key, f"is {_short(value)}, which headrace does not support")
-    return named[0], fields
 
 
 def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
@@ -216,7 +263,11 @@ def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
     # A top-level length outranks the one among the rope settings, as in transformers.
     outer = fields.integer("original_max_position_embeddings", 0, low=0, high=CONTEXT_LIMIT)
     original = outer or rope.integer("original_max_position_embeddings", max_positions, high=CONTEXT_LIMIT)
-    if kind == "default":
+    sections = rope.integers("mrope_section", 1, SIZE_LIMIT)
+    if sections and len(sections) != 3:
+        raise rope.refuse("mrope_section", "must have three parts: time, row and column")
+    interleaved = rope.flag("mrope_interleaved", False)
+    if kind in ("default", "mrope"):
         found = RopeConfig(theta=theta)
     elif kind == "linear":
         found = RopeConfig("linear", theta, factor=rope.number("factor"))
@@ -232,7 +283,7 @@ def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
     left = sorted(set(given) - rope.seen)
     if left:
         raise rope.refuse(", ".join(left)[:100], "is not known for this rope type")
-    return found
+    return replace(found, sections=sections, interleaved=interleaved)
 
 
 def _read_yarn(rope: Fields, theta: float, original: int) -> RopeConfig:
@@ -288,10 +339,15 @@ def read_decoder(architecture: str, fields: Fields, **traits: Any) -> ModelConfi
         rope=read_rope(fields, positions),
         tied_head=fields.flag("tie_word_embeddings", False),
         eos_ids=fields.ids("eos_token_id", vocab),
-        unread=tuple(sorted(set(fields.raw) - fields.seen - HARMLESS)),
+        unread=fields.unread(),
         **traits,
     )
     assert len(config.windows) == layers, "one window per layer"
+    sections = config.rope.sections
+    if sections and sum(sections) != head_dim // 2:
+        raise fields.refuse(
+            "mrope_section", f"{list(sections)} does not sum up to half of head_dim {head_dim}"
+        )
     return config
 
 

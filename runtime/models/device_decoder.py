@@ -25,6 +25,7 @@ from headrace.kernels.decode_attention import (
 )
 from headrace.kernels.embed import embed
 from headrace.kernels.extend_attention import extend_attention
+from headrace.kernels.few_attention import attend_few, few_cut
 from headrace.kernels.few_rows import Scratch
 from headrace.kernels.gate_up import gate_up
 from headrace.kernels.linear_add import linear_add
@@ -36,6 +37,12 @@ from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceMatrix
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.llama import DecoderLayer, Llama
+from headrace.runtime.step_images import StepImages
+
+FEWEST = 4
+# Bytes of a layer's weights. Measured: 31 MB gain 6 to 10 % with 8 and 16 rows, 436 MB lose 5 %; this is what the
+# second cache of an H200 holds.
+SHORT_LAYER = 50 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +152,8 @@ class DeviceDecoder:
         self.head = device_matrix(model.head)
         self.frequencies = model.rotary.frequencies.to(device)
         self.rotary_factor = float(model.rotary.attention)
+        self.axes = model.rotary.axes.to(device, torch.int32)
+        self.shifts = slab.shifts if config.rope.sections else None
         self.windows = model.windows
         slots = slab.page_table.shape[0]
         # Layers of one window share their list of work; all share the scratch, since one runs after the other.
@@ -159,21 +168,40 @@ class DeviceDecoder:
         self.shares = Scratch.of(shapes, MOST_ROWS, device)
         self.processors = processors
         self.dtype = dtype
+        layer = self.layers[0]
+        parts = (layer.qkv, layer.out, layer.gate_up, layer.down)
+        self.short = sum(part.weight.numel() for part in parts) * dtype.itemsize <= SHORT_LAYER
 
-    def forward(self, step: PackedStep) -> Tensor:
-        """Write the step's KV and return logits [samples, vocab], valid until the next forward."""
+    def forward(self, step: PackedStep, seen: StepImages | None = None) -> Tensor:
+        """Write the step's KV and return logits [samples, vocab], valid until the next forward.
+
+        seen: what of this step comes from pictures; a step with it runs eagerly, and may allocate."""
         key, slab, buffers = step.key, self.slab, self.buffers
         x = buffers.stream[: key.tokens]
-        embed(step.token_ids, step.token_slots, slab.last_tokens, self.embedding, x, pdl=self.early)
+        embed(step.token_ids, step.token_slots, slab.last_tokens, self.embedding, x)
+        if seen is not None:
+            x.index_copy_(0, seen.tokens, seen.rows[:, 0])
         if key.decode:
             slots = step.token_slots[: key.decode]
             for window in self.windows:
                 items, count = self.items[window], self.counts[window]
-                split = self._cut(key.decode).split
-                plan_work(slots, step.decode_lengths, items, count, split, MOST_SPLITS, window)
+                split = self._cut(key).split
+                plan_work(
+                    slots,
+                    step.decode_lengths,
+                    items,
+                    count,
+                    split,
+                    MOST_SPLITS,
+                    window,
+                    slab.page_table,
+                    slab.page_size,
+                )
         for index, layer in enumerate(self.layers):
-            self._attention(layer, index, step, x)
-            self._mlp(layer, x)
+            self._attention(layer, index, step, x, None if seen is None else seen.angles)
+            self._mlp(layer, x, self._early(key))
+            if seen is not None and index + 1 < seen.rows.shape[1]:
+                x.index_add_(0, seen.tokens, seen.rows[:, index + 1])
         if key.rows:
             rows = buffers.heads[: key.samples]
             torch.index_select(x, 0, step.sample_tokens, out=rows)
@@ -183,38 +211,98 @@ class DeviceDecoder:
         self._norm_linear(rows, self.norm, self.head, logits)
         return logits
 
-    def _cut(self, rows: int) -> DecodeCut:
-        return cut_for(self.config.head_dim, self.dtype, rows)
+    def logits(self, first: int, count: int) -> Tensor:
+        """Logits [count, vocab] of `count` tokens from `first` on of the last forward, in place of those that it
+        returned."""
+        logits = self.buffers.logits[:count]
+        self._norm_linear(self.buffers.stream[first : first + count], self.norm, self.head, logits)
+        return logits
 
-    def _norm_linear(self, x: Tensor, norm: Tensor, matrix: DeviceMatrix, out: Tensor) -> None:
+    def _cut(self, key: StepKey) -> DecodeCut:
+        few = self._few(key)
+        return cut_for(self.config.head_dim, self.dtype, key.decode) if few is None else few
+
+    def _few(self, key: StepKey) -> DecodeCut | None:
+        """How attention of this step is cut if it is a chain of waits, not a stream of bytes, else None. With more
+        than FEWEST rows that is so only beside short products: long ones hold the card where it would begin.
+        """
+        if key.chunk or (key.decode > FEWEST and not self.short):
+            return None
+        return few_cut(self.config.head_dim, self.dtype, key.decode, self.slab.page_size)
+
+    def _early(self, key: StepKey) -> bool:
+        """Whether the kernels of this step start before the one ahead of each has ended: few rows make them so
+        short that their beginnings count, and what they begin with is weights, which nobody writes."""
+        return self.early and self._few(key) is not None
+
+    def _norm_linear(
+        self,
+        x: Tensor,
+        norm: Tensor,
+        matrix: DeviceMatrix,
+        out: Tensor,
+        *,
+        early: bool = False,
+        lets: bool = False,
+    ) -> None:
         eps = self.config.norm_eps
         if matrix.read_once(x.shape[0]):
-            norm_linear(x, norm, eps, matrix.weight, matrix.bias, out, scratch=self.shares, pdl=self.early)
+            norm_linear(
+                x, norm, eps, matrix.weight, matrix.bias, out, scratch=self.shares, pdl=early, lets=lets
+            )
             return
         normed = self.buffers.normed[: x.shape[0]]
-        rms_norm(x, norm, eps, normed, pdl=self.early)
+        rms_norm(x, norm, eps, normed)
         if matrix.bias is None:
             torch.mm(normed, matrix.weight.t(), out=out)
         else:
             torch.addmm(matrix.bias, normed, matrix.weight.t(), out=out)
 
-    def _add_linear(self, x: Tensor, matrix: DeviceMatrix, stream: Tensor) -> None:
+    def _add_linear(self, x: Tensor, matrix: DeviceMatrix, stream: Tensor, early: bool) -> None:
         """stream += x Wᵀ + b."""
         if matrix.read_once(x.shape[0]):
-            linear_add(x, matrix.weight, matrix.bias, stream, stream, scratch=self.shares, pdl=self.early)
+            shares = self.shares
+            linear_add(x, matrix.weight, matrix.bias, stream, stream, scratch=shares, pdl=early, lets=early)
             return
         stream.addmm_(x, matrix.weight.t())
         if matrix.bias is not None:
             stream.add_(matrix.bias)
 
-    def _attention(self, layer: LayerWeights, index: int, step: PackedStep, x: Tensor) -> None:
+    def _attention(
+        self, layer: LayerWeights, index: int, step: PackedStep, x: Tensor, angles: Tensor | None
+    ) -> None:
         key, config, slab, buffers = step.key, self.config, self.slab, self.buffers
         key_pages, value_pages = slab.layers[index]
         qkv = buffers.qkv[: key.tokens]
-        tuning = self._cut(key.decode).tuning
+        tuning = self._cut(key).tuning
         programs = self.processors * tuning.programs
-        self._norm_linear(x, layer.before_attention, layer.qkv, qkv)
+        early = self._early(key)
+        # The first one waits in full: the list of work, which attention reads early, is written just before it.
+        self._norm_linear(x, layer.before_attention, layer.qkv, qkv, early=early and index > 0, lets=early)
         attended = buffers.attended[: key.tokens]
+        if self._few(key) is not None:
+            attend_few(
+                qkv,
+                layer.query_norm,
+                layer.key_norm,
+                config.norm_eps,
+                self.frequencies,
+                self.rotary_factor,
+                key_pages,
+                value_pages,
+                slab.page_table,
+                self.items[layer.window],
+                self.counts[layer.window],
+                self.scratch,
+                attended,
+                config.scale,
+                key.decode * MOST_SPLITS * config.kv_heads,
+                tuning,
+                pdl=early,
+                lets=early,
+            )
+            self._add_linear(attended, layer.out, x, early)
+            return
         if not key.chunk:
             turn_and_attend(
                 qkv,
@@ -233,9 +321,9 @@ class DeviceDecoder:
                 config.scale,
                 programs,
                 tuning,
-                pdl=self.early,
+                shifts=self.shifts,
             )
-            self._add_linear(attended, layer.out, x)
+            self._add_linear(attended, layer.out, x, False)
             return
         query = buffers.query[: key.tokens].view(-1, config.heads, config.head_dim)
         rope_store(
@@ -251,7 +339,9 @@ class DeviceDecoder:
             key_pages,
             value_pages,
             query,
-            pdl=self.early,
+            shifts=self.shifts if angles is None else None,
+            angles=angles,
+            axes=None if angles is None else self.axes,
         )
         if key.decode:
             decode_attention(
@@ -266,7 +356,6 @@ class DeviceDecoder:
                 config.scale,
                 programs,
                 tuning,
-                pdl=self.early,
             )
         extend_attention(
             query[key.decode :],
@@ -282,20 +371,18 @@ class DeviceDecoder:
             config.scale,
             layer.window,
             TILE,
-            pdl=self.early,
         )
-        self._add_linear(attended, layer.out, x)
+        self._add_linear(attended, layer.out, x, False)
 
-    def _mlp(self, layer: LayerWeights, x: Tensor) -> None:
+    def _mlp(self, layer: LayerWeights, x: Tensor, early: bool) -> None:
         buffers = self.buffers
         active = buffers.active[: x.shape[0]]
         matrix = layer.gate_up
         if matrix.read_once(x.shape[0]):
-            gate_up(
-                x, layer.before_mlp, self.config.norm_eps, matrix.weight, matrix.bias, active, pdl=self.early
-            )
+            eps = self.config.norm_eps
+            gate_up(x, layer.before_mlp, eps, matrix.weight, matrix.bias, active, pdl=early, lets=early)
         else:
             both = buffers.gate_up[: x.shape[0]]
             self._norm_linear(x, layer.before_mlp, matrix, both)
-            silu_mul(both, active, pdl=self.early)
-        self._add_linear(active, layer.down, x)
+            silu_mul(both, active)
+        self._add_linear(active, layer.down, x, early)

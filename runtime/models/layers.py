@@ -115,16 +115,33 @@ class Rotary:
 
     def __init__(self, rope: RopeConfig, head_dim: int, dtype: torch.dtype) -> None:
         self.frequencies = _FREQUENCIES[rope.kind](rope, head_dim)
+        self.axes = pair_axes(rope, head_dim // 2)
         self.attention = rope.attention
         self.dtype = dtype
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions int64 [T] -> cos, sin [T, 1, head_dim] in the compute dtype; the first half of sin negated."""
-        angles = positions.float()[:, None, None] * self.frequencies
+        """positions int64 [T], or [3, T] where time, row and column differ -> cos, sin [T, 1, head_dim] in the
+        compute dtype; the first half of sin negated."""
+        if positions.dim() == 2:
+            angles = positions.float()[self.axes].t()[:, None, :] * self.frequencies
+        else:
+            angles = positions.float()[:, None, None] * self.frequencies
         cos, sin = angles.cos(), angles.sin()
         if self.attention != 1.0:
             cos, sin = cos * self.attention, sin * self.attention
         return torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype)
+
+
+def pair_axes(rope: RopeConfig, pairs: int) -> Tensor:
+    """int64 [pairs]: which axis (0 time, 1 row, 2 column) turns each pair of a head."""
+    if not rope.sections:
+        return torch.zeros(pairs, dtype=torch.int64)
+    if not rope.interleaved:
+        return torch.repeat_interleave(torch.arange(3), torch.tensor(rope.sections))
+    axes = torch.zeros(pairs, dtype=torch.int64)
+    for axis in (1, 2):  # what neither reaches stays with time
+        axes[axis : 3 * rope.sections[axis] : 3] = axis
+    return axes
 
 
 def _default(rope: RopeConfig, head_dim: int) -> Tensor:

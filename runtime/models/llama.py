@@ -11,6 +11,7 @@ from headrace.runtime.models.attention import PagedAttention, StepView, view_ste
 from headrace.runtime.models.config import Fields, ModelConfig, read_decoder
 from headrace.runtime.models.layers import Embedding, GatedMLP, RMSNorm, Rotary, WeightSource, fused_linear
 from headrace.runtime.slab import KVSlab
+from headrace.runtime.step_images import StepImages
 
 
 def read(fields: Fields) -> ModelConfig:
@@ -48,21 +49,39 @@ class Llama:
         self.ops = ops
         self.windows = tuple(sorted(set(config.windows)))
         self.rotary = Rotary(config.rope, config.head_dim, dtype)
-        self.embedding = Embedding(source, "model.embed_tokens", config.vocab_size, config.hidden_size)
+        prefix = config.prefix
+        self.embedding = Embedding(source, f"{prefix}.embed_tokens", config.vocab_size, config.hidden_size)
         self.layers = [
-            DecoderLayer(source, ops, f"model.layers.{layer}", config, layer)
+            DecoderLayer(source, ops, f"{prefix}.layers.{layer}", config, layer)
             for layer in range(config.layers)
         ]
-        self.norm = RMSNorm(source, ops, "model.norm", config.hidden_size, config.norm_eps)
-        head = "model.embed_tokens" if config.tied_head else "lm_head"
+        self.norm = RMSNorm(source, ops, f"{prefix}.norm", config.hidden_size, config.norm_eps)
+        head = f"{prefix}.embed_tokens" if config.tied_head else "lm_head"
         self.head = fused_linear(source, [(head, config.vocab_size)], config.hidden_size)
 
-    def forward(self, inputs: StepInputs, kv: KVSlab) -> Tensor:
+    def forward(self, inputs: StepInputs, kv: KVSlab, seen: StepImages | None = None) -> Tensor:
         """Writes this step's KV into `kv` and returns logits [samples, vocab] of the wanted tokens."""
+        return self.logits(self.hidden(inputs, kv, seen).index_select(0, inputs.sample_tokens))
+
+    def hidden(self, inputs: StepInputs, kv: KVSlab, seen: StepImages | None = None) -> Tensor:
+        """Writes this step's KV into `kv` and returns what the last layer gives, [tokens, hidden].
+
+        seen: what of this step comes from pictures; None where nothing does."""
         ids = self.ops.resolve_tokens(inputs.token_ids, inputs.token_slots, kv.last_tokens)
-        cos, sin = self.rotary(inputs.positions)
+        turned = inputs.positions if seen is None or seen.angles is None else seen.angles
+        cos, sin = self.rotary(turned)
         step = view_step(self.ops, inputs, kv, cos, sin, self.windows)
         x = self.embedding(ids)
-        for layer, (key_cells, value_cells) in zip(self.layers, kv.layers, strict=True):
+        if seen is not None:
+            x.index_copy_(0, seen.tokens, seen.rows[:, 0])
+        for number, (layer, (key_cells, value_cells)) in enumerate(
+            zip(self.layers, kv.layers, strict=True), 1
+        ):
             x = layer(x, step, key_cells, value_cells)
-        return self.head(self.norm(x.index_select(0, inputs.sample_tokens)))
+            if seen is not None and number < seen.rows.shape[1]:
+                x.index_add_(0, seen.tokens, seen.rows[:, number])
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocab] of rows that `hidden` returned."""
+        return self.head(self.norm(hidden))

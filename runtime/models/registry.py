@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.runtime.checkpoint import CheckpointError
-from headrace.runtime.models import llama, mistral, qwen2, qwen3
+from headrace.runtime.models import llama, mistral, qwen2, qwen2_5_vl, qwen3, qwen3_vl
 from headrace.runtime.models.config import Fields, ModelConfig, read_config
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`read` makes the config from the file's fields; `model` is the class built from it."""
+    """`read` makes the config from the file's fields; `model` is the class built from it. `renames`: how names of
+    tensors begin in older files, and how today."""
 
     read: Callable[[Fields], ModelConfig]
     model: type[llama.Llama]
+    renames: tuple[tuple[str, str], ...] = ()
 
 
 ARCHITECTURES = {
@@ -24,6 +26,8 @@ ARCHITECTURES = {
     "MistralForCausalLM": Architecture(mistral.read, llama.Llama),
     "Qwen2ForCausalLM": Architecture(qwen2.read, llama.Llama),
     "Qwen3ForCausalLM": Architecture(qwen3.read, llama.Llama),
+    qwen2_5_vl.NAME: Architecture(qwen2_5_vl.read, qwen2_5_vl.Qwen25VL, qwen2_5_vl.RENAMES),
+    qwen3_vl.NAME: Architecture(qwen3_vl.read, qwen3_vl.Qwen3VL),
 }
 
 
@@ -41,3 +45,8 @@ def read_model_config(folder: Path) -> ModelConfig:
 def model_class(config: ModelConfig) -> type[llama.Llama]:
     """The class that computes `config`."""
     return ARCHITECTURES[config.architecture].model
+
+
+def older_names(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    """How names of its tensors begin in older files, and how today."""
+    return ARCHITECTURES[config.architecture].renames

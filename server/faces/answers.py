@@ -42,12 +42,25 @@ def sse(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def stream_error(stream: TokenStream) -> WireError:
+    """Why a stream ended in ERROR or was cancelled."""
+    if stream.error is not None:
+        return WireError.of(stream.error)
+    # Nobody else may cancel a plain HTTP request: the server itself ended it, to stop.
+    return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
+
+
 class StreamAnswer(ABC):
     """An Answer (exchange.py) about one token stream.
 
     Subclasses say what the stream has become: `whole()` once, or `parts()` as it grows. Until the first byte
     went out a failure is an HTTP error with its own status; afterwards it is `failure()` inside the stream.
+    The class attributes are what a protocol does differently around its objects.
     """
+
+    stream_type = "text/event-stream; charset=utf-8"
+    silence = PING  # what breaks a silence; b"" where the protocol has nothing for that
+    last_part = DONE  # what follows the last object; b"" where that is the end itself
 
     def __init__(self, runtime: Runtime, wire: Wire, headers: Mapping[str, str], *, streamed: bool) -> None:
         self._runtime = runtime
@@ -91,27 +104,27 @@ class StreamAnswer(ABC):
             return []
         self._over = True
         if stream.finish is FinishReason.ERROR or self._cut_off(stream):
-            return [error_reply(self._reason(stream), self._headers)]
+            return [self.refused(stream_error(stream))]
         return [HttpReply(200, self.whole(stream), headers=self._headers)]
 
     def _render_stream(self, stream: TokenStream, told: list[bytes], failed: bool) -> list[Part]:
         parts: list[Part] = []
         if stream.ended and not self._head_sent and not told:
             self._over = True
-            return [error_reply(self._reason(stream), self._headers)]
+            return [self.refused(stream_error(stream))]
         if told:
             parts += self._head()
         parts += told
         if stream.ended:
             self._over = True
             if failed or self._cut_off(stream):
-                parts += self.failure(self._reason(stream))
-            parts += [DONE, STREAM_END]
+                parts += self.failure(stream_error(stream))
+            parts += [self.last_part, STREAM_END] if self.last_part else [STREAM_END]
         return parts
 
     def ping(self) -> list[Part]:
         """See exchange.Answer. A whole reply cannot be kept alive this way."""
-        return [*self._head(), PING] if self._streamed and not self._over else []
+        return [*self._head(), self.silence] if self._streamed and self.silence and not self._over else []
 
     def closed(self) -> None:
         """See exchange.Answer: the client is gone, so is its request."""
@@ -124,17 +137,10 @@ class StreamAnswer(ABC):
         if self._head_sent:
             return []
         self._head_sent = True
-        return [StreamHead(headers={"cache-control": "no-cache", **self._headers})]
+        return [StreamHead(200, self.stream_type, {"cache-control": "no-cache", **self._headers})]
 
     def _cut_off(self, stream: TokenStream) -> bool:
         return stream.finish is FinishReason.CANCELLED and not self.cancel_is_answer
-
-    @staticmethod
-    def _reason(stream: TokenStream) -> WireError:
-        if stream.error is not None:
-            return WireError.of(stream.error)
-        # Nobody else has cancelled it: the server itself ended it, to stop.
-        return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
 
     # -- what an endpoint says ---------------------------------------------------------------------------------
 
@@ -145,6 +151,10 @@ class StreamAnswer(ABC):
     @abstractmethod
     def whole(self, stream: TokenStream) -> bytes:
         """The body of a whole reply; the stream has ended well."""
+
+    def refused(self, error: WireError) -> HttpReply:
+        """The reply to a request that failed before its first byte."""
+        return error_reply(error, self._headers)
 
     @abstractmethod
     def failure(self, error: WireError) -> list[bytes]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from headrace.runtime.interface import Ask, Message, ModelCard, Tenant
+from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
+from headrace.server.faces.pictures import picture
+from headrace.server.faces.shapes import chat_shape, response_shape
+from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
+from headrace.server.faces.tool_items import Turns, check_outputs
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.chat import ChatMessage, ChatRequest
 from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import HOSTED_TOOLS, Item, Part, ResponseRequest
+from headrace.server.protocol.realtime import Options
+from headrace.server.protocol.responses import Item, Part, ResponseRequest
 
-_MEDIA = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
-_CHAT_MEDIA = {"image_url": "images", "input_audio": "audio", "file": "files", "video_url": "video"}
+LOGPROBS = "message.output_text.logprobs"
+_MEDIA = {"input_file": "files", "input_audio": "audio"}
+_CHAT_MEDIA = {"input_audio": "audio", "file": "files", "video_url": "video"}
 
 
 def check_model(name: str | None, card: ModelCard, aliases: Iterable[str]) -> None:
@@ -39,16 +46,15 @@ def response_messages(request: ResponseRequest) -> tuple[Message, ...]:
         return ()
     if isinstance(request.input, str):
         return (Message("user", request.input),) if request.input else ()
-    messages = []
+    turns = Turns(_part_text)
     for index, item in enumerate(request.input):
-        if message := _item_message(item, f"input[{index}]"):
-            messages.append(message)
-    return tuple(messages)
+        path = f"input[{index}]"
+        if not turns.add_item(item, path):
+            turns.add(_item_message(item, path))
+    return turns.turns()
 
 
-def _item_message(item: Item, path: str) -> Message | None:
-    if item.type == "reasoning":
-        return None  # a replayed thought is not part of the next prompt
+def _item_message(item: Item, path: str) -> Message:
     if item.type not in (None, "message"):
         raise WireError(
             "unsupported_parameter", f"{path}: items of type '{item.type[:200]}' are not supported", path
@@ -60,11 +66,26 @@ def _item_message(item: Item, path: str) -> Message | None:
     role = "system" if item.role == "developer" else item.role
     if isinstance(item.content, str):
         return Message(role, item.content)
-    texts = [_part_text(part, f"{path}.content[{i}]") for i, part in enumerate(item.content)]
-    return Message(role, "".join(texts))
+    text = ""
+    pictures: list[Picture] = []
+    for i, part in enumerate(item.content):
+        at = f"{path}.content[{i}]"
+        if part.type == "input_image":
+            if compact(part.file_id) != "null":
+                raise WireError(
+                    "unsupported_parameter", f"{at}.file_id: no files are kept here", f"{at}.file_id"
+                )
+            pictures.append(picture(part.image_url, part.detail, len(text), at))
+        else:
+            text += _part_text(part, at)
+    return Message(role, text, pictures=tuple(pictures))
 
 
 def _part_text(part: Part, path: str) -> str:
+    if part.type == "reasoning_text":
+        raise WireError("invalid_value", f"{path}: reasoning stands in items of its own", f"{path}.type")
+    if part.type == "input_image":
+        raise WireError("unsupported_parameter", f"{path}: pictures stand in messages, not in results", path)
     if part.type in _MEDIA:
         raise WireError("unsupported_parameter", f"{path}: {_MEDIA[part.type]} are not supported yet", path)
     name = "refusal" if part.type == "refusal" else "text"
@@ -92,6 +113,9 @@ def response_ask(
     little as the engine can: one token."""
     if not history and not added and not warm_up:
         raise WireError("missing_required_parameter", "input must not be empty", "input")
+    check_outputs(request.input, history + added)
+    tools = response_tools(request)
+    shape, _ = response_shape(request)
     leading = (Message("system", request.instructions),) if request.instructions else ()
     messages = join_leading_system(leading + history + added)
     effort = request.reasoning.effort if request.reasoning else None
@@ -100,30 +124,26 @@ def response_ask(
         messages=messages,
         max_tokens=1 if warm_up else request.max_output_tokens,
         drop_oldest=request.truncation == "auto",
+        tools=tools.tools,
+        tool_choice=tools.choice,
+        logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
+        shape=shape,
         param_names={
+            "shape": "text.format",
             "max_tokens": "max_output_tokens",
+            "logprobs": "top_logprobs",
             "stop_ids": "stop_token_ids",
             "messages": "input",
             "prompt": "input",
             "template_options": "chat_template_kwargs",
         },
-        **_sampling(request, effort),
+        **sampling(request, effort),
     )
 
 
 def _check_response_options(request: ResponseRequest) -> None:
-    for index, tool in enumerate(request.tools or ()):
-        if tool.type in ("function", "custom"):
-            raise WireError(
-                "unsupported_parameter", f"tools of type {tool.type} are not supported yet", "tools"
-            )
-        if tool.type not in HOSTED_TOOLS:
-            path = f"tools[{index}].type"
-            raise WireError("invalid_value", f"{path}: unknown tool type '{tool.type[:200]}'", path)
-    if request.text and request.text.format and request.text.format.type != "text":
-        raise WireError("unsupported_parameter", "text.format supports text only, yet", "text.format")
-    if "message.output_text.logprobs" in (request.include or ()):
-        raise WireError("unsupported_parameter", "logprobs are not supported yet", "include")
+    if request.top_logprobs and LOGPROBS not in (request.include or ()):
+        raise WireError("invalid_value", f"top_logprobs needs '{LOGPROBS}' in include", "top_logprobs")
 
 
 # -- Chat ------------------------------------------------------------------------------------------------------
@@ -132,52 +152,95 @@ def _check_response_options(request: ResponseRequest) -> None:
 def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
     """The Ask of a chat completion. Raises WireError or Refusal."""
     f.check_supported(request)
-    if request.response_format and request.response_format.type != "text":
-        raise WireError("unsupported_parameter", "response_format supports text only, yet", "response_format")
-    messages = tuple(_chat_message(m, f"messages[{i}]") for i, m in enumerate(request.messages))
+    if request.top_logprobs and not request.logprobs:
+        raise WireError("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
+    messages = chat_messages(request.messages)
+    tools = chat_tools(request)
     limit = request.max_completion_tokens
     limit_name = "max_tokens" if limit is None else "max_completion_tokens"
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
-        messages=join_leading_system(messages),
+        messages=messages,
         max_tokens=request.max_tokens if limit is None else limit,
+        tools=tools.tools,
+        tool_choice=tools.choice,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        shape=chat_shape(request),
         param_names={
+            "shape": "response_format",
             "max_tokens": limit_name,
             "stop_ids": "stop_token_ids",
             "prompt": "messages",
             "template_options": "chat_template_kwargs",
         },
-        **_sampling(request, request.reasoning_effort),
+        **sampling(request, request.reasoning_effort),
     )
 
 
+def chat_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:
+    """The turns of a chat. Raises WireError for parts that are not understood."""
+    turns = tuple(_chat_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+    _check_results(turns)
+    return join_leading_system(turns)
+
+
 def _chat_message(message: ChatMessage, path: str) -> Message:
-    if message.role in ("tool", "function"):
-        raise WireError("unsupported_parameter", f"{path}: tools are not supported yet", f"{path}.role")
-    for name in ("tool_calls", "function_call", "audio"):
+    if message.role == "function":
+        what = f"{path}: functions are not supported, tools are"
+        raise WireError("unsupported_parameter", what, f"{path}.role")
+    if message.tool_calls and message.role != "assistant":
+        raise WireError("invalid_value", f"{path}: calls are made by an assistant", f"{path}.tool_calls")
+    for name in ("function_call", "audio"):
         if compact(getattr(message, name)) not in ("null", "[]"):
             raise WireError("unsupported_parameter", f"{path}.{name} is not supported yet", f"{path}.{name}")
+    if message.role == "tool" and message.tool_call_id is None:
+        path = f"{path}.tool_call_id"
+        raise WireError("missing_required_parameter", f"missing field: {path}", path)
     role = "system" if message.role == "developer" else message.role
+    text, pictures = _chat_content(message, path)
+    turn = Message(role, text, pictures=pictures)
+    if role == "tool":
+        return replace(turn, call_id=message.tool_call_id, name=message.name)
+    if role == "assistant":
+        thought = message.reasoning_content or message.reasoning or ""
+        return replace(turn, calls=chat_calls(message.tool_calls), reasoning=thought)
+    return turn
+
+
+def _check_results(messages: tuple[Message, ...]) -> None:
+    known: set[str] = set()
+    for index, message in enumerate(messages):
+        known.update(call.id for call in message.calls)
+        if message.call_id is not None and message.call_id not in known:
+            path = f"messages[{index}].tool_call_id"
+            raise WireError("invalid_value", f"{path}: no call before it has this id", path)
+
+
+def _chat_content(message: ChatMessage, path: str) -> tuple[str, tuple[Picture, ...]]:
     content = message.content
     if content is None:
-        if role != "assistant":
+        if message.role != "assistant":
             raise WireError("missing_required_parameter", f"missing field: {path}.content", f"{path}.content")
-        return Message(role, message.refusal or "")
+        return message.refusal or "", ()
     if isinstance(content, str):
-        return Message(role, content)
-    texts = []
+        return content, ()
+    text = ""
+    pictures: list[Picture] = []
     for i, part in enumerate(content):
         at = f"{path}.content[{i}]"
         if part.type in _CHAT_MEDIA:
             raise WireError(
                 "unsupported_parameter", f"{at}: {_CHAT_MEDIA[part.type]} are not supported yet", at
             )
+        if part.type == "image_url":
+            pictures.append(picture(part.image_url, None, len(text), at))
+            continue
         name = "refusal" if part.type == "refusal" else "text"
-        text = part.refusal if part.type == "refusal" else part.text
-        if text is None:
+        said = part.refusal if part.type == "refusal" else part.text
+        if said is None:
             raise WireError("missing_required_parameter", f"missing field: {at}.{name}", f"{at}.{name}")
-        texts.append(text)
-    return Message(role, "".join(texts))
+        text += said
+    return text, tuple(pictures)
 
 
 # -- Both ------------------------------------------------------------------------------------------------------
@@ -186,7 +249,7 @@ def _chat_message(message: ChatMessage, path: str) -> Message:
 def join_leading_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """All system messages before the first other one become one: many templates allow only one."""
     count = 0
-    while count < len(messages) and messages[count].role == "system":
+    while count < len(messages) and messages[count].role == "system" and not messages[count].pictures:
         count += 1
     if count < 2:
         return messages
@@ -194,7 +257,7 @@ def join_leading_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return (Message("system", joined), *messages[count:])
 
 
-def _sampling(request: ResponseRequest | ChatRequest, effort: str | None) -> dict[str, Any]:
+def sampling(request: ResponseRequest | ChatRequest | Options, effort: str | None) -> dict[str, Any]:
     """The fields of Ask that both endpoints spell alike."""
     options: dict[str, bool | str] = {}
     if effort is not None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream
+from headrace.runtime.interface import Refusal, Runtime, TokenStream
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
-from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header, sse
+from headrace.server.faces.answers import error_reply, ignored_header, sse
 from headrace.server.faces.asks import chat_ask, check_model
+from headrace.server.faces.chat_choice import ChatSpeaker
+from headrace.server.faces.many import ManyAnswer
 from headrace.server.faces.settings import FaceSettings, new_id
+from headrace.server.faces.usage import usage_of_many
 from headrace.server.protocol import chat
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.errors import WireError
 
 CONTENT_IS = b'"content":'
-_FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 class ChatFace:
@@ -35,14 +37,14 @@ class ChatFace:
             check_model(decoded.value.model, self._runtime.card, self._settings.model_aliases)
             ask = chat_ask(decoded.value, request.tenant)
             answer = ChatAnswer(self._runtime, wire, headers, decoded.value, self._settings)
-            answer.open(ask)
+            answer.open((ask,), decoded.value.n or 1)
             return answer
         except (WireError, Refusal) as error:
             return error_reply(error, headers)
 
 
-class ChatAnswer(StreamAnswer):
-    """One chat completion."""
+class ChatAnswer(ManyAnswer):
+    """One chat completion: `n` answers to one prompt."""
 
     def __init__(
         self,
@@ -59,81 +61,69 @@ class ChatAnswer(StreamAnswer):
         self._id = new_id("chatcmpl").replace("_", "-", 1)
         self._created = int(settings.now())
         self._model = runtime.card.id
-        self._texts: list[str] = []
-        self._spoke = False
-        self._chunk_ends: tuple[bytes, bytes] | None = None
+        self._copies = request.n or 1
+        self._speakers = [ChatSpeaker(index, settings.reasoning_field) for index in range(self._copies)]
+        self._chunk_ends: dict[int, tuple[bytes, bytes]] = {}
 
-    def parts(self, stream: TokenStream) -> list[bytes]:
+    def parts(self, index: int, stream: TokenStream) -> list[bytes]:
         """The role rides on the first text, the finish reason on the last text if it is known by then."""
-        text = stream.take_text()
-        if self._spoke and stream.finish is None and self._streamed and not self._usage_always:
-            # In the middle of an answer chunks differ in their text alone.
-            if not text:
-                return []
-            if self._chunk_ends is None:
-                self._chunk_ends = self._cut_chunk()
-            begin, end = self._chunk_ends
-            return [b"%b%b%b" % (begin, encode(text), end)]
-        if stream.ended:
-            text += stream.tail
-        finish = _FINISH.get(stream.finish) if stream.ended and stream.finish else None
+        speaker = self._speakers[index]
         if not self._streamed:
-            self._texts.append(text)
+            speaker.collect(stream)
             return []
-        parts: list[bytes] = []
-        if text or finish is not None:
-            delta = chat.Delta(
-                role=UNSET if self._spoke else "assistant",
-                content=text if text or not self._spoke else UNSET,
-            )
-            self._spoke = True
-            usage = usage_of(stream) if self._usage_always else UNSET
-            parts.append(sse(encode(self._chunk((chat.ChunkChoice(0, delta, finish),), usage))))
-        if finish is not None and self._usage_chunk:
-            parts.append(sse(encode(self._chunk((), usage_of(stream)))))
-        return parts
+        if speaker.told and stream.finish is None and stream.logprobs is None and not self._usage_always:
+            # In the middle of an answer chunks differ in their text alone.
+            text = stream.take_plain()
+            if text is not None:
+                if not text:
+                    return []
+                begin, end = self._chunk_ends.get(index) or self._cut_chunk(index)
+                return [b"%b%b%b" % (begin, encode(text), end)]
+        return [
+            sse(encode(self._chunk((choice,), self._usage() if self._usage_always else UNSET)))
+            for choice in speaker.chunks(stream)
+        ]
 
-    def _cut_chunk(self) -> tuple[bytes, bytes]:
+    def _cut_chunk(self, index: int) -> tuple[bytes, bytes]:
         """The event of a chunk before and after its text. The name cannot stand in a value: the quotation marks in
         there would be escaped."""
         delta = chat.Delta(content="")
-        sample = sse(encode(self._chunk((chat.ChunkChoice(0, delta, None),), UNSET)))
+        sample = sse(encode(self._chunk((chat.ChunkChoice(index, delta, None),), UNSET)))
         begin, found, end = sample.partition(CONTENT_IS + b'""')
         assert found
-        return begin + CONTENT_IS, end
+        self._chunk_ends[index] = begin + CONTENT_IS, end
+        return self._chunk_ends[index]
 
-    def whole(self, stream: TokenStream) -> bytes:
-        """One object with the whole text."""
-        assert stream.finish is not None
-        message = chat.AnswerMessage("assistant", "".join(self._texts))
-        choice = chat.ChatChoice(0, message, _FINISH[stream.finish])
+    def ending(self) -> list[bytes]:
+        """The chunk that holds nothing but usage, if it is asked for."""
+        return [sse(encode(self._chunk((), self._usage())))] if self._usage_chunk else []
+
+    def whole(self) -> bytes:
+        """One object with all messages."""
+        choices = tuple(
+            speaker.choice(stream) for speaker, stream in zip(self._speakers, self.streams, strict=True)
+        )
         return encode(
             chat.ChatCompletion(
-                self._id, "chat.completion", self._created, self._model, (choice,), usage_of(stream)
+                self._id, "chat.completion", self._created, self._model, choices, self._usage()
             )
         )
+
+    def _usage(self) -> chat.ChatUsage:
+        return usage_of_many(self.streams, self._copies)
 
     def failure(self, error: WireError) -> list[bytes]:
         """A nested error as the last data before [DONE]."""
         return [sse(encode(error.fields().nested()))]
 
-    def _chunk(self, choices: tuple[chat.ChunkChoice, ...], usage: chat.ChatUsage | object) -> chat.ChatChunk:
+    def _chunk(
+        self, choices: tuple[chat.ChunkChoice, ...], usage: chat.ChatUsage | UnsetType
+    ) -> chat.ChatChunk:
         return chat.ChatChunk(
             self._id,
             "chat.completion.chunk",
             self._created,
             self._model,
             choices,
-            usage,  # type: ignore[arg-type]
+            usage,
         )
-
-
-def usage_of(stream: TokenStream) -> chat.ChatUsage:
-    """The token counts of a stream in the words of the chat API."""
-    usage = stream.usage
-    return chat.ChatUsage(
-        usage.prompt_tokens,
-        usage.output_tokens,
-        usage.prompt_tokens + usage.output_tokens,
-        chat.PromptDetails(usage.cached_tokens),
-    )

@@ -55,6 +55,7 @@ class FactsFace:
             "x_parameters": card.parameters,
             "x_dtype": card.dtype,
             "x_embedded": card.embedded,
+            "x_pictures": card.sees,
         }
         if card.notice:
             model["x_notice"] = card.notice

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from headrace.server.protocol.codec import encode
-from headrace.server.protocol.fields import NULL
+from headrace.server.protocol.codec import compact, encode
 from headrace.server.protocol.responses import Item, ResponseRequest
 
 
@@ -43,7 +42,7 @@ def _given(struct: msgspec.Struct) -> dict[str, Any]:
     found: dict[str, Any] = {} if config.tag_field is None else {config.tag_field: config.tag}
     for name in struct.__struct_fields__:
         value = getattr(struct, name)
-        if value is None or value is msgspec.UNSET or value == NULL:
+        if value is None or value is msgspec.UNSET or (isinstance(value, Raw) and compact(value) == "null"):
             continue
         if isinstance(value, msgspec.Struct):
             value = _given(value)

@@ -1,51 +1,28 @@
-"""A reply that must be looked up first. Knows no endpoint."""
+"""A whole reply that is made elsewhere and comes later. Knows when it is there; knows no endpoint's objects."""
 
 from __future__ import annotations
 
-from headrace.server.exchange import Answer, HttpReply, Part, Wire
+from headrace.server.exchange import HttpReply, Part, Wire
 
 
-class Later:
-    """An Answer (exchange.py) that becomes another answer, or a whole reply, once `settle` is called."""
+class LaterAnswer:
+    """An Answer (exchange.py) of one HttpReply: the one that `tell` gets, once, on the loop's thread."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._gone = False
-        self._told = False
-        self._awaited = False
-        self._result: HttpReply | Answer | None = None
+        self._told: HttpReply | None = None
 
-    def settle(self, result: HttpReply | Answer) -> None:
-        """What the answer is. If the client has gone meanwhile, it is closed at once."""
-        assert self._result is None
-        self._result = result
-        if self._gone:
-            if not isinstance(result, HttpReply):
-                result.closed()
-        elif self._awaited:
-            self._wire.dirty()
-
-    def now(self) -> HttpReply | Answer:
-        """The result, if it is known already; else this answer."""
-        if self._result is not None:
-            return self._result
-        self._awaited = True
-        return self
+    def tell(self, reply: HttpReply) -> None:
+        """Answer. The wire of a client that left is silent, so nobody need ask whether it is still there."""
+        self._told = reply
+        self._wire.dirty()
 
     def render(self) -> list[Part]:
-        """See exchange.Answer."""
-        result = self._result
-        if isinstance(result, HttpReply):
-            told, self._told = self._told, True
-            return [] if told else [result]
-        return [] if result is None else result.render()
+        told, self._told = self._told, None
+        return [] if told is None else [told]
 
     def ping(self) -> list[Part]:
-        """See exchange.Answer. Nothing, as long as even the status is unknown."""
-        return [] if self._result is None or isinstance(self._result, HttpReply) else self._result.ping()
+        return []
 
     def closed(self) -> None:
-        """See exchange.Answer."""
-        self._gone = True
-        if self._result is not None and not isinstance(self._result, HttpReply):
-            self._result.closed()
+        """What makes the reply is short and goes on; nobody hears of it."""

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from headrace.runtime.interface import FinishReason, Message, Refusal, TokenStream
+from headrace.runtime.interface import (
+    FinishReason,
+    Message,
+    Refusal,
+    TextPiece,
+    TokenStream,
+    joined,
+)
+from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tape import Template
+from headrace.server.faces.token_logprobs import response_logprobs
+from headrace.server.faces.tool_asks import response_tools
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.codec import compact, encode
+from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import STATUS
 from headrace.server.protocol.responses import ResponseRequest
 
@@ -48,47 +59,42 @@ class ResponseRun:
         lane: ev.Lane = UNSET,
     ) -> None:
         self.id = new_id("resp")
-        self.item_id = new_id("msg")
         self.request = request
+        self.tools = response_tools(request)
+        _, self.format_echo = response_shape(request)
+        seal = "reasoning.encrypted_content" in (request.include or ())
+        self.output = Output(self.next_number, lane, self.tools.custom, seal)
         self.stream = stream
         self.lane = lane
         self.created = int(created)
         self.model = model
         self.forked_from: ev.ForkedFrom | UnsetType = UNSET
-        self.announced = (
-            False  # its id was told before it began: then even a refusal is an end of this response
-        )
+        # Its id was told before it began: then even a refusal is an end of this response.
+        self.announced = False
         self.began = False
         self.done = False
         self.refusal: Refusal | None = None
         self.final: ev.Response | None = None
-        self.steered = (
-            ""  # the status of an item that a steer cuts: then that, not the client, cancels the stream
-        )
+        # The status of an item that a steer cuts: then that, not the client, cancels the stream.
+        self.steered = ""
         self.delta_template: Template = ("", "", "")  # of the deltas that `next_delta` makes
-        self._open = False
-        self._texts: list[str] = []
+        self.last_text = ""  # of the delta that `next_delta` made last
+        self._delta_of: OpenMessage | None = None  # the item that the template belongs to
         self._sequence = 0
 
     @property
-    def text(self) -> str:
-        """What has been told of the answer so far."""
-        return "".join(self._texts)
-
-    @property
-    def may_stop(self) -> bool:
-        """Whether the answer can be cut after what was told: text can."""
-        return True
-
-    @property
-    def last_text(self) -> str:
-        """The text of the delta that was told last."""
-        return self._texts[-1]
+    def tail(self) -> str | None:
+        """What was told of the message or the thought that is being written, "" between items; None where the
+        answer must not be cut: inside a call, and behind one that the client will answer."""
+        item = self.output.open
+        if isinstance(item, OpenCall) or any(isinstance(each, ev.CALLS) for each in self.output.closed):
+            return None
+        return "" if item is None else item.text
 
     @property
     def answer(self) -> tuple[Message, ...]:
-        """The answer as a turn of the conversation."""
-        return (Message("assistant", self.text),)
+        """The answer as turns of the conversation."""
+        return self.output.turns()
 
     @property
     def usage(self) -> ev.Usage:
@@ -97,8 +103,13 @@ class ResponseRun:
 
     def move(self, lane: ev.Lane) -> None:
         """Events carry this lane from now on."""
-        self.lane = lane
-        self.delta_template = ("", "", "")
+        self.lane = self.output.lane = lane
+        self._delta_of = None  # the next delta needs another template
+
+    @property
+    def said(self) -> int:
+        """Events so far."""
+        return self._sequence
 
     def next_number(self) -> int:
         """The next `sequence_number` of this response: from 0, no gaps."""
@@ -120,29 +131,48 @@ class ResponseRun:
                     self.refusal = stream.error
                     return events
             self._begin(events)
-        text = stream.take_text()
-        if stream.ended:
-            text += stream.tail
-        if text:
-            self._delta(text, events)
+        if stream.logprobs is not None:
+            self._tell_each(events)
+        else:
+            pieces = stream.take_pieces()
+            if stream.ended:
+                pieces = joined([*pieces, *stream.tail_pieces])
+            self.output.tell(pieces, events)
         if stream.ended:
             self._end(events)
         return events
 
+    def _tell_each(self, events: list[ev.Event]) -> None:
+        """Token by token, so that each item gets the logprobs of its own."""
+        stream = self.stream
+        entries = stream.take()
+        stream.take_logprobs()  # they come with their entries here
+        for entry in entries:
+            pieces = entry.pieces
+            if pieces is None:
+                pieces = [TextPiece(entry.text)] if entry.text else []
+            found = [] if entry.logprob is None else [entry.logprob]
+            self.output.tell(pieces, events, response_logprobs(stream, found))
+        if stream.ended and stream.tail_pieces:
+            self.output.tell(stream.tail_pieces, events)
+
     def next_delta(self) -> str | None:
-        """What `events()` would return, where that is one delta in the middle of the answer, as JSON; else None.
+        """What `events()` would return, where that is one delta in the middle of a message, as JSON; else None.
 
         Nearly every event is one of these, and all of a response differ in number and text alone."""
-        stream = self.stream
-        if not self._open or stream.finish is not None or stream.head == stream.sent:
+        stream, message = self.stream, self.output.open
+        if stream.logprobs is not None:
             return None
-        text = stream.take_text()
+        if type(message) is not OpenMessage or stream.finish is not None or stream.head == stream.sent:
+            return None
+        text = stream.take_plain()
         if not text:
             return None
-        if not self.delta_template[0]:
-            self.delta_template = self._cut_delta()
+        if self._delta_of is not message:
+            self._delta_of, self.delta_template = message, self._cut_delta(message)
         begin, middle, end = self.delta_template
-        self._texts.append(text)
+        message.told(text)
+        self.last_text = text
         number = self._sequence
         self._sequence = number + 1
         return f"{begin}{number}{middle}{encode(text).decode()}{end}"
@@ -151,10 +181,10 @@ class ResponseRun:
         """The response object of this moment, before the end."""
         return self._response(status, [])
 
-    def _cut_delta(self) -> Template:
+    def _cut_delta(self, message: OpenMessage) -> Template:
         """The JSON of a delta before its number, between number and text, and after the text. The names cannot
         stand in a value: the quotation marks in there would be escaped."""
-        sample = encode(ev.TextDelta(0, self.item_id, 0, 0, "", (), self.lane)).decode()
+        sample = encode(ev.TextDelta(0, message.id, message.index, 0, "", (), self.lane)).decode()
         begin, found, rest = sample.partition(NUMBER_IS + "0")
         middle, also, end = rest.partition(DELTA_IS + '""')
         assert found and also
@@ -168,38 +198,14 @@ class ResponseRun:
         events.append(ev.Created(self.next_number(), response, self.lane))
         events.append(ev.InProgress(self.next_number(), response, self.lane))
 
-    def _open_item(self, events: list[ev.Event]) -> None:
-        self._open = True
-        item = ev.MessageItem(self.item_id, "message", "assistant", "in_progress", [])
-        events.append(ev.ItemAdded(self.next_number(), 0, item, self.lane))
-        events.append(ev.PartAdded(self.next_number(), self.item_id, 0, 0, ev.OutputText(""), self.lane))
-
-    def _delta(self, text: str, events: list[ev.Event]) -> None:
-        if not self._open:
-            self._open_item(events)
-        self._texts.append(text)
-        events.append(ev.TextDelta(self.next_number(), self.item_id, 0, 0, text, (), self.lane))
-
-    def _close_item(self, status: str, events: list[ev.Event]) -> None:
-        text = self.text
-        part = ev.OutputText(text)
-        events.append(ev.TextDone(self.next_number(), self.item_id, 0, 0, text, (), self.lane))
-        events.append(ev.PartDone(self.next_number(), self.item_id, 0, 0, part, self.lane))
-        item = ev.MessageItem(self.item_id, "message", "assistant", status, [part])
-        events.append(ev.ItemDone(self.next_number(), 0, item, self.lane))
-
     def _end(self, events: list[ev.Event]) -> None:
         finish = self.stream.finish
         complete = finish is FinishReason.STOP
-        if not self._open and finish in (FinishReason.STOP, FinishReason.LENGTH):
-            self._open_item(events)  # an answer without text is still an answer
-        item_status = "completed" if complete else self.steered or "incomplete"
-        output = []
-        if self._open:
-            part = ev.OutputText(self.text)
-            output = [ev.MessageItem(self.item_id, "message", "assistant", item_status, [part])]
-            if finish is not FinishReason.ERROR:
-                self._close_item(item_status, events)
+        if finish in (FinishReason.STOP, FinishReason.LENGTH):
+            self.output.say_nothing(events)
+        if finish is not FinishReason.ERROR:
+            self.output.close("completed" if complete else self.steered or "incomplete", events)
+        output = self.output.items()
         if finish is FinishReason.STOP:
             self._close("completed", events, output)
         elif finish is FinishReason.LENGTH:
@@ -216,7 +222,7 @@ class ResponseRun:
         self,
         status: str,
         events: list[ev.Event],
-        output: list[ev.MessageItem] | None = None,
+        output: list[ev.OutputItem] | None = None,
         incomplete: ev.IncompleteDetails | None = None,
         error: Refusal | None = None,
     ) -> None:
@@ -225,13 +231,12 @@ class ResponseRun:
         self.final = self._response(status, output or [], incomplete=incomplete, error=said)
         terminal = _TERMINAL[status]
         events.append(terminal(self.next_number(), self.final, self.lane))
-        self._open = False
         self.done = True
 
     def _response(
         self,
         status: str,
-        output: list[ev.MessageItem],
+        output: list[ev.OutputItem],
         incomplete: ev.IncompleteDetails | None = None,
         error: ev.ResponseError | None = None,
     ) -> ev.Response:
@@ -247,7 +252,8 @@ class ResponseRun:
             model=self.model,
             output=output,
             parallel_tool_calls=request.parallel_tool_calls is not False,
-            tool_choice="none" if compact(request.tool_choice) == '"none"' else "auto",
+            tool_choice=self.tools.choice_echo,
+            tools=self.tools.echo,
             status=status,
             error=error,
             incomplete_details=incomplete,
@@ -255,6 +261,7 @@ class ResponseRun:
             metadata=request.metadata or {},
             temperature=params.temperature if params else _given(request.temperature),
             top_p=params.top_p if params else _given(request.top_p),
+            top_logprobs=request.top_logprobs or 0,
             previous_response_id=request.previous_response_id,
             max_output_tokens=request.max_output_tokens,
             reasoning=ev.ReasoningEcho(
@@ -262,6 +269,7 @@ class ResponseRun:
                 # "none" is asked for by some clients, but strict models do not know it.
                 reasoning.summary if reasoning and reasoning.summary != "none" else None,
             ),
+            text=ev.TextEcho(self.format_echo),
             truncation=request.truncation or "disabled",
             store=request.store is not False,
             usage=None if status in ("queued", "in_progress") else self.usage,
@@ -277,7 +285,7 @@ def usage_of(stream: TokenStream) -> ev.Usage:
         usage.prompt_tokens,
         ev.InputDetails(usage.cached_tokens),
         usage.output_tokens,
-        ev.OutputDetails(),
+        ev.OutputDetails(usage.reasoning_tokens),
         usage.prompt_tokens + usage.output_tokens,
     )
 

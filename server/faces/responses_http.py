@@ -14,9 +14,10 @@ from headrace.runtime.interface import Refusal, Runtime, TokenStream
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
-from headrace.server.faces.asks import check_model
+from headrace.server.faces.asks import check_model, check_response, response_ask, response_messages
 from headrace.server.faces.following import FollowAnswer, sse_event
-from headrace.server.faces.later import Later
+from headrace.server.faces.later import LaterAnswer
+from headrace.server.faces.lookup import Later
 from headrace.server.faces.opening import open_response
 from headrace.server.faces.responses_ws import not_found
 from headrace.server.faces.running import Running, RunningResponse
@@ -42,12 +43,28 @@ class ResponsesFace:
 
     def create(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """POST /v1/responses."""
+        return self._continued(request, wire, "responses", self._begin)
+
+    def count(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """POST /v1/responses/input_tokens: how long the prompt of such a request is."""
+        return self._continued(request, wire, "responses", self._count)
+
+    def _continued(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        endpoint: str,
+        begin: Callable[
+            [HttpRequest, Wire, ResponseRequest, Turn | None, dict[str, str]], HttpReply | Answer
+        ],
+    ) -> HttpReply | Answer:
+        """What `begin` makes of the request and of the turn that it continues."""
         headers: dict[str, str] = {}
         try:
             decoded = decode(request.body, ResponseRequest, strict=self._settings.strict_fields)
             headers = ignored_header(decoded.ignored)
             if decoded.ignored:
-                self._settings.on_ignored_fields("responses", len(decoded.ignored))
+                self._settings.on_ignored_fields(endpoint, len(decoded.ignored))
             body = decoded.value
             check_model(
                 body.model or request.query.get("model"), self._runtime.card, self._settings.model_aliases
@@ -56,14 +73,39 @@ class ResponsesFace:
             return error_reply(error, headers)
         previous = body.previous_response_id
         if previous is None:
-            return self._begin(request, wire, body, None, headers)
+            return begin(request, wire, body, None, headers)
 
         def continued(stored: Stored | None) -> HttpReply | Answer:
             if stored is None:
                 return error_reply(not_found(previous), headers)
-            return self._begin(request, wire, body, stored.turn, headers)
+            return begin(request, wire, body, stored.turn, headers)
 
         return self._look_up(request, wire, previous, continued)
+
+    def _count(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        body: ResponseRequest,
+        parent: Turn | None,
+        headers: dict[str, str],
+    ) -> HttpReply | Answer:
+        try:
+            check_response(body)
+            history = () if parent is None else parent.history()
+            ask = response_ask(body, history, response_messages(body), request.tenant)
+            answer = LaterAnswer(wire)
+
+            def counted(count: int | Refusal) -> None:
+                if isinstance(count, Refusal):
+                    answer.tell(error_reply(count, headers))
+                else:
+                    answer.tell(HttpReply(200, encode(ev.InputTokens(count)), headers=headers))
+
+            self._runtime.count(ask, counted)
+            return answer
+        except (WireError, Refusal) as error:
+            return error_reply(error, headers)
 
     def _begin(
         self,

@@ -271,6 +271,10 @@ class ResponsesSocket:
                 raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
             if (why := None if run.stream.finish is None else fate(run)) is not None:
                 raise SteerRefused("response_not_active", why)
+            if job.response.over:  # its end is recorded, and only waits to be read here
+                raise SteerRefused(
+                    "response_already_completed", "This response has ended; continue it instead."
+                )
             steer = job.steering.accept(run, target, given, items)
         except SteerRefused as refused:
             self._refuse_steer(job, target, given, refused)
@@ -279,8 +283,13 @@ class ResponsesSocket:
         self.mark(run.stream)
 
     def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
-        if job is None:
-            self._send(steer_failed(0, refused.code, refused.message, target, given, UNSET))
+        if job is None or job.response.over:
+            lane: ev.Lane = UNSET
+            if job is not None:
+                lane = job.response.run.lane
+                # Steers of one response are told apart by their order alone: earlier ones are answered first.
+                self._frames += job.response.take()
+            self._send(steer_failed(0, refused.code, refused.message, target, given, lane))
             return
         run = job.response.run
         job.response.say(

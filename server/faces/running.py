@@ -105,12 +105,11 @@ class RunningResponse:
         self.advance()
 
     def abandon(self) -> None:
-        """The owner is gone: the response ends as cancelled and is not stored. Harmless after the end."""
-        if self._settled:
-            return
-        self.stored = False
-        self.cancel()
-        assert self._settled, "a stream that has ended is told to its end"
+        """The owner is gone: a response that has not ended ends as cancelled, and is not stored."""
+        if not self._settled:
+            self.stored = False
+            self.cancel()
+            assert self._settled, "a stream that has ended is told to its end"
         self.release()
 
     def release(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
+from headrace.server.ids import new_id as new_id
 from headrace.server.session import LaneLimits
 
 
@@ -31,6 +32,7 @@ class FaceSettings:
 
     model_aliases: frozenset[str] = frozenset({"default"})
     strict_fields: bool = False
+    reasoning_field: str = "reasoning_content"  # where chat completions put what the model thought
     connection_limit: float = 3600.0  # seconds after which a socket takes no new request
     lanes: LaneLimits = field(default_factory=LaneLimits)
     waiting_bytes: int = 256 << 20  # of requests that wait, on all sockets together
@@ -43,6 +45,6 @@ class FaceSettings:
     on_ignored_fields: Callable[[str, int], None] = _count_nothing
 
 
-def new_id(prefix: str) -> str:
-    """An id that nobody can guess: 128 random bits behind `prefix`."""
-    return f"{prefix}_{secrets.token_hex(16)}"
+def rfc3339(seconds: float) -> str:
+    """Unix seconds as other protocols write times."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

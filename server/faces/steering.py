@@ -14,6 +14,7 @@ from headrace.runtime.interface import FinishReason
 from headrace.server.faces.asks import response_messages
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.tool_items import OUTPUTS
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import Item, Part, ResponseRequest, ResponseSteer
@@ -21,7 +22,9 @@ from headrace.server.protocol.responses import Item, Part, ResponseRequest, Resp
 STEERS_PENDING = 16  # of one response
 STEER_BYTES = 8 << 20  # of their inputs together
 STEER_ECHO = 512 << 10  # bytes of an input that are repeated when it could not be committed
-PATIENCE = 32  # tokens that a steered response may use to finish its sentence
+# Deltas that a steered response may use to finish its sentence. What is held back, because it may become a call, is
+# no delta, so nothing is cut while that is open.
+PATIENCE = 32
 
 _ENDS = (".", "!", "?", "…", "。", "！", "？", "\n")
 _CLOSERS = " \t\"'”’»)]*_`"
@@ -94,7 +97,7 @@ class Steering:
 
     steers: list[Steer] = field(default_factory=list)
     bytes: int = 0
-    since: int = 0  # tokens that had been told when the first one came
+    since: int = 0  # events that had been told when the first one came
 
     def accept(self, run: ResponseRun, target: str, given: Raw, items: tuple[Item, ...]) -> Steer:
         """One steer more. Raises SteerRefused."""
@@ -105,7 +108,7 @@ class Steering:
                 f"{len(self.steers)} steers ({self.bytes} bytes) wait for this response already.",
             )
         if not self.steers:
-            self.since = run.stream.sent
+            self.since = run.said
         steer = Steer(new_id("steer"), target, given, items)
         self.steers.append(steer)
         self.bytes += size
@@ -113,11 +116,14 @@ class Steering:
 
     def stop(self, run: ResponseRun) -> bool:
         """Whether the response should end now for its steers; `run` is told how its open item ends."""
-        if not self.steers or run.steered or run.stream.finish is not None or not run.may_stop:
+        if not self.steers or run.steered or run.stream.finish is not None:
             return False
-        if not run.text or run.text.rstrip(_CLOSERS).endswith(_ENDS):
+        tail = run.tail
+        if tail is None:
+            return False
+        if not tail or tail.rstrip(_CLOSERS).endswith(_ENDS):
             run.steered = "completed"
-        elif run.stream.sent - self.since >= PATIENCE:
+        elif run.said - self.since >= PATIENCE:
             run.steered = "incomplete"
         return bool(run.steered)
 
@@ -129,12 +135,15 @@ def successor(request: ResponseRequest, response_id: str, steers: list[Steer]) -
 
 
 def with_steers(request: ResponseRequest, steers: list[Steer]) -> ResponseRequest:
-    """A client's own request with the waiting steers before its input."""
+    """A client's own request with the waiting steers before its input, but behind the tool outputs that it begins
+    with: many templates let nothing come between a call and its output."""
     own = request.input
     if isinstance(own, str):
         own = [Item(type="message", role="user", content=own)] if own else []
+    own = own or []
+    outputs = next((i for i, item in enumerate(own) if item.type not in OUTPUTS), len(own))
     items = [item for steer in steers for item in steer.items]
-    return structs.replace(request, input=[*items, *(own or [])])
+    return structs.replace(request, input=[*own[:outputs], *items, *own[outputs:]])
 
 
 def fate(run: ResponseRun) -> str | None:
@@ -150,9 +159,8 @@ def required_input(response: ev.Response) -> tuple[ev.RequiredInput, ...]:
     """What the client must supply before this conversation can go on: the outputs of the calls in `response`."""
     stubs = []
     for item in response.output:
-        kind, call_id = getattr(item, "type", None), getattr(item, "call_id", "")
-        if kind == "function_call":
-            stubs.append(ev.RequiredInput("function_call_output", call_id, getattr(item, "name", "")))
-        elif kind == "custom_tool_call":
-            stubs.append(ev.RequiredInput("custom_tool_call_output", call_id))
+        if isinstance(item, ev.FunctionCallItem) and item.status == "completed":
+            stubs.append(ev.RequiredInput("function_call_output", item.call_id, item.name))
+        elif isinstance(item, ev.CustomCallItem) and item.status == "completed":
+            stubs.append(ev.RequiredInput("custom_tool_call_output", item.call_id))
     return tuple(stubs)

@@ -7,20 +7,30 @@ from collections.abc import Callable, Mapping
 from headrace.runtime.interface import Runtime
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTable, SocketRoute, Wire
+from headrace.server.faces import messages_http, ollama_http
+from headrace.server.faces.abouts import described
 from headrace.server.faces.answers import error_reply
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.chat_http import ChatFace
+from headrace.server.faces.completions_http import CompletionsFace
+from headrace.server.faces.engine_http import NOT_GENERATIVE, EngineFace
 from headrace.server.faces.facts_http import FactsFace
+from headrace.server.faces.generate_http import GenerateFace
 from headrace.server.faces.held import HeldResponses
+from headrace.server.faces.openapi_http import OpenApiFace
+from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
+from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
 from headrace.server.faces.responses_ws import EXTENDED, ResponsesSocket
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.tokenizer_http import TokenizerFace
 from headrace.server.protocol.errors import WireError
 from headrace.server.session import WaitingBudget
 
 GET = frozenset({"GET"})
 POST = frozenset({"POST"})
+BOTH = GET | POST
 
 
 def build_routes(
@@ -41,10 +51,17 @@ def build_routes(
     else does.
     """
     chat = ChatFace(runtime, settings)
+    completions = CompletionsFace(runtime, settings)
+    generate = GenerateFace(runtime, settings)
+    tokenizer = TokenizerFace(runtime, settings)
+    engine = EngineFace(runtime, settings)
     running = running if running is not None else Running(runtime, store)
     responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
     kept = held if held is not None else held_responses(settings)
+    conversations = WaitingBudget(
+        settings.waiting_bytes
+    )  # of the Realtime sockets: they last as long as those
     facts = FactsFace(runtime, settings, metrics_text, alive)
 
     def refuse_socket(request: HttpRequest) -> HttpReply | None:
@@ -59,10 +76,27 @@ def build_routes(
 
     http = {
         "/v1/chat/completions": HttpRoute(POST, chat.respond),
+        "/v1/completions": HttpRoute(POST, completions.respond),
         "/v1/responses": HttpRoute(POST, responses.create),
+        "/v1/responses/input_tokens": HttpRoute(POST, responses.count),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
         "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
+        "/ping": HttpRoute(GET, facts.ready, public=True),
+        "/health_generate": HttpRoute(GET, facts.ready, public=True),
+        "/generate": HttpRoute(POST, generate.respond),
+        "/abort_request": HttpRoute(POST, generate.abort),
+        "/flush_cache": HttpRoute(BOTH, engine.flush_cache),
+        "/server_info": HttpRoute(GET, engine.server_facts),
+        "/get_server_info": HttpRoute(GET, engine.server_facts),
+        "/model_info": HttpRoute(GET, engine.model_facts),
+        "/get_model_info": HttpRoute(GET, engine.model_facts),
+        "/tokenize": HttpRoute(POST, tokenizer.tokenize),
+        "/v1/tokenize": HttpRoute(POST, tokenizer.tokenize),
+        "/detokenize": HttpRoute(POST, tokenizer.detokenize),
+        "/v1/detokenize": HttpRoute(POST, tokenizer.detokenize),
+        "/tokenizer_info": HttpRoute(GET, tokenizer.facts),
+        **{path: HttpRoute(POST, engine.refuse) for path in NOT_GENERATIVE},
         "/v1/models": HttpRoute(GET, facts.models),
         "/v1/models/{id:path}": HttpRoute(GET, facts.model),
         "/health": HttpRoute(GET, facts.health, public=True),
@@ -72,6 +106,11 @@ def build_routes(
         "/version": HttpRoute(GET, facts.version),
         "/metrics": HttpRoute(GET, facts.metrics),
     }
+    http |= messages_http.routes(runtime, settings, http)
+    http |= ollama_http.routes(runtime, settings)
+    document = OpenApiFace(settings.version)
+    http |= document.routes()
+    http = described(http)
     for path, (body, content_type) in page_files.items():
         assert path not in http, f"a page file hides the route {path}"
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
@@ -82,9 +121,15 @@ def build_routes(
             ),
             refuse=refuse_socket,
             protocols=(EXTENDED, "openai-beta.responses.v1"),
-        )
+        ),
+        "/v1/realtime": SocketRoute(
+            open=lambda request, wire: RealtimeSocket(request, wire, runtime, settings, conversations),
+            refuse=lambda request: refuse_realtime(request, runtime, settings),
+            protocols=REALTIME_PROTOCOLS,
+        ),
     }
-    return RouteTable(http, sockets)
+    document.table = RouteTable(http, sockets)
+    return document.table
 
 
 def held_responses(settings: FaceSettings) -> HeldResponses:

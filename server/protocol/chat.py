@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.logprobs import ChatLogprobs
+from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool, ToolName
 
 
 class ChatPart(msgspec.Struct, frozen=True):
-    """One content part of a message; only text is understood yet."""
+    """One content part of a message: text, or a picture."""
 
     type: Literal["text", "refusal", "image_url", "input_audio", "file", "video_url"]
     text: str | None = None
     refusal: str | None = None
-    image_url: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
     input_audio: Raw = NULL
     file: Raw = NULL
     video_url: Raw = NULL
@@ -31,7 +33,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: Raw = NULL
+    tool_calls: Annotated[list[ChatCall], Meta(max_length=TOOLS)] | None = None
     function_call: Raw = NULL
     tool_call_id: f.ShortText | None = None
     audio: Raw = NULL
@@ -42,6 +44,15 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class JsonSchema(msgspec.Struct, frozen=True):
+    """`json_schema`, in both APIs."""
+
+    name: ToolName
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):
@@ -55,7 +66,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[f.Name, honoured("required")]
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)],
-        honoured("required; text of system, developer, user and assistant messages"),
+        honoured("required; text, pictures (`image_url` with a data: URL), calls and their results"),
     ]
     max_completion_tokens: Annotated[f.Count | None, honoured("wins over max_tokens")] = None
     max_tokens: Annotated[f.Count | None, honoured()] = None
@@ -81,16 +92,25 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: Annotated[bool | None, honoured()] = None
     stream_options: Annotated[StreamOptions | None, honoured("include_usage, continuous_usage_stats")] = None
     reasoning_effort: Annotated[f.Effort | None, honoured("none turns thinking off")] = None
-    n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
-    best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
-    logprobs: Annotated[bool | None, refused(False)] = None
-    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
-    prompt_logprobs: Annotated[f.TopLogprobs | None, refused()] = None
-    response_format: Annotated[
-        ResponseFormat | None, honoured("text only; json is refused, not supported yet")
+    n: Annotated[
+        Annotated[int, Meta(ge=1, le=16)] | None,
+        honoured("answer k draws with seed + k; one prefill for all"),
     ] = None
-    tools: Annotated[Raw, refused("[]")] = NULL
-    tool_choice: Annotated[Raw, refused('"none"', '"auto"')] = NULL
+    best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
+    logprobs: Annotated[bool | None, honoured("of the model itself, before temperature")] = None
+    top_logprobs: Annotated[f.TopLogprobs | None, honoured("needs logprobs")] = None
+    prompt_logprobs: Annotated[
+        f.TopLogprobs | None, refused(note="/v1/completions has them, with echo and logprobs")
+    ] = None
+    response_format: Annotated[
+        ResponseFormat | None,
+        honoured("enforced; a schema that cannot be is refused, and on a GPU all but text"),
+    ] = None
+    tools: Annotated[
+        Annotated[list[ChatTool], Meta(max_length=TOOLS)] | None,
+        honoured("functions; refused where the model's chat template has no place for them"),
+    ] = None
+    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL
@@ -117,7 +137,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: Annotated[Raw, refused()] = NULL
     length_penalty: Annotated[Raw, refused("1", "1.0")] = NULL
     use_beam_search: Annotated[bool | None, refused(False)] = None
-    parallel_tool_calls: Annotated[bool | None, ignored()] = None
+    parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
     service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
     metadata: Annotated[f.Metadata | None, ignored()] = None
     store: Annotated[bool | None, ignored("chat completions are not stored")] = None
@@ -155,12 +175,16 @@ class ChatUsage(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: tuple[CallDelta, ...] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: str | None
+    logprobs: ChatLogprobs | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
@@ -175,14 +199,20 @@ class ChatChunk(msgspec.Struct, frozen=True):
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
+    """`content` is null in an answer of nothing but calls."""
+
     role: str
-    content: str
+    content: str | None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: tuple[ChatCall, ...] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: AnswerMessage
     finish_reason: str
+    logprobs: ChatLogprobs | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from headrace.server.protocol.errors import WireError
 FREE_FORM_BYTES = 256 << 10  # one field without a type of ours (tools, schemas, unknown fields)
 FREE_FORM_DEPTH = 32
 SEPARATORS = 1 << 16  # commas and colons outside of strings: fields and list entries of one request
+TOKEN_IDS = 1 << 19  # list entries of a request that may carry token ids; its fields and strings stay as few
 IGNORED_NAMED = 32  # unknown fields named in one reply; more are only counted
 
 T = TypeVar("T")
@@ -55,22 +56,27 @@ class Decoded(Generic[T]):
     ignored: tuple[str, ...]
 
 
-def split(body: bytes | str) -> dict[str, msgspec.Raw]:
+def split(body: bytes | str, entries: int = SEPARATORS) -> dict[str, msgspec.Raw]:
     """The top-level fields of a JSON object, undecoded. Raises WireError: invalid_json, or invalid_value if it
-    would become too many objects."""
+    would become too many objects: more than `entries` fields and list entries."""
     try:
         data = body if isinstance(body, bytes) else body.encode()
         # Raw values are not looked into, so text that is not UTF-8 could hide in a field we only name.
         if isinstance(body, bytes):
             body.decode()
-        _count(data)
+        _count(data, entries)
         return _top_level.decode(data)
     except _UNREADABLE as error:
         raise _unreadable(error) from None
 
 
 def decode(
-    body: bytes | str, type_: type[T], *, strict: bool = False, fields: dict[str, msgspec.Raw] | None = None
+    body: bytes | str,
+    type_: type[T],
+    *,
+    strict: bool = False,
+    fields: dict[str, msgspec.Raw] | None = None,
+    entries: int = SEPARATORS,
 ) -> Decoded[T]:
     """`body` as a `type_` (a msgspec Struct), every bound checked. `fields` is `split(body)`, if already done.
 
@@ -78,7 +84,7 @@ def decode(
     unknown_parameter for fields that no type knows if `strict`, for `x_` fields and in closed objects always.
     """
     if fields is None:
-        fields = split(body)
+        fields = split(body, entries)
     struct: Any = type_
     shape = _shape(struct)
     assert isinstance(shape, _Struct)
@@ -127,6 +133,22 @@ def free_form(raw: msgspec.Raw, path: str) -> Any:
         raise _unreadable(error) from None
 
 
+def typed(value: Any, type_: type[T] | Any, path: str) -> T:
+    """Builtins from `free_form` as a `type_`; WireError names the place in them."""
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as error:
+        match = _AT.search(text := str(error))
+        where = f"{path}.{match[1]}".rstrip(".") if match and match[1] else path
+        what = text[: match.start()] if match else text
+        if missing := _MISSING.match(what):
+            where = f"{where}.{missing[1]}"
+            raise WireError(
+                "missing_required_parameter", f"missing field: {shorten(where)}", shorten(where)
+            ) from None
+        raise WireError("invalid_value", f"{shorten(where)}: {shorten(what)}", shorten(where)) from None
+
+
 def unpack(data: bytes, type_: Any) -> Any:
     """What `pack` made of a `type_`; it comes from our own memory or disk, so anything else raises."""
     return _unpacker(type_).decode(data)
@@ -147,14 +169,15 @@ def _shape(type_: Any) -> Any:
     return _shape_of(shapes.type_info(type_))
 
 
-def _count(data: bytes) -> None:
+def _count(data: bytes, entries: int) -> None:
     """WireError, or an error of _UNREADABLE, if `data` would become too many objects. Linear, in C throughout."""
     if data.count(b",") + data.count(b":") <= SEPARATORS:
         return
     _any_json.decode(data)  # the rule about strings holds for JSON only, and what is none is refused here
     outside, strings = _STRING.subn(b"", data, count=_STRINGS + 1)
-    if strings > _STRINGS or outside.count(b",") + outside.count(b":") > SEPARATORS:
-        raise WireError("invalid_value", f"the request has more than {SEPARATORS} fields and list entries")
+    fields = outside.count(b":")
+    if strings > _STRINGS or fields > SEPARATORS or outside.count(b",") + fields > entries:
+        raise WireError("invalid_value", f"the request has more than {entries} fields and list entries")
 
 
 def _bound(raw: msgspec.Raw, path: str) -> None:

@@ -13,6 +13,7 @@ STATUS = {
     "invalid_value": 400,
     "missing_required_parameter": 400,
     "unsupported_parameter": 400,
+    "unsupported_endpoint": 400,
     "unknown_parameter": 400,
     "unknown_event": 400,
     "invalid_stream_id": 400,
@@ -20,6 +21,13 @@ STATUS = {
     "websocket_connection_limit_reached": 400,
     "context_length_exceeded": 400,
     "previous_response_not_found": 400,
+    "not_supported": 400,
+    "conversation_already_has_active_response": 400,
+    "conversation_full": 400,
+    "response_cancel_not_active": 400,
+    "item_retrieve_invalid_item_id": 400,
+    "input_audio_buffer_commit_empty": 400,
+    "session_expired": 400,
     "model_not_found": 404,
     "response_not_found": 404,
     "credit_not_enabled": 400,
@@ -70,10 +78,13 @@ class WireError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Retry advice as HTTP headers: only where trying again can help, and "no" where it cannot."""
-        if self.retry_after is not None:
+        after = self.retry_after
+        if after is None and self.status in (429, 503):
+            after = 1.0  # both say that later is better, and clients that hear no number guess
+        if after is not None:
             return {
-                "retry-after-ms": str(math.ceil(self.retry_after * 1000)),
-                "retry-after": str(math.ceil(self.retry_after)),
+                "retry-after-ms": str(math.ceil(after * 1000)),
+                "retry-after": str(math.ceil(after)),
             }
         # The wall clock of a request ended it: a client that repeats it by itself doubles the damage.
         return {"x-should-retry": "false"} if self.code == "timeout" else {}

@@ -12,18 +12,45 @@ import msgspec.inspect as shapes
 
 from headrace.server.protocol import extension
 from headrace.server.protocol.chat import ChatRequest
+from headrace.server.protocol.completions import CompletionRequest
 from headrace.server.protocol.fields import extra_of
+from headrace.server.protocol.generate import AbortRequest, GenerateRequest, SamplingFields
+from headrace.server.protocol.messages import CountTokensRequest, MessagesRequest
+from headrace.server.protocol.ollama import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaOptions,
+    OllamaPullRequest,
+    OllamaShowRequest,
+)
+from headrace.server.protocol.realtime import ResponseFields, SessionFields
 from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
+from headrace.server.protocol.tokenizing import DetokenizeRequest, TokenizeRequest
 
 ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /v1/chat/completions", ChatRequest),
+    ("POST /v1/completions", CompletionRequest),
+    ("POST /generate", GenerateRequest),
+    ("`sampling_params` of POST /generate", SamplingFields),
+    ("POST /abort_request", AbortRequest),
+    ("POST /tokenize", TokenizeRequest),
+    ("POST /detokenize", DetokenizeRequest),
     ("POST /v1/responses", ResponseRequest),
+    ("POST /v1/messages", MessagesRequest),
+    ("POST /v1/messages/count_tokens", CountTokensRequest),
+    ("POST /api/chat", OllamaChatRequest),
+    ("POST /api/generate", OllamaGenerateRequest),
+    ("`options` of /api/chat and /api/generate", OllamaOptions),
+    ("POST /api/show", OllamaShowRequest),
+    ("POST /api/pull", OllamaPullRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
     ("x.credit on the /v1/responses socket", extension.GrantCredit),
     ("x.resume on the /v1/responses socket", extension.Resume),
     ("x.update on the /v1/responses socket", extension.Update),
     ("x.fork on the /v1/responses socket", extension.Fork),
+    ("session.update on the /v1/realtime socket: `session`", SessionFields),
+    ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )
 
 HEAD = """# Request fields
@@ -38,7 +65,8 @@ Generated from the request types (`server/protocol`); do not edit. `null` means 
   metric `headrace_ignored_fields`; with `--strict-fields` it is 400 `unknown_parameter`. Unknown fields whose
   name begins with `x_`, and unknown members of `chat_template_kwargs`, are always refused.
 - Values outside the bounds get 400 `invalid_value`. Free-form values (any JSON) have at most 256 KiB and 32
-    levels of nesting, and a whole request at most 65536 fields and list entries.
+  levels of nesting, and a whole request at most 65536 fields and list entries; where token ids may stand, at most
+  524288 list entries.
 """
 
 

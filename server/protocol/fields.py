@@ -5,6 +5,7 @@ The treatment is part of the field's type, so one declaration checks requests an
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -15,7 +16,9 @@ from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
 
 T = TypeVar("T")
-NULL = Raw(b"null")
+# The default of free-form fields. A factory, because a schema (openapi.py) can show no default that is Raw; this
+# one gives the same object every time and never runs Python.
+NULL: Any = msgspec.field(default_factory=repeat(Raw(b"null")).__next__)
 
 
 def honoured(note: str = "") -> Meta:
@@ -74,10 +77,19 @@ def extra_of(node: shapes.Type) -> dict[str, Any]:
 
 # -- types that several endpoints share ------------------------------------------------------------------------
 
+
+class ImageUrl(msgspec.Struct, frozen=True):
+    """A picture by its URL, and how much of it the client wants looked at."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 OpaqueId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 ShortText = Annotated[str, Meta(max_length=512)]
 Flag = bool | None
+Detail = Literal["auto", "low", "high", "original"]
 Count = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]

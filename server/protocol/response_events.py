@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from headrace.server.protocol.logprobs import TokenLogprobPart
+
 Lane = str | UnsetType
 
 
@@ -32,19 +34,52 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
-    """The text part of a message. No annotations, no logprobs: both lists are always empty here."""
+    """The text part of a message. Annotations there are none; logprobs where they are asked for."""
 
     text: str
     annotations: tuple[()] = ()
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
 
 
-class MessageItem(msgspec.Struct, frozen=True):
+class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
     id: str
-    type: str
     role: str
     status: str  # in_progress, completed, incomplete
     content: list[OutputText]
+
+
+class FunctionCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+class CustomCallItem(msgspec.Struct, frozen=True, tag_field="type", tag="custom_tool_call"):
+    id: str
+    call_id: str
+    name: str
+    input: str
+    status: str
+
+
+class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """There are no summaries here: what the model thought is told as it is."""
+
+    id: str
+    status: str
+    content: list[ReasoningText]
+    summary: tuple[()] = ()
+    encrypted_content: str | UnsetType = UNSET
+
+
+CALLS = (FunctionCallItem, CustomCallItem)
+OutputItem = MessageItem | FunctionCallItem | CustomCallItem | ReasoningItem
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True):
@@ -64,12 +99,8 @@ class ReasoningEcho(msgspec.Struct, frozen=True):
     summary: str | None = None
 
 
-class TextFormatEcho(msgspec.Struct, frozen=True):
-    type: str = "text"
-
-
 class TextEcho(msgspec.Struct, frozen=True):
-    format: TextFormatEcho = TextFormatEcho()
+    format: dict[str, Any]
 
 
 class ForkedFrom(msgspec.Struct, frozen=True):
@@ -86,10 +117,10 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "response"
     created_at: int
     model: str
-    output: list[MessageItem]
+    output: list[OutputItem]
     parallel_tool_calls: bool
-    tool_choice: str
-    tools: tuple[()] = ()
+    tool_choice: str | dict[str, Any]
+    tools: tuple[dict[str, Any], ...] = ()
     status: str
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
@@ -101,7 +132,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: str | None = None
     max_output_tokens: int | None = None
     reasoning: ReasoningEcho
-    text: TextEcho = TextEcho()
+    text: TextEcho
     truncation: str = "disabled"
     store: bool
     usage: Usage | None = None
@@ -125,7 +156,7 @@ class InProgress(msgspec.Struct, tag_field="type", tag="response.in_progress"):
 class ItemAdded(msgspec.Struct, tag_field="type", tag="response.output_item.added"):
     sequence_number: int
     output_index: int
-    item: MessageItem
+    item: OutputItem
     stream_id: Lane = UNSET
 
 
@@ -144,7 +175,7 @@ class TextDelta(msgspec.Struct, tag_field="type", tag="response.output_text.delt
     output_index: int
     content_index: int
     delta: str
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
     stream_id: Lane = UNSET
 
 
@@ -154,7 +185,7 @@ class TextDone(msgspec.Struct, tag_field="type", tag="response.output_text.done"
     output_index: int
     content_index: int
     text: str
-    logprobs: tuple[()] = ()
+    logprobs: tuple[TokenLogprobPart, ...] = ()
     stream_id: Lane = UNSET
 
 
@@ -167,10 +198,61 @@ class PartDone(msgspec.Struct, tag_field="type", tag="response.content_part.done
     stream_id: Lane = UNSET
 
 
+class ReasoningDelta(msgspec.Struct, tag_field="type", tag="response.reasoning_text.delta"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    delta: str
+    stream_id: Lane = UNSET
+
+
+class ReasoningDone(msgspec.Struct, tag_field="type", tag="response.reasoning_text.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    text: str
+    stream_id: Lane = UNSET
+
+
+class ArgumentsDelta(msgspec.Struct, tag_field="type", tag="response.function_call_arguments.delta"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+    stream_id: Lane = UNSET
+
+
+class ArgumentsDone(msgspec.Struct, tag_field="type", tag="response.function_call_arguments.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    name: str
+    arguments: str
+    stream_id: Lane = UNSET
+
+
+class InputDelta(msgspec.Struct, tag_field="type", tag="response.custom_tool_call_input.delta"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+    stream_id: Lane = UNSET
+
+
+class InputDone(msgspec.Struct, tag_field="type", tag="response.custom_tool_call_input.done"):
+    sequence_number: int
+    item_id: str
+    output_index: int
+    input: str
+    stream_id: Lane = UNSET
+
+
 class ItemDone(msgspec.Struct, tag_field="type", tag="response.output_item.done"):
     sequence_number: int
     output_index: int
-    item: MessageItem
+    item: OutputItem
     stream_id: Lane = UNSET
 
 
@@ -200,6 +282,12 @@ Event = (
     | TextDelta
     | TextDone
     | PartDone
+    | ReasoningDelta
+    | ReasoningDone
+    | ArgumentsDelta
+    | ArgumentsDone
+    | InputDelta
+    | InputDone
     | ItemDone
     | Completed
     | Incomplete
@@ -271,6 +359,11 @@ class ErrorFrame(msgspec.Struct, tag_field="type", tag="error"):
     status: int
     error: ErrorBody
     stream_id: Lane = UNSET
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    input_tokens: int
+    object: str = "response.input_tokens"
 
 
 class DeletedResponse(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from msgspec import Meta, Raw
 from headrace.server.protocol import extension as x
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
+from headrace.server.protocol.tools import TOOLS
 
 # Tools of these types are the provider's own. Stock clients always send some of them beside their functions, so
 # they are left out of the prompt and of the echo instead of failing the request.
@@ -25,15 +26,24 @@ HOSTED_TOOLS = frozenset(
 class Part(msgspec.Struct, frozen=True):
     """One content part of an input item; which fields it needs depends on `type`."""
 
-    type: Literal["input_text", "output_text", "text", "refusal", "input_image", "input_file", "input_audio"]
+    type: Literal[
+        "input_text",
+        "output_text",
+        "text",
+        "refusal",
+        "input_image",
+        "input_file",
+        "input_audio",
+        "reasoning_text",
+    ]
     text: str | None = None
     refusal: str | None = None
-    image_url: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
     file_id: Raw = NULL
     file_data: Raw = NULL
     file_url: Raw = NULL
     filename: Raw = NULL
-    detail: Raw = NULL
+    detail: f.Detail | None = None
     input_audio: Raw = NULL
     annotations: Raw = NULL
     logprobs: Raw = NULL
@@ -62,9 +72,14 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """A tool's type; functions and custom tools are not offered yet, hosted ones are left out."""
+    """A tool. Its fields are read once its type is known: hosted ones, left out, spell some of them otherwise."""
 
     type: f.Name
+    name: Raw = NULL
+    description: Raw = NULL
+    parameters: Raw = NULL
+    strict: Raw = NULL
+    format: Raw = NULL
 
 
 class TextFormat(msgspec.Struct, frozen=True):
@@ -102,7 +117,13 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Body of POST /v1/responses, and the flat fields of `response.create`."""
 
     model: Annotated[f.Name | None, honoured("required, unless the socket's address named one")] = None
-    input: Annotated[Input | None, honoured("text, or items with text; empty only when continuing")] = None
+    input: Annotated[
+        Input | None,
+        honoured(
+            "text, or items: messages of text and pictures (data: URLs), calls, their outputs, reasoning; "
+            "empty only when continuing"
+        ),
+    ] = None
     instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
     previous_response_id: Annotated[f.Name | None, honoured("continues or forks that response")] = None
     max_output_tokens: Annotated[f.Count | None, honoured()] = None
@@ -130,13 +151,18 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         bool | None, honoured("default true; in memory, bounded; with --store in a file too")
     ] = None
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
-    text: Annotated[TextOptions | None, honoured("format text only; verbosity has no effect")] = None
-    tools: Annotated[
-        Annotated[list[Tool], Meta(max_length=512)] | None,
-        honoured("hosted types are left out; function and custom are refused, not supported yet"),
+    text: Annotated[
+        TextOptions | None,
+        honoured("format is enforced, on a GPU refused but for text; verbosity has no effect"),
     ] = None
-    tool_choice: Annotated[Raw, refused('"none"', '"auto"')] = NULL
-    parallel_tool_calls: Annotated[bool | None, honoured("echoed")] = None
+    tools: Annotated[
+        Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
+        honoured(
+            "function and custom, where the model's chat template has a place; hosted types are left out"
+        ),
+    ] = None
+    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
+    parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
     service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
     truncation: Annotated[
@@ -145,9 +171,11 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     include: Annotated[
         Annotated[list[f.Name], Meta(max_length=32)] | None,
-        honoured("message.output_text.logprobs is refused, the rest has no effect"),
+        honoured("message.output_text.logprobs; the rest has no effect"),
     ] = None
-    top_logprobs: Annotated[f.TopLogprobs | None, refused(0)] = None
+    top_logprobs: Annotated[
+        f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
+    ] = None
     background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
         None
     )

@@ -32,7 +32,7 @@ def result_of(capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, Any]]:
 def test_all_transports_of_headrace(
     live: LiveServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    spoken = ["ws-responses", "ws-responses-lanes", "sse-responses", "sse-chat"]
+    spoken = ["ws-responses", "ws-responses-lanes", "sse-responses", "sse-chat", "sse-completions"]
     flags = [flag for transport in spoken for flag in ("--transport", transport)]
     files = ["--out", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
     status = serve.main([live.url, *SMALL, *flags, "--repeats", "2", "--workers", "2", *files])
@@ -55,20 +55,20 @@ def test_all_transports_of_headrace(
         assert result["total_output_tokens"] == 4 * 6, "the median over the repeats"
         assert result["seeds"][1] == result["seeds"][0] + 1 and len(result["repeats"]) == 2
         assert result["transport"] in said and result["transport"] in page
-        assert result["settings"]["prompt"] == "words" and result["split"]["request"]["count"] == 8
+        kind = "ids" if result["transport"] == "sse-completions" else "words"
+        assert result["settings"]["prompt"] == kind and result["split"]["request"]["count"] == 8
     seeds = [seed for result in document["results"] for seed in result["seeds"]]
     assert len(set(seeds)) == len(seeds), "no prompt is sent twice"
 
 
-def test_a_transport_that_a_server_does_not_speak_is_told(
-    live: LiveServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_transport_that_a_server_does_not_speak_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--transport", "sse-completions", "--transport", "sse-chat"]
-    assert serve.main([live.url, *SMALL, *flags, "--repeats", "1"]) == 1
+    with NullServer(Script(first_s=0.0, gap_s=0.0005, rejects=("prompt",))) as other:
+        assert serve.main([other.url, *SMALL, *flags, "--repeats", "1"]) == 1
     said, document = result_of(capsys)
     (missing,) = document["not_measured"]
-    assert missing["transport"] == "sse-completions" and missing["error"].startswith("HTTP 404")
-    assert "not measured: HTTP 404" in said and [r["transport"] for r in document["results"]] == ["sse-chat"]
+    assert missing["transport"] == "sse-completions" and missing["error"].startswith("HTTP 422")
+    assert "not measured: HTTP 422" in said and [r["transport"] for r in document["results"]] == ["sse-chat"]
 
 
 def test_two_servers_in_turns(live: LiveServer, capsys: pytest.CaptureFixture[str]) -> None:

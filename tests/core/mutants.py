@@ -24,6 +24,7 @@ planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 
 S = "scheduler"
+V = "victims"
 MUTANTS = (
     # -- ends and releases
     Mutant(
@@ -176,9 +177,11 @@ MUTANTS = (
     ),
     Mutant(
         "hit_of_the_whole_prompt",
-        S,
-        """            reusable = (len(req.tokens) - 1) // self.page_size""",
-        """            reusable = len(req.tokens) // self.page_size""",
+        "request",
+        """        known = len(self.tokens) - 1
+""",
+        """        known = len(self.tokens)
+""",
     ),
     Mutant(
         "hit_one_token_too_long",
@@ -256,40 +259,40 @@ MUTANTS = (
     ),
     Mutant(
         "oldest_retracted_first",
-        S,
-        """        return max(self.running.values(), key=_age, default=None)""",
-        """        return min(self.running.values(), key=_age, default=None)""",
+        V,
+        """    return max(running.values(), key=_age, default=None)""",
+        """    return min(running.values(), key=_age, default=None)""",
         within=200,
     ),
     Mutant(
         "running_retracted_before_paused",
-        S,
-        """        for held in (self.paused, self.waiting):
-            holders =""",
-        """        for held in ():
-            holders =""",
+        V,
+        """    for held in (paused, waiting):
+        holders =""",
+        """    for held in ():
+        holders =""",
         within=200,
     ),
     Mutant(
         "stuck_behind_a_paused_holder",
-        S,
-        """        return max(holders, key=_age, default=None)""",
-        """        return None""",
+        V,
+        """    return max(holders, key=_age, default=None)""",
+        """    return None""",
     ),
     Mutant(
         "stuck_on_its_own_pages",
-        S,
-        """            return head
+        V,
+        """        return head
 """,
-        """            return None
+        """        return None
 """,
         within=400,
     ),
     Mutant(
         "retracted_twice_in_flight",
-        S,
-        """        if any(req.retracting or req.pausing or req.finish is not None for req in self.running.values()):
-            return None
+        V,
+        """    if any(req.retracting or req.pausing or req.finish is not None for req in running.values()):
+        return None
 """,
         "",
     ),
@@ -346,7 +349,7 @@ MUTANTS = (
     Mutant(
         "copy_missing",
         S,
-        """            copies.append(PageCopy(req.copy_from, target))""",
+        """            step.copies.append(PageCopy(req.copy_from, target))""",
         """            self._drop_source(req.copy_from)""",
     ),
     Mutant(
@@ -368,14 +371,14 @@ MUTANTS = (
     Mutant(
         "fork_of_unlanded_tokens",
         S,
-        """        shared = min(at, parent.landed_len, len(req.tokens) - 1""",
-        """        shared = min(at, parent.computed_len, len(req.tokens) - 1""",
+        """        shared = min(at, parent.landed_len, req.reusable_len""",
+        """        shared = min(at, parent.computed_len, req.reusable_len""",
         within=300,
     ),
     Mutant(
         "fork_shares_the_last_token",
         S,
-        """        shared = min(at, parent.landed_len, len(req.tokens) - 1, len""",
+        """        shared = min(at, parent.landed_len, req.reusable_len, len""",
         """        shared = min(at, parent.landed_len, len(req.tokens), len""",
     ),
     Mutant(
@@ -507,28 +510,23 @@ MUTANTS = (
     Mutant(
         "budget_exceeded",
         S,
-        """                row = self._prefill_row(req, room)
-                prefill.append(row)
-                room -= row.count
-        # Summed""",
-        """                row = self._prefill_row(req, room)
-                prefill.append(row)
-                room -= 1
-        # Summed""",
+        """        step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))""",
+        """        step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))
+        step.room += count - 1""",
     ),
     Mutant(
         "budget_of_the_step_ignored",
         S,
-        """        room = self.chunk_tokens if budget is None else budget""",
-        """        room = budget or self.chunk_tokens""",
+        """OpenPlan(self.chunk_tokens if budget is None else budget)""",
+        """OpenPlan(budget or self.chunk_tokens)""",
     ),
     Mutant(
         "sample_in_mid_prompt",
         S,
         """        last = start + count == req.total_len
-        row""",
+        ids""",
         """        last = start + count >= req.total_len - 1
-        row""",
+        ids""",
     ),
     Mutant(
         "stop_ignored_after_resume",
@@ -643,8 +641,8 @@ MUTANTS = (
     Mutant(
         "grant_without_the_new_pages",
         S,
-        """req.prompt_len, tuple(req.pages), history)""",
-        """req.prompt_len, tuple(req.pages[:1]), history)""",
+        """req.prompt_len, tuple(req.pages), history, req.spans)""",
+        """req.prompt_len, tuple(req.pages[:1]), history, req.spans)""",
     ),
 )
 

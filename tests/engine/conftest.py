@@ -1,3 +1,4 @@
 from engine_rig import drive, start, tiny
+from vision_rig import seeing
 
-__all__ = ["drive", "start", "tiny"]
+__all__ = ["drive", "seeing", "start", "tiny"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from headrace.kernels.decode_attention import (
     tuning_for,
     turn_and_attend,
 )
+from headrace.kernels.few_attention import attend_few
 from headrace.kernels.linear_add import linear_add
 from headrace.kernels.norm_linear import norm_linear
 
@@ -40,7 +42,10 @@ class Step:
         self.count = torch.zeros(1, dtype=torch.int32, device=device)
         self.scratch = scratch_for(count, most_splits, heads, kv_heads, head_dim, device)
         self.out = torch.full((count, heads * head_dim), float("nan"), dtype=dtype, device=device)
-        plan_work(rows.row_slots, rows.row_lengths, self.items, self.count, split, most_splits, window)
+        table = (rows.page_table, rows.page_size)
+        plan_work(
+            rows.row_slots, rows.row_lengths, self.items, self.count, split, most_splits, window, *table
+        )
 
     def poison(self) -> None:
         self.out.fill_(float("nan"))
@@ -101,6 +106,7 @@ def test_rows_attend_to_their_tokens(
         assert (step.scratch.arrivals == 0).all()
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "page_size"), SHAPES)
 @pytest.mark.parametrize(
@@ -115,6 +121,7 @@ def test_new_tokens_are_turned_stored_and_attended(
     most_splits: int,
     window: int,
     normed: bool,
+    few: bool,
     dtype: torch.dtype,
     device: torch.device,
     generator: torch.Generator,
@@ -133,10 +140,15 @@ def test_new_tokens_are_turned_stored_and_attended(
     norms = [1 + random_tensor(head_dim, dtype=dtype, scale=0.2) for _ in range(2)] if normed else [None] * 2
     inv_freq = (1e4 ** -(torch.arange(0, head_dim, 2) / head_dim)).to(device)
     scale = head_dim**-0.5
+    tuning = tuning_for(head_dim, dtype, len(before))
+    attend, programs = turn_and_attend, PROGRAMS
+    if few:
+        attend, programs = attend_few, len(before) * most_splits * kv_heads
+        tuning = replace(tuning, block=min(tuning.block, split, page_size))
     launch = capture(
-        lambda: turn_and_attend(
+        lambda: attend(
             qkv, *norms, 1e-6, inv_freq, 1.25, rows.key_pages, rows.value_pages, rows.page_table, step.items,
-            step.count, step.scratch, step.out, scale, PROGRAMS,
+            step.count, step.scratch, step.out, scale, programs, tuning,
         )
     )  # fmt: skip
     for size in (1.0, 8.0)[: 2 if ON_GPU else 1]:

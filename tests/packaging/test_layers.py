@@ -34,6 +34,7 @@ CORE = tuple(
     for name in (
         "scheduler",
         "request",
+        "logprobs",
         "plan",
         "pages",
         "prefix",

@@ -302,3 +302,35 @@ def test_every_pair_of_options(draws: SimpleNamespace) -> None:
             logits = rows[[(i + step) % len(rows) for i in range(len(chosen))]]
             tokens = table.sample(logits, list(range(len(chosen))), [3 + step] * len(chosen))
             assert all(0 <= token < WIDTH for token in tokens)
+
+
+# -- masks of grammars -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_only_what_a_mask_allows_is_chosen(draws: SimpleNamespace, temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, seed=3)
+    table = draws.table_of(WIDTH, *(draws.grant(slot, params, (0, 1)) for slot in range(3)))
+    allowed = [5, 40, 96]
+    mask = sum(1 << token for token in allowed).to_bytes(13, "little")
+    for step in range(40):
+        rows = rows_of(3, seed=step)
+        kept = rows.clone()
+        free = table.sample(rows, [0, 1, 2], [2 + step] * 3)
+        masked = table.sample(rows, [0, 1, 2], [2 + step] * 3, {1: mask})
+        assert masked[1] in allowed
+        assert (masked[0], masked[2]) == (free[0], free[2]), "other rows do not notice"
+        assert torch.equal(rows, kept)
+        if temperature == 0.0:
+            assert masked[1] == max(allowed, key=lambda token: rows[1, token])
+
+
+def test_ids_beyond_a_mask_and_empty_masks(draws: SimpleNamespace) -> None:
+    table = draws.table_of(WIDTH, draws.grant(0, SamplingParams(temperature=0.0), (0, 1)))
+    row = torch.zeros(1, WIDTH)
+    row[0, WIDTH - 1] = 9.0
+    row[0, 3] = 5.0
+    assert table.sample(row, [0], [2], {0: b"\xff"}) == [3]
+    assert table.sample(row, [0], [2], {0: b"\xff" * 64}) == [WIDTH - 1]
+    assert table.sample(row, [0], [2], {0: b""}) == [NON_FINITE]
+    assert table.sample(row, [0], [2], {0: b"\x00" * 13}) == [NON_FINITE]

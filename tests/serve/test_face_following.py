@@ -326,3 +326,18 @@ async def test_input_items_in_pages() -> None:
     for query in ({"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"order": "up"}, {"after": "msg_none"}):
         reply = bench.fetch(f"/v1/responses/{response_id}/input_items", query=query)
         assert reply.status == 400 and reply.error["param"] == next(iter(query))
+
+
+async def test_input_tokens_are_those_that_the_response_will_have() -> None:
+    bench = FaceBench()
+    first = (await bench.respond("one").done()).json
+    body = {"model": "fake", "input": "two", "previous_response_id": first["id"], "instructions": "be kind"}
+    counted = await bench.fetch("/v1/responses/input_tokens", body).done()
+    second = (await bench.fetch("/v1/responses", {**body, "max_output_tokens": 2}).done()).json
+    assert counted.json == {
+        "input_tokens": second["usage"]["input_tokens"],
+        "object": "response.input_tokens",
+    }
+    refused = bench.fetch("/v1/responses/input_tokens", {"model": "gpt-9", "input": "x"})
+    assert refused.status == 404 and refused.error["param"] == "model"
+    await bench.baseline()

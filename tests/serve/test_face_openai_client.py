@@ -12,18 +12,10 @@ from typing import Any
 
 import openai
 import pytest
-from fake_prompter import letters
 from live_server import LiveServer
 from openai.types.responses import ResponsesServerEvent
 from strict_responses import check_sequence
-
-END = 10  # newline ends an answer
-
-
-def until_newline(tokens: list[int], seed: int, width: int) -> int:
-    """Words, then a newline after 12 to 27 tokens of answer."""
-    start = bytes(tokens).rindex(b"assistant: ") + 11
-    return END if len(tokens) - start >= 12 + seed % 16 else letters(tokens, seed, width)
+from words import END, until_newline
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from face_bench import BOB, FaceBench, Socket
 from face_said import by_lane, errors, prompt_of, text
+from scripted_model import END, Script, always, call
 from strict_responses import TERMINAL, check_event, check_sequence
 
 from headrace.server.faces import steering
@@ -211,7 +212,7 @@ async def test_who_cannot_be_steered() -> None:
     done = await begun(socket, max_output_tokens=3)
     await socket.until_over()
     steer(socket, done)
-    socket.create("x", generate=False)
+    socket.create("x" * 400, generate=False)
     await socket.until(lambda: socket.types().count("response.created") == 2)
     warm = [e["response"]["id"] for e in socket.said if e["type"] == "response.created"][1]
     steer(socket, warm)
@@ -304,3 +305,115 @@ async def test_a_connection_that_goes_takes_its_steers_along() -> None:
     socket.drop()
     await bench.baseline()
     assert bench.store.bytes == 0
+
+
+# -- with tools ------------------------------------------------------------------------------------------------
+
+WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
+PATCH = {"type": "custom", "name": "patch", "description": "changes a file"}
+CALLS = "Let me look" + call("weather", '{"at": "Rome"}') + call("patch", '{"input": "a"}')
+
+
+def tool_bench() -> FaceBench:
+    """A model that calls both tools, and says something once it has been given an output."""
+    script = Script(lambda prompt: "It is sunny. So it is." if "21 degrees" in prompt else CALLS)
+    return FaceBench(gated=True, choose=script, eos=frozenset({END}), form={"tools": "hermes"})
+
+
+async def waiting_for_outputs(bench: FaceBench, socket: Socket, *given: str) -> dict[str, Any]:
+    """A response that was steered while it spoke, went on to its calls, and ended with them."""
+    socket.create("hello", tools=[WEATHER, PATCH], max_output_tokens=500, stream_id="a")
+    await socket.until(lambda: any(kind.endswith("text.delta") for kind in socket.types()))
+    target = socket.said[0]["response"]["id"]
+    for text_ in given:
+        steer(socket, target, text_)
+    await socket.until(lambda: len(steers(socket, "pending")) == len(given))
+    return socket.said[0]["response"]
+
+
+async def test_steers_wait_for_tool_outputs_and_join_the_request_that_brings_them() -> None:
+    bench = tool_bench()
+    socket = bench.socket()
+    target = (await waiting_for_outputs(bench, socket, "in Celsius", "please"))["id"]
+    (first,) = responses(socket)
+    completed = check_sequence(first)[-1]["response"]
+    calls = [item for item in completed["output"] if "call_id" in item]
+    assert completed["status"] == "completed" and len(calls) == 2
+    pending = steers(socket, "pending")
+    assert [event["type"] for event in socket.said[-3:]] == [
+        "response.completed",
+        "response.steer.pending",
+        "response.steer.pending",
+    ]
+    for event, accepted in zip(pending, steers(socket, "accepted"), strict=True):
+        assert event["steer"] == accepted["steer"] and event["stream_id"] == "a"
+        assert event["reason"] == "waiting_for_required_input" and event["sequence_number"] == 0
+        assert event["required_input"] == [
+            {"type": "function_call_output", "call_id": calls[0]["call_id"], "name": "weather"},
+            {"type": "custom_tool_call_output", "call_id": calls[1]["call_id"]},
+        ]
+    outputs = [{**stub, "output": "21 degrees"} for stub in pending[0]["required_input"]]
+    outputs.append({"role": "user", "content": "and be brief"})
+    socket.create(
+        outputs, stream_id="a", previous_response_id=target, instructions="own", max_output_tokens=90
+    )
+    await socket.until_over(2)
+    final = check_sequence(responses(socket)[1])[-1]["response"]
+    assert final["status"] == "completed" and final["instructions"] == "own", "the request keeps its settings"
+    prompt = prompt_of(bench)
+    order = [prompt.index(text_) for text_ in ("21 degrees", "in Celsius", "please", "and be brief")]
+    assert order == sorted(order) and not steers(socket, "failed") and not errors(socket)
+    socket.drop()
+    await bench.baseline()
+
+
+async def test_steers_that_wait_come_back_when_the_conversation_goes_elsewhere() -> None:
+    bench = tool_bench()
+    socket = bench.socket()
+    await waiting_for_outputs(bench, socket, "in Celsius")
+    socket.create("something else", stream_id="a")
+    await socket.until_over(2)
+    await socket.until(lambda: bool(steers(socket, "failed")))
+    (failed,) = steers(socket, "failed")
+    assert failed["error"]["code"] == "response_not_active" and failed["steer"]["input"] == "in Celsius"
+    assert failed["steer"]["id"] == steers(socket, "accepted")[0]["steer"]["id"]
+    socket.drop()
+    await bench.baseline()
+
+
+async def test_steers_that_wait_come_back_when_their_request_is_refused() -> None:
+    bench = tool_bench()
+    socket = bench.socket()
+    target = (await waiting_for_outputs(bench, socket, "in Celsius"))["id"]
+    socket.create("x", stream_id="a", previous_response_id=target, model="gpt-9")
+    await socket.until(lambda: bool(steers(socket, "failed")))
+    assert steers(socket, "failed")[0]["error"]["code"] == "successor_creation_failed"
+    assert errors(socket)[0]["error"]["code"] == "model_not_found"
+
+
+async def test_a_call_is_never_cut_by_a_steer() -> None:
+    bench = tool_bench()
+    socket = bench.socket()
+    socket.create("hello", tools=[WEATHER, PATCH], max_output_tokens=500)
+    await socket.until(lambda: any("arguments.delta" in kind for kind in socket.types()))
+    steer(socket, socket.said[0]["response"]["id"])
+    await socket.until(lambda: bool(steers(socket, "pending")))
+    final = check_sequence(responses(socket)[0])[-1]["response"]
+    assert {item["status"] for item in final["output"]} == {"completed"} and final["status"] == "completed"
+
+
+async def test_a_steer_ends_a_thought_at_its_sentence() -> None:
+    said = "<think>\nHm. That is hard. It is. " + "x" * 90 + "</think>\n\nYes."
+    bench = FaceBench(
+        gated=True, choose=always(said), eos=frozenset({END}), form={"tools": "hermes", "reasoning": "think"}
+    )
+    socket = bench.socket()
+    socket.create("hello", max_output_tokens=500)
+    await socket.until(lambda: any("reasoning_text.delta" in kind for kind in socket.types()))
+    steer(socket, socket.said[0]["response"]["id"])
+    await socket.until_over(2)
+    cut = check_sequence(responses(socket)[0])[-1]["response"]
+    assert cut["incomplete_details"] == {"reason": "steered"}
+    assert [item["type"] for item in cut["output"]] == ["reasoning"] and cut["output"][0][
+        "status"
+    ] == "completed"

@@ -85,6 +85,30 @@ def test_two_chats_are_in_one_batch(chat: Any, live: LiveServer) -> None:
     assert len(chat.all("#conversations .busy")) == 2
 
 
+def test_two_versions_are_in_one_batch_and_both_continue_the_same_answer(chat: Any, live: LiveServer) -> None:
+    chat.click("#settings-open")
+    chat.one("#fields [name=max_output_tokens]").send_keys("40")
+    chat.click("#settings .primary")
+    chat.type("one question " * 10)
+    land_until(chat, live, lambda: chat.answers() and not chat.all(".streaming"), "the first answer")
+    chat.type("go on")
+    land_until(chat, live, lambda: len(chat.answers()) > 1 and chat.answers()[1], "text of the second")
+    cached = live.ask(lambda app: app.runtime.stats()["cached_tokens"])
+    chat.all(".assistant [aria-label='Another answer']")[1].click()
+    land_until(
+        chat, live, lambda: chat.all(".branches .pick") and chat.answers()[1], "text of another one beside it"
+    )
+    assert live.ask(lambda app: len(app.scheduler.running)) == 2
+    assert live.ask(lambda app: app.runtime.stats()["cached_tokens"]) > cached, (
+        "the fork computes no prompt twice"
+    )
+    land_until(chat, live, lambda: not chat.all(".streaming, .step.busy"), "the end of both")
+    assert not chat.all(".note.error")
+    shown = chat.answers()
+    chat.click("[aria-label='Previous version']")
+    chat.until(lambda: chat.answers()[0] == shown[0] and chat.answers()[1], "the other version, whole")
+
+
 def test_closing_the_page_cancels_what_it_asked_for(chat: Any, live: LiveServer) -> None:
     chat.type("never mind")
     land_until(chat, live, lambda: (chat.answers() or [""])[-1], "text")

@@ -1,0 +1,197 @@
+"""Which pictures are encoded, in which rows of the device, and who reads them. Integers only.
+
+Who holds an exhibit, from birth to end:
+
+    claimed for the Req whose chunk reads it first; encoded in the same step    that Req
+    another Req comes to a span of the same picture                             both
+    a Req's row behind the span has landed, or the Req leaves the batch         the others
+    nobody holds it                                                             cached, oldest evicted first
+    a row of one of its readers was not finite                                  never found again
+
+Steps run in order, so an exhibit may be read, and its blocks given to another picture, by later steps than the one
+that encodes it without waiting for that one to land.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from headrace.runtime.image import Image
+from headrace.runtime.plan import ImageRows, OpenPlan
+from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import Req
+
+
+class Exhibit:
+    """One encoded picture. `blocks`, in order, hold its rows; `found`: later requests may find it."""
+
+    __slots__ = ("blocks", "found", "holders", "key")
+
+    def __init__(self, key: int, blocks: tuple[int, ...]) -> None:
+        self.key = key
+        self.blocks = blocks
+        self.holders = 0
+        self.found = True
+
+
+class Gallery:
+    """Blocks 0..blocks-1 of `block_rows` rows each. A picture takes whole blocks, in any places."""
+
+    __slots__ = ("_cached", "_exhibits", "_free", "block_rows", "blocks", "encoded", "reused")
+
+    def __init__(self, blocks: int, block_rows: int) -> None:
+        assert blocks >= 0 and block_rows >= 1
+        self.blocks = blocks
+        self.block_rows = block_rows
+        self.encoded = 0  # pictures
+        self.reused = 0  # times that a picture was found encoded
+        self._free = list(range(blocks))  # a heap; sorted is one
+        self._exhibits: dict[int, Exhibit] = {}  # by key: those that can be found
+        self._cached: OrderedDict[int, Exhibit] = OrderedDict()  # those that nobody holds, oldest first
+
+    @property
+    def rows(self) -> int:
+        """Rows of the largest picture that fits."""
+        return self.blocks * self.block_rows
+
+    @property
+    def held_blocks(self) -> int:
+        return self.blocks - len(self._free) - sum(len(exhibit.blocks) for exhibit in self._cached.values())
+
+    def check_sizes(self, req: Req) -> None:
+        """Raise Refusal for a picture that will never fit."""
+        for span in req.spans:
+            if span.image.rows > self.rows:
+                what = f"a picture takes {span.image.rows} tokens; this server has room for {self.rows}"
+                raise Refusal("invalid_value", what)
+
+    def can_start(self, req: Req, start: int, step: OpenPlan) -> bool:
+        """True if a row of `req` that begins at token `start` could read at least that token now."""
+        for span in req.spans:
+            if span.start <= start < span.end:
+                return span.image.key in self._exhibits or (not step.encodes and self._fits(span.image))
+        return True
+
+    def look(self, req: Req, start: int, count: int, step: OpenPlan) -> tuple[int, tuple[ImageRows, ...]]:
+        """How many of the `count` tokens from `start` can be computed in this step, and which image rows they read.
+
+        What is not encoded yet is encoded in `step`, one picture at most. Whatever cannot be read ends the chunk
+        before it."""
+        end = start + count
+        read: list[ImageRows] = []
+        for index, span in enumerate(req.spans):
+            if span.end <= start:
+                continue
+            if span.start >= end:
+                break
+            first = max(start, span.start)
+            exhibit = req.exhibits.get(index)
+            if exhibit is None:
+                known = self._exhibits.get(span.image.key)
+                if known is None:
+                    if step.encodes or not self._fits(span.image):
+                        end = first
+                        break
+                    exhibit = self._claim(span.image)
+                    step.encode(span.image, exhibit.blocks)
+                    # One token of it at least: the row holds the request while its picture is encoded.
+                    end = min(end, max(first + 1, start + step.room))
+                else:
+                    exhibit = known
+                    self.reused += 1
+                self._hold(exhibit)
+                req.exhibits[index] = exhibit
+            last = min(span.end, end)
+            read.append(ImageRows(first - start, last - first, first - span.start, exhibit.blocks))
+        return end - start, tuple(read)
+
+    def passed(self, req: Req) -> None:
+        """The KV of `req` up to `landed_len` is there: it needs no picture any more that lies before."""
+        for index in [index for index in req.exhibits if req.spans[index].end <= req.landed_len]:
+            self._let_go(req.exhibits.pop(index))
+
+    def leave(self, req: Req) -> None:
+        """`req` reads nothing any more."""
+        for exhibit in req.exhibits.values():
+            self._let_go(exhibit)
+        req.exhibits.clear()
+
+    def condemn(self, req: Req) -> None:
+        """A row of `req` was not finite, and a picture may be why: nobody finds those it has read again."""
+        for span in req.spans:
+            exhibit = self._exhibits.pop(span.image.key, None)
+            if exhibit is not None:
+                exhibit.found = False
+                if self._cached.pop(exhibit.key, None) is not None:
+                    self._free_blocks(exhibit)
+
+    def clear(self) -> int:
+        """Forget every picture that nobody holds; how many."""
+        count = len(self._cached)
+        while self._cached:
+            self._evict()
+        return count
+
+    def check(self, reqs: Iterable[Req]) -> None:
+        """Raise AssertionError unless blocks add up and every holder is counted. reqs: all live ones."""
+        holders: dict[int, int] = {}
+        seen: dict[int, Exhibit] = {id(exhibit): exhibit for exhibit in self._exhibits.values()}
+        for req in reqs:
+            for index, exhibit in req.exhibits.items():
+                assert exhibit.key == req.spans[index].image.key, (
+                    "a request reads another picture than its own"
+                )
+                holders[id(exhibit)] = holders.get(id(exhibit), 0) + 1
+                seen[id(exhibit)] = exhibit
+        used: list[int] = []
+        for name, exhibit in seen.items():
+            assert exhibit.holders == holders.get(name, 0), "a picture's holders are miscounted"
+            assert exhibit.found == (self._exhibits.get(exhibit.key) is exhibit)
+            if not exhibit.holders:
+                assert self._cached.get(exhibit.key) is exhibit, "a picture that nobody holds is not cached"
+            used += exhibit.blocks
+        assert all(exhibit.holders == 0 and exhibit.found for exhibit in self._cached.values())
+        assert sorted(used + self._free) == list(range(self.blocks)), "a block is lost or used twice"
+
+    def _needed(self, image: Image) -> int:
+        return -(-image.rows // self.block_rows)
+
+    def _fits(self, image: Image) -> bool:
+        return self._needed(image) <= self.blocks - self.held_blocks
+
+    def _claim(self, image: Image) -> Exhibit:
+        """Blocks for a picture that is encoded now. The caller has seen that it fits."""
+        needed = self._needed(image)
+        while len(self._free) < needed:
+            self._evict()
+        self.encoded += 1
+        blocks = tuple(heapq.heappop(self._free) for _ in range(needed))
+        exhibit = self._exhibits[image.key] = Exhibit(image.key, blocks)
+        return exhibit
+
+    def _evict(self) -> None:
+        key, oldest = self._cached.popitem(last=False)
+        del self._exhibits[key]
+        oldest.found = False
+        self._free_blocks(oldest)
+
+    def _hold(self, exhibit: Exhibit) -> None:
+        exhibit.holders += 1
+        if exhibit.holders == 1:
+            self._cached.pop(exhibit.key, None)
+
+    def _let_go(self, exhibit: Exhibit) -> None:
+        exhibit.holders -= 1
+        assert exhibit.holders >= 0
+        if exhibit.holders:
+            return
+        if exhibit.found:
+            self._cached[exhibit.key] = exhibit
+        else:
+            self._free_blocks(exhibit)
+
+    def _free_blocks(self, exhibit: Exhibit) -> None:
+        for block in exhibit.blocks:
+            heapq.heappush(self._free, block)

@@ -1,0 +1,202 @@
+"""Structured output: what an answer must look like, as a grammar; and which tokens may come next.
+
+Knows llguidance, schemas and the bytes of tokens; must not know tensors, requests or wire formats. The library's
+own limits bound what a hostile schema can cost (fuel for its lexer, items of its parser, states, grammar size), it
+opens no file and no socket, and it lets go of the interpreter while it works. So a grammar is compiled on the
+threads that prepare prompts and needs no process of its own; grammars are not kept, because compiling one costs
+about as much as rendering a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from headrace.runtime.parsers.families import AnswerForm
+from headrace.runtime.refusal import shorten
+from headrace.runtime.shape import AnswerShape
+from headrace.runtime.tools import Tool
+
+SCHEMA_LIMIT = 64 << 10  # characters of one schema as JSON
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+# Models that are forced to write JSON like to write white space for ever.
+_WHITE = r"[\x20\x0A\x0D\x09]{0,64}"
+_SPECIAL = b"\xff"  # before the name of a token that has no text: no grammar over text can reach it
+
+
+class BadGrammar(Exception):
+    """The grammar cannot be had; the text says why, in a sentence for the client."""
+
+
+def answer_lark(
+    form: AnswerForm,
+    *,
+    shape: AnswerShape | None,
+    tools: Sequence[Tool],
+    required: bool,
+    parallel: bool,
+    thinking: bool,
+) -> str:
+    """The grammar of one answer, in llguidance's dialect of Lark: reasoning as the model writes it, then what is
+    asked for.
+
+    required: the answer is calls of `tools`; else it has the `shape`, or is calls where there are tools.
+    """
+    assert required or shape is not None
+    rules: list[str] = []
+    choices = []
+    if shape is not None and not required:
+        choices.append("json")
+        rules.append(f"json: {inline_json(shape.schema or ANY_OBJECT)}")
+    if tools:
+        assert form.tools is not None, "tools were refused where nobody knows how calls are written"
+        choices.append("calls")
+        rules += form.tools.grammar({tool.name: _arguments(tool) for tool in tools}, parallel, form.template)
+    body = " | ".join(choices)
+    marks = form.reasoning
+    if marks is None:
+        return "\n".join([f"start: {body}", *rules])
+    rules.append(f"thought[suffix={json.dumps(marks.end)}]: /(.|\\n)*/")
+    rules.append("break: /[ \\t\\n\\r]{0,8}/")
+    begin = "thought break" if thinking else f"({json.dumps(marks.begin)} thought break)?"
+    return "\n".join([f"start: {begin} body", f"body: {body}", *rules])
+
+
+def inline_json(schema: Mapping[str, Any], *, lenient: bool = False) -> str:
+    """A value by `schema`, for use in a rule. lenient: what of the schema cannot be enforced is not."""
+    # Whatever the client wrote under this name is replaced: it steers the library.
+    guided = {**schema, "x-guidance": {"whitespace_pattern": _WHITE, "lenient": lenient}}
+    text = json.dumps(guided)
+    if len(text) > SCHEMA_LIMIT:
+        raise BadGrammar(f"a schema has {len(text)} characters; at most {SCHEMA_LIMIT} are taken")
+    return f"%json {text}"
+
+
+def _arguments(tool: Tool) -> str:
+    return inline_json(tool.parameters or ANY_OBJECT, lenient=not tool.strict)
+
+
+class GrammarState:
+    """Where one generation stands in its grammar. Born at the beginning, moved by `accept` alone.
+
+    `mask` may be asked on another thread than `accept` is called on, but never at the same time: a request with a
+    grammar has one step in flight, whose token is accepted when it has landed.
+    """
+
+    __slots__ = ("_matcher",)
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def mask(self) -> bytes:
+        """One bit per token id, low bit first: the tokens that may come next. None if the grammar has failed."""
+        bits = self._matcher.compute_bitmask()
+        return b"" if self._matcher.is_error() else bits
+
+    def accept(self, token: int) -> None:
+        """`token` was generated."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+
+    def copy(self) -> GrammarState:
+        """Another one that stands where this one does."""
+        return GrammarState(self._matcher.deep_copy())
+
+    @property
+    def trouble(self) -> str:
+        """Why it has failed (it grew too complex), or nothing."""
+        return shorten(self._matcher.get_error()) if self._matcher.is_error() else ""
+
+
+class GrammarCompiler:
+    """Compiles grammars for one model. Every method may run in any thread.
+
+    raw: the bytes of every token id, b"" where a token has no text. encode: text to ids as the model's own
+    tokenizer cuts it. ends: the ids that end an answer.
+    """
+
+    def __init__(
+        self,
+        raw: Sequence[bytes],
+        ends: frozenset[int],
+        encode: Callable[[str], list[int]],
+    ) -> None:
+        if not ends:
+            raise BadGrammar("this model has no token that ends an answer")
+        self._vocabulary = _Vocabulary(raw, ends, encode)
+        self._ends = sorted(ends)
+        self._lock = threading.Lock()
+        self._made: LLTokenizer | None = None
+        self._limits = LLParserLimits(verbose_errors=False)
+
+    def compile(self, lark: str) -> GrammarState:
+        """A state at the beginning of the grammar. Raises BadGrammar."""
+        source = LLMatcher.grammar_from_lark(lark)
+        matcher = LLMatcher(self._tokenizer(), source, log_level=0, limits=self._limits)
+        # The first mask is the dearest, and tells of schemas that no text can follow.
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise BadGrammar(_first_line(matcher.get_error()))
+        return GrammarState(matcher)
+
+    def _tokenizer(self) -> LLTokenizer:
+        # Made when the first grammar comes: it takes a second for a large vocabulary, and most servers need none.
+        with self._lock:
+            if self._made is None:
+                self._made = LLTokenizer(TokenizerWrapper(self._vocabulary), eos_token=self._ends)
+            return self._made
+
+
+class _Vocabulary:
+    """The tokenizer as llguidance wants to see one."""
+
+    bos_token_id = None
+
+    def __init__(
+        self, raw: Sequence[bytes], ends: frozenset[int], encode: Callable[[str], list[int]]
+    ) -> None:
+        self.eos_token_id = min(ends)
+        self.tokens = [
+            each if each and token not in ends else _SPECIAL + b"[%d]" % token
+            for token, each in enumerate(raw)
+        ]
+        self.special_token_ids = [
+            token for token, each in enumerate(self.tokens) if each.startswith(_SPECIAL)
+        ]
+        self._encode = encode
+        self._by_bytes: dict[bytes, int] = {}
+        for token, each in enumerate(self.tokens):
+            self._by_bytes.setdefault(each, token)
+        self._longest = max(map(len, self._by_bytes), default=1)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """The ids of a text that the grammar forces: as the model's tokenizer cuts it where that gives this very
+        text back, else the longest tokens first."""
+        data = text.encode() if isinstance(text, str) else text
+        try:
+            ids = self._encode(data.decode())
+        except UnicodeDecodeError:
+            ids = []
+        if b"".join([self.tokens[token] for token in ids]) == data:
+            return ids
+        found = []
+        at = 0
+        while at < len(data):
+            size = next(
+                (size for size in range(self._longest, 0, -1) if data[at : at + size] in self._by_bytes), 0
+            )
+            if not size:
+                return []
+            size = len(data[at : at + size])
+            found.append(self._by_bytes[data[at : at + size]])
+            at += size
+        return found
+
+
+def _first_line(error: str) -> str:
+    return shorten(error.strip().partition("\n")[0]) or "it cannot be used"

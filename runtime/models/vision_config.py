@@ -1,0 +1,76 @@
+"""What shapes a vision tower: frozen facts, one class per family. Knows no tensor and reads no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVision:
+    """The tower of Qwen3-VL: a transformer over patches at native resolution. Sizes in elements.
+
+    token_id: the token that stands for one row of an image in a prompt. out: width of a row, the decoder's own.
+    grid: the learned positions are a square of so many a side, stretched over each image. deepstack: blocks whose
+    output goes, merged, into the decoder's first layers. temporal: a still image is so many equal frames.
+    """
+
+    token_id: int
+    depth: int
+    hidden: int
+    intermediate: int
+    heads: int
+    channels: int
+    patch: int
+    merge: int
+    temporal: int
+    out: int
+    grid: int
+    deepstack: tuple[int, ...]
+    tanh: bool  # GELU by its tanh formula
+    rope_theta: float = 10000.0
+
+    @property
+    def deep(self) -> int:
+        """Decoder layers that take rows of their own, beside the embedding."""
+        return len(self.deepstack)
+
+    def scratch(self, rows: int) -> int:
+        """Numbers that the tower has in hand for a picture of `rows` rows, at most."""
+        patches = rows * self.merge**2
+        return patches * (10 * self.hidden + 2 * self.intermediate) + rows * 4 * self.hidden * self.merge**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+@dataclass(frozen=True, slots=True)
+class QwenWindowVision:
+    """The tower of Qwen2.5-VL. window: rows a side of a window; full: blocks that see the whole picture; rest as
+    in QwenVision."""
+
+    token_id: int
+    depth: int
+    hidden: int
+    intermediate: int
+    heads: int
+    channels: int
+    patch: int
+    merge: int
+    temporal: int
+    out: int
+    window: int
+    full: tuple[int, ...]
+    rope_theta: float = 10000.0
+    deep: int = 0
+
+    def scratch(self, rows: int) -> int:
+        """Numbers that the tower has in hand for a picture of `rows` rows, at most."""
+        return rows * self.merge**2 * (14 * self.hidden + 3 * self.intermediate)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+VisionConfig = QwenVision | QwenWindowVision

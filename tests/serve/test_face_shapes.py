@@ -1,0 +1,189 @@
+"""JSON on demand and forced calls on chat and Responses: what is enforced, what is echoed, what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from face_bench import FaceBench
+from fake_engine import next_token
+from jsonschema import validate
+from scripted_model import END, always
+from strict_responses import check_error_frame, check_response, check_sequence
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"at": {"type": "string", "maxLength": 8}, "kind": {"enum": ["rain", "sun"]}},
+    "required": ["at", "kind"],
+    "additionalProperties": False,
+}
+CHAT = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
+RESPONSES = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}
+FUNCTION = {"type": "function", "name": "weather", "parameters": SCHEMA}
+CHAT_TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "clock"}},
+]
+TOOLS = [FUNCTION, {"type": "function", "name": "clock"}, {"type": "custom", "name": "note"}]
+
+
+def unwilling(tokens: list[int], seed: int, width: int) -> int:
+    """A model that would only ever say quotation marks and braces: whatever else it says, it was made to."""
+    return b'"}'[next_token(tokens, seed, 2)]
+
+
+def bench_of(choose: Any = unwilling, **form: str) -> FaceBench:
+    return FaceBench(choose=choose, eos=frozenset({END}), form=form or {"tools": "hermes"})
+
+
+@pytest.mark.parametrize("thought", ["", "<think>hm</think>"])
+async def test_an_answer_by_schema_on_both_faces(thought: str) -> None:
+    bench = bench_of(always(thought + '{"at": "Rome", "kind": "rain"} or so'), reasoning="think")
+    chat = await bench.chat(response_format=CHAT, max_tokens=400).done()
+    (choice,) = chat.json["choices"]
+    validate(json.loads(choice["message"]["content"]), SCHEMA)
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"].get("reasoning_content") == ("hm" if thought else None)
+    streamed = await bench.chat(response_format=CHAT, max_tokens=400, stream=True).done()
+    told = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed.data)
+    assert told == choice["message"]["content"]
+    whole = await bench.respond(text={"format": RESPONSES}, max_output_tokens=400).done()
+    check_response(whole.json)
+    assert whole.json["text"] == {"format": RESPONSES}
+    assert whole.json["output"][-1]["content"][0]["text"] == told
+    socket = bench.socket()
+    socket.create(text={"format": RESPONSES}, max_output_tokens=400)
+    await socket.until_over()
+    check_sequence(socket.raw)
+    await bench.baseline()
+
+
+async def test_an_unwilling_model_follows_the_schema() -> None:
+    bench = bench_of(reasoning="")
+    for seed in range(5):
+        chat = await bench.chat(response_format=CHAT, max_tokens=900, seed=seed).done()
+        (choice,) = chat.json["choices"]
+        assert choice["finish_reason"] == "stop"
+        validate(json.loads(choice["message"]["content"]), SCHEMA)
+
+
+async def test_any_object_on_both_faces() -> None:
+    bench = bench_of(always('{"a": [1, true, "x"]} and so on'))
+    chat = await bench.chat(response_format={"type": "json_object"}, max_tokens=400).done()
+    assert json.loads(chat.json["choices"][0]["message"]["content"]) == {"a": [1, True, "x"]}
+    whole = await bench.respond(text={"format": {"type": "json_object"}}, max_output_tokens=400).done()
+    check_response(whole.json)
+    assert whole.json["text"] == {"format": {"type": "json_object"}}
+    assert json.loads(whole.json["output"][0]["content"][0]["text"]) == {"a": [1, True, "x"]}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"weather", "clock", "note"}),
+        ({"type": "function", "name": "weather"}, {"weather"}),
+        ({"type": "custom", "name": "note"}, {"note"}),
+        (
+            {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "clock"}]},
+            {"clock"},
+        ),
+    ],
+)
+async def test_a_forced_call_on_the_responses_face(choice: Any, names: set[str]) -> None:
+    bench = bench_of()
+    socket = bench.socket()
+    socket.create(tools=TOOLS, tool_choice=choice, parallel_tool_calls=False, max_output_tokens=900)
+    await socket.until_over()
+    final = check_sequence(socket.raw)[-1]["response"]
+    assert final["status"] == "completed" and final["tool_choice"] == choice
+    (item,) = final["output"]
+    assert item["type"] in ("function_call", "custom_tool_call") and item["name"] in names
+    if item["name"] == "weather":
+        validate(json.loads(item["arguments"]), SCHEMA)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+async def test_a_forced_call_on_the_chat_face(choice: Any) -> None:
+    bench = bench_of()
+    fields = {"tools": CHAT_TOOLS, "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 900}
+    (told,) = (await bench.chat(**fields).done()).json["choices"]
+    assert (told["finish_reason"], told["message"]["content"]) == ("tool_calls", None)
+    (call,) = told["message"]["tool_calls"]
+    assert isinstance(json.loads(call["function"]["arguments"]), dict)
+    if choice != "required":
+        validate(json.loads(call["function"]["arguments"]), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("form", "code", "param"),
+    [
+        ({"type": "json_schema"}, "missing_required_parameter", "response_format.json_schema"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+            "missing_required_parameter",
+            "response_format.json_schema.name",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a"}},
+            "missing_required_parameter",
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": [1]}},
+            "invalid_value",
+            "response_format.json_schema.schema",
+        ),
+        ({"type": "json_schema", "json_schema": 3}, "invalid_value", "response_format.json_schema"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "zork"}}},
+            "invalid_value",
+            "response_format",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {"type": "string"}}}},
+            "invalid_value",
+            "response_format",
+        ),
+        ({"type": "zork"}, "invalid_value", "response_format.type"),
+    ],
+)
+async def test_wrong_formats(form: Any, code: str, param: str) -> None:
+    bench = bench_of()
+    fetch = await bench.chat(response_format=form).done()
+    assert (fetch.status, fetch.error["code"], fetch.error["param"]) == (400, code, param)
+    inner = form.get("json_schema")
+    if isinstance(inner, dict) or form["type"] == "zork":
+        flat = {"type": form["type"], **(inner or {})}
+        socket = bench.socket()
+        socket.create(text={"format": flat})
+        await socket.until_over()
+        error = check_error_frame(socket.raw[0])["error"]
+        expected = param.replace("response_format.json_schema", "text.format").replace(
+            "response_format", "text.format"
+        )
+        assert (error["code"], error["param"]) == (code, expected)
+    await bench.baseline()
+
+
+async def test_a_call_is_not_forced_where_there_is_no_tool() -> None:
+    bench = bench_of()
+    for fetch in (bench.respond(tool_choice="required"), bench.chat(tool_choice="required")):
+        done = await fetch.done()
+        assert (done.status, done.error["code"], done.error["param"]) == (400, "invalid_value", "tool_choice")
+
+
+async def test_where_the_engine_cannot_guide_it_says_so() -> None:
+    bench = bench_of()
+    bench.engine.masks = False
+    for fields, param in (({"text": {"format": RESPONSES}}, "text.format"),):
+        fetch = await bench.respond(**fields).done()
+        assert (fetch.status, fetch.error["code"], fetch.error["param"]) == (
+            400,
+            "unsupported_parameter",
+            param,
+        )
+    fetch = await bench.chat(tools=CHAT_TOOLS, tool_choice="required").done()
+    assert (fetch.error["code"], fetch.error["param"]) == ("unsupported_parameter", "tool_choice")
+    assert (await bench.chat(tools=CHAT_TOOLS, max_tokens=100).done()).status == 200
+    await bench.baseline()
