@@ -123,7 +123,7 @@ def fork(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) 
 
 _OF_FORKS = ("stream_id", "event_id")  # fields that say something else in a `response.create`
 
-VERBS: dict[str | None, Verb] = {"x.credit": credit, "x.resume": resume, "x.update": update, "x.fork": fork}
+VERBS: dict[str, Verb] = {"x.credit": credit, "x.resume": resume, "x.update": update, "x.fork": fork}
 
 
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:

@@ -142,7 +142,7 @@ class ResponsesSocket:
                     self._cancel(message, fields)
                 case "response.steer":
                     self._steer(message, fields)
-                case verb if verb in VERBS:
+                case verb if verb is not None and verb in VERBS:
                     self._verb(verb, message, fields)
                 case None if _absent(fields.get("type")):
                     self._unreadable(WireError("missing_required_parameter", "missing field: type", "type"))

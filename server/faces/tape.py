@@ -45,8 +45,8 @@ class Tape:
     def since(self, number: int, most: int | None = None) -> list[str]:
         """The events from `number` on (at most so many), as JSON, each exactly as it was said."""
         said = []
-        end = len(self._items)
-        for at in range(number, end if most is None else min(end, number + most)):
+        count = len(self._items)
+        for at in range(number, count if most is None else min(count, number + most)):
             item = self._items[at]
             if isinstance(item, bytes):
                 said.append(item.decode())

@@ -147,7 +147,8 @@ async def test_parameters_change_while_the_answer_runs(gated: LiveServer) -> Non
     async with connect(gated.url) as client:
         stream = await client.respond("q", max_output_tokens=500, seed=1)
         asking = asyncio.create_task(stream.update(max_output_tokens=30, temperature=0.5))
-        await asyncio.to_thread(gated.until, lambda app: app.loop._changes or not app.loop.live)
+        # Both messages have been read: whatever is in flight lands only now.
+        await asyncio.to_thread(gated.until, lambda app: app.metrics.messages_in >= 2)
         gated.open_gate()
         at = await asking
         final = await stream.response()
