@@ -437,8 +437,8 @@ MUTANTS = (
     Mutant(
         "change_without_the_page_of_its_token",
         S,
-        """                    if edge and not self._next_page(req, []):
-                        continue
+        """        if again and req.computed_len == len(req.pages) * self.page_size and not self._next_page(req, []):
+            return
 """,
         "",
     ),
