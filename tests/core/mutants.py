@@ -437,10 +437,12 @@ MUTANTS = (
     Mutant(
         "change_without_the_page_of_its_token",
         S,
-        """        if again and req.computed_len == len(req.pages) * self.page_size and not self._next_page(req, []):
+        """ * self.page_size and not self._next_page(req, []):
             return
 """,
-        "",
+        """ * self.page_size and False:
+            return
+""",
     ),
     Mutant(
         "change_keeps_the_length",
