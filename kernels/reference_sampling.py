@@ -26,6 +26,7 @@ def sample(
     positions: Tensor,
     settings: Tensor,
     history: Tensor,
+    masks: Tensor,
     tokens_out: Tensor,
     last_tokens: Tensor,
 ) -> None:
@@ -35,14 +36,14 @@ def sample(
             continue
         row = settings[slot].cpu()
         flags = int(row[words.FLAGS])
-        token = _choose(logits[r].float().cpu(), position, row, history[slot].cpu())
+        token = _choose(logits[r].float().cpu(), position, row, history[slot].cpu(), masks[slot].cpu())
         tokens_out[r] = token
         last_tokens[slot] = max(token, 0)
         if token >= 0 and flags & words.PENALISED:
             history[slot, token] = max(int(history[slot, token]), 1) + 1
 
 
-def _choose(x: Tensor, position: int, row: Tensor, cells: Tensor) -> int:
+def _choose(x: Tensor, position: int, row: Tensor, cells: Tensor, mask: Tensor) -> int:
     floats = row.view(torch.float32)
     flags = int(row[words.FLAGS])
     if not x.max().isfinite():  # a NaN counts as the maximum
@@ -61,6 +62,9 @@ def _choose(x: Tensor, position: int, row: Tensor, cells: Tensor) -> int:
     if position < int(row[words.FIRST_FREE]):
         count = int(row[words.STOP_COUNT])
         x = x.index_fill(0, row[words.STOP_IDS : words.STOP_IDS + count].long(), -torch.inf)
+    if flags & words.MASKED:
+        bits = mask[:, None] >> torch.arange(32, dtype=torch.int32) & 1
+        x = x.masked_fill(bits.flatten()[: len(x)] == 0, -torch.inf)
     peak = x.max()
     if not peak.isfinite():
         return -1

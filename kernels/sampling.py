@@ -1,7 +1,7 @@
 """The next token of every row, chosen on the device: settings by slot, no host in the loop, any mix of rows.
 
 The arithmetic is that of runtime/sampling.py, in float32. Two launches. `_survey` reads the logits once, a program
-per few tiles of 1024 tokens: penalties, bias and held stop ids are applied, and each tile leaves its peak, its
+per few tiles of 1024 tokens: penalties, bias, held stop ids and masks are applied; each tile leaves its peak, its
 winner (greedy: the peak; unfiltered: the largest gap + noise) or, for filtered rows, its mass and its crests.
 `_choose`, one program per row, picks among the tiles or asks kernels/filtering.py, and writes the token.
 
@@ -55,6 +55,7 @@ _GREEDY = tl.constexpr(words.GREEDY)
 _FILTERED = tl.constexpr(words.FILTERED)
 _PENALISED = tl.constexpr(words.PENALISED)
 _BIASED = tl.constexpr(words.BIASED)
+_MASKED = tl.constexpr(words.MASKED)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -104,6 +105,7 @@ def sample(
     positions: Tensor,
     settings: Tensor,
     history: Tensor,
+    masks: Tensor,
     space: SamplingScratch,
     tokens_out: Tensor,
     last_tokens: Tensor,
@@ -112,8 +114,8 @@ def sample(
 
     logits: float32, bfloat16 or float16 [R, V], the last dim contiguous, left as they were. slots: int32 [R],
     distinct; -1 is padding: nothing is read or written for the row. positions: int32 or int64 [R], the index of the
-    token being chosen, below 2**31 - 1. settings: int32 [S, SETTINGS_WIDTH]. history: int32 [S, V]. tokens_out:
-    int32 [R]. last_tokens: int64 [S].
+    token being chosen, below 2**31 - 1. settings: int32 [S, SETTINGS_WIDTH]. history: int32 [S, V]. masks: int32
+    [S, mask_words(V)]. tokens_out: int32 [R]. last_tokens: int64 [S].
 
     A row that holds a NaN, a +inf or no finite logit, or has none left after masking, writes -1 to tokens_out and 0
     to last_tokens and leaves its history alone. Other rows do not notice.
@@ -128,14 +130,15 @@ def sample(
     assert slots.is_contiguous() and positions.is_contiguous() and tokens_out.is_contiguous()
     assert settings.shape == (slot_count, words.SETTINGS_WIDTH) and settings.dtype == torch.int32
     assert history.shape == (slot_count, vocab) and history.dtype == torch.int32
-    assert settings.is_contiguous() and history.is_contiguous()
+    assert masks.shape == (slot_count, words.mask_words(vocab)) and masks.dtype == torch.int32
+    assert settings.is_contiguous() and history.is_contiguous() and masks.is_contiguous()
     assert last_tokens.shape == (slot_count,) and last_tokens.dtype == torch.int64
     assert rows <= space.work.shape[0] and space.work.shape[1] == vocab, "scratch is made for this vocabulary"
     tiles, crests = triton.cdiv(vocab, TILE), triton.cdiv(vocab, SPAN)
     steps = next(steps for most, steps in STEPS if most is None or rows <= most)
     common = (logits, logits.stride(0), slots, positions, settings, history)
     _survey[(triton.cdiv(tiles, steps), rows)](
-        *common, space.peaks, space.winners, space.masses, space.crests, space.work,
+        *common, masks, masks.stride(0), space.peaks, space.winners, space.masses, space.crests, space.work,
         vocab, tiles, crests, steps, TILE=TILE, SPAN=SPAN,
         num_warps=SURVEY_WARPS, enable_fp_fusion=False,
     )  # fmt: skip
@@ -172,8 +175,8 @@ def _first_from(ids, count, bound):
 
 
 @triton.jit
-def _adjusted(x, token, start, row, cells, flags, held, vocab, TILE: tl.constexpr):
-    """The logits x of the tokens of one tile after penalties, bias and held stop ids, in that order."""
+def _adjusted(x, token, start, row, cells, allowed, flags, held, vocab, TILE: tl.constexpr):
+    """The logits x of the tokens of one tile after penalties, bias, held stop ids and mask, in that order."""
     if (flags & _PENALISED) != 0:
         cell = tl.load(cells + token, mask=token < vocab, other=0)
         factor = _float(row, _REPETITION)
@@ -197,13 +200,16 @@ def _adjusted(x, token, start, row, cells, flags, held, vocab, TILE: tl.constexp
         while at < behind:
             x = tl.where(token == tl.load(row + _STOP_IDS + at), float("-inf"), x)
             at += 1
+    if (flags & _MASKED) != 0:
+        word = tl.load(allowed + token // 32, mask=token < vocab, other=0)
+        x = tl.where(((word >> (token % 32)) & 1) != 0, x, float("-inf"))
     return x
 
 
 @triton.jit(do_not_specialize=["tiles", "crest_count", "steps"])
 def _survey(
-    logits, logits_stride, slots, positions, settings, history, peaks, winners, masses, crests, work,
-    vocab, tiles, crest_count, steps, TILE: tl.constexpr, SPAN: tl.constexpr,
+    logits, logits_stride, slots, positions, settings, history, masks, masks_stride,
+    peaks, winners, masses, crests, work, vocab, tiles, crest_count, steps, TILE: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(1).to(tl.int64)
     slot = tl.load(slots + r)
@@ -215,7 +221,8 @@ def _survey(
         flags = tl.load(row + _FLAGS)
         temperature = _float(row, _TEMPERATURE)
         held = position < tl.load(row + _FIRST_FREE)
-        changed = held | ((flags & (_PENALISED | _BIASED)) != 0)
+        allowed = masks + slot.to(tl.int64) * masks_stride
+        changed = held | ((flags & (_PENALISED | _BIASED | _MASKED)) != 0)
         # Four neighbours to a thread, as Philox gives their words: nothing moves between threads.
         lane = tl.arange(0, TILE // 4)[:, None] * 4 + tl.arange(0, 4)[None, :]
         first = tl.program_id(0) * steps
@@ -236,7 +243,7 @@ def _survey(
             ahead_2 = tl.load(source + 3 * TILE + token, mask=token + 3 * TILE < end, other=none)
             sound = x < float("inf")
             if changed:
-                x = _adjusted(x, token, start, row, cells, flags, held, vocab, TILE)
+                x = _adjusted(x, token, start, row, cells, allowed, flags, held, vocab, TILE)
             x = tl.where(
                 sound, x, float("inf")
             )  # a NaN or a +inf shows in the peak, whatever has been done to it
@@ -302,7 +309,7 @@ def _choose(
         source = logits + r * logits_stride
         changed_row = work + r * vocab
         held = position < tl.load(row + _FIRST_FREE)
-        adjusted = (held | ((flags & (_PENALISED | _BIASED)) != 0)).to(tl.int32)
+        adjusted = (held | ((flags & (_PENALISED | _BIASED | _MASKED)) != 0)).to(tl.int32)
         peak = tl.max(peak_of)
         token = -1
         if (peak > float("-inf")) & (peak < float("inf")):
@@ -361,18 +368,19 @@ def _case(
     logits = (torch.randn(rows, vocab, device=device) * scale).to(dtype)
     slots = torch.arange(rows, dtype=torch.int32, device=device)
     positions = torch.full((rows,), 100, dtype=torch.int64, device=device)
-    history = torch.zeros(rows, vocab, dtype=torch.int32, device=device)  # no row here reads it
+    history = torch.zeros(rows, vocab, dtype=torch.int32, device=device)  # no row here reads it, nor a mask
+    masks = torch.zeros(rows, words.mask_words(vocab), dtype=torch.int32, device=device)
     space = scratch(rows, vocab, device)
     tokens = torch.empty(rows, dtype=torch.int32, device=device)
     last_tokens = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def run(_: int) -> Tensor:
-        sample(logits, slots, positions, settings, history, space, tokens, last_tokens)
+        sample(logits, slots, positions, settings, history, masks, space, tokens, last_tokens)
         return tokens
 
     def twin(_: int) -> Tensor:
         found = torch.empty_like(tokens)
-        reference_sampling.sample(logits, slots, positions, settings, history, found, last_tokens)
+        reference_sampling.sample(logits, slots, positions, settings, history, masks, found, last_tokens)
         return found
 
     def peer(_: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 `settings` is int32 [S, SETTINGS_WIDTH], one row per slot. runtime/device_sampling.py writes rows, the sampling
 kernels read them. A row says everything small about a slot; which tokens came before stands in `history`
-(kernels/history.py).
+(kernels/history.py), which may come next in `masks`: int32 [S, mask_words(V)], bit `id % 32` of word `id // 32`.
 """
 
 from __future__ import annotations
@@ -30,3 +30,9 @@ GREEDY = 1  # the highest logit wins; temperature, filters and seed are not read
 FILTERED = 2  # top_k, top_p or min_p is on
 PENALISED = 4  # a penalty is on: `history` is read and kept
 BIASED = 8  # at least one bias
+MASKED = 16  # `masks` says which tokens may be chosen, in every step anew
+
+
+def mask_words(vocab: int) -> int:
+    """Words of one slot's row of `masks`."""
+    return -(-vocab // 32)

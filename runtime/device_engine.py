@@ -112,7 +112,7 @@ class DeviceEngine:
         self.max_context = config.max_context
         self.chunk_tokens = config.chunk_tokens
         self.depth = DEPTH
-        self.masks = False  # sampling is part of a captured graph, which has no place for them yet
+        self.masks = True
         self.keys = KeyList.of(config.max_running, config.chunk_tokens)
         sizes_of_chunks = self.keys.chunk_sizes()
         # A prompt token costs two operations per weight, at about half of what the tensor cores give.
@@ -238,7 +238,7 @@ class DeviceEngine:
         its probes with their words."""
         spill: _Spill | None = None
         writes: tuple[Sequence[int], Sequence[int]] = ((), ())
-        if plan.grants or plan.patches or plan.copies:
+        if plan.grants or plan.patches or plan.copies or plan.masks:
             spill, writes = self._spill(plan, block)
         if not plan.decode and not plan.prefill:
             if spill is not None:
@@ -303,6 +303,9 @@ class DeviceEngine:
             if grant.params.needs_history:
                 (held,) = spill.put(self.sampler.history_words(grant))
                 spill.then(partial(self.sampler.reset_history, grant.slot, held))
+        for mask in plan.masks:
+            (held,) = spill.put(self.sampler.mask_words(mask.grammar.mask()))
+            spill.then(partial(self.sampler.set_mask, mask.slot, held))
         if plan.copies:
             pairs = [copy.source for copy in plan.copies], [copy.target for copy in plan.copies]
             sources, targets = spill.put(*pairs)

@@ -46,6 +46,8 @@ def settings_row(grant: SlotGrant, width: int) -> NDArray[np.int32]:
         flags |= words.PENALISED
     if len(biased):
         flags |= words.BIASED
+    if grant.guided:
+        flags |= words.MASKED
 
     row[words.FLAGS] = flags
     floats[words.TEMPERATURE] = params.temperature

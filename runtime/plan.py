@@ -19,7 +19,8 @@ class SlotGrant:
     The Engine resets every per-slot table from it: page table (`pages`, in order), sampling parameters, and,
     when `params.needs_history`, the token history (`history`: all known tokens; the first `prompt_len` of
     them are the prompt). `history` is empty when no penalty needs it. `spans`: the pictures in its prompt; they
-    decide where its tokens stand, whatever of them is computed.
+    decide where its tokens stand, whatever of them is computed. guided: every sampling row of it comes with a
+    SlotMask.
     """
 
     slot: int
@@ -29,6 +30,7 @@ class SlotGrant:
     pages: tuple[int, ...]
     history: tuple[int, ...]
     spans: tuple[ImageSpan, ...] = ()
+    guided: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,17 @@ class OpenPlan:
         if not decode and not self.prefill:
             assert not any(parts), "a page was granted to nobody's step"
             return None
-        grants, patches, copies, encodes = map(tuple, parts)
-        return StepPlan(number, grants, patches, copies, decode, tuple(self.prefill), masks, probes, encodes)
+        return StepPlan(
+            number,
+            tuple(self.grants),
+            tuple(self.patches),
+            tuple(self.copies),
+            decode,
+            tuple(self.prefill),
+            masks,
+            probes,
+            tuple(self.encodes),
+        )
 
 
 NON_FINITE = -1

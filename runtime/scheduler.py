@@ -471,7 +471,8 @@ class Scheduler:
         """What the device must know of `req` in its slot. Nothing of it is in flight: all its tokens are known."""
         assert req.slot is not None
         history = tuple(req.tokens) if req.params.needs_history else ()
-        return SlotGrant(req.slot, req.id, req.params, req.prompt_len, tuple(req.pages), history, req.spans)
+        pages, guided = tuple(req.pages), req.grammar is not None
+        return SlotGrant(req.slot, req.id, req.params, req.prompt_len, pages, history, req.spans, guided)
 
     def _find_prefix(self, req: Req) -> int:
         """Lease what the cache holds of a request that has no pages of its own; the number of pages found."""

@@ -19,7 +19,7 @@ from headrace.runtime.device_engine import DeviceEngine
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import LogprobWish, TokenLogprob
 from headrace.runtime.plan import PlanRow, SlotGrant, StepPlan, StepResult
-from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams
+from headrace.runtime.request import FinishReason, ForkPoint, Req, SamplingParams, TokenGrammar
 from headrace.runtime.scheduler import Scheduler
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -269,13 +269,12 @@ class Run:
     def add(
         self, prompt: Sequence[int], new_tokens: int, params: SamplingParams = GREEDY, parent: Req | None = None,
         at: int = 0, wish: LogprobWish | None = None, spans: tuple[ImageSpan, ...] = (),
+        grammar: TokenGrammar | None = None,
     ) -> Req:  # fmt: skip
         """`parent`: the request is a fork of it, behind `at` tokens."""
         fork = None if parent is None else ForkPoint(parent, at)
         longest = len(prompt) + new_tokens
-        req = Req(
-            self.next_id, "", list(prompt), len(prompt), longest, params, fork, logprobs=wish, spans=spans
-        )
+        req = Req(self.next_id, "", list(prompt), len(prompt), longest, params, fork, wish, grammar, spans)
         self.next_id += 1
         self.scheduler.add(req)
         return req

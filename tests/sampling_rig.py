@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.kernels import reference_sampling
-from headrace.kernels.settings import SETTINGS_WIDTH
+from headrace.kernels.settings import SETTINGS_WIDTH, mask_words
 from headrace.runtime.device_sampling import history_cells, settings_row
 from headrace.runtime.plan import SlotGrant
 from headrace.runtime.request import SamplingParams
@@ -17,9 +17,11 @@ from headrace.runtime.request import SamplingParams
 POISON = -559038737
 
 
-def grant_of(slot: int, params: SamplingParams, known: tuple[int, ...], prompt_len: int) -> SlotGrant:
+def grant_of(
+    slot: int, params: SamplingParams, known: tuple[int, ...], prompt_len: int, guided: bool = False
+) -> SlotGrant:
     history = known if params.needs_history else ()
-    return SlotGrant(slot=slot, req_id=slot, params=params, prompt_len=prompt_len, pages=(), history=history)
+    return SlotGrant(slot, slot, params, prompt_len, (), history, guided)
 
 
 def random_params(random: np.random.Generator, width: int) -> SamplingParams:
@@ -52,6 +54,7 @@ class Tables:
 
     settings: Tensor
     history: Tensor
+    masks: Tensor
     last_tokens: Tensor
     width: int
 
@@ -66,18 +69,19 @@ class Tables:
         return history_cells(grant, self.width)
 
     def copy(self) -> Tables:
-        return Tables(self.settings.clone(), self.history.clone(), self.last_tokens.clone(), self.width)
+        parts = (self.settings, self.history, self.masks, self.last_tokens)
+        return Tables(*(part.clone() for part in parts), self.width)
 
     def equals(self, other: Tables) -> bool:
         return all(
             torch.equal(getattr(self, name), getattr(other, name))
-            for name in ("settings", "history", "last_tokens")
+            for name in ("settings", "history", "masks", "last_tokens")
         )
 
     def sample_by_twin(self, logits: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         tokens = torch.full_like(slots, POISON)
         reference_sampling.sample(
-            logits, slots, positions, self.settings, self.history, tokens, self.last_tokens
+            logits, slots, positions, self.settings, self.history, self.masks, tokens, self.last_tokens
         )
         return tokens
 
@@ -87,6 +91,7 @@ def tables_of(slots: int, width: int, device: torch.device | str = "cpu") -> Tab
     return Tables(
         settings=torch.full((slots, SETTINGS_WIDTH), POISON, dtype=torch.int32, device=device),
         history=torch.full((slots, width), POISON, dtype=torch.int32, device=device),
+        masks=torch.full((slots, mask_words(width)), POISON, dtype=torch.int32, device=device),
         last_tokens=torch.full((slots,), POISON, dtype=torch.int64, device=device),
         width=width,
     )

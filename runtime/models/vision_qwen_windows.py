@@ -35,8 +35,8 @@ class WindowBlock:
         query, key = turned(query, cos, sin), turned(key, cos, sin)
         read = torch.empty_like(x)
         for index in windows:
-            parts = [side[:, index].transpose(0, 1) for side in (query, key, value)]
-            found = F.scaled_dot_product_attention(*parts)
+            q, k, v = (side[:, index].transpose(0, 1) for side in (query, key, value))
+            found = F.scaled_dot_product_attention(q, k, v)
             read[index.flatten()] = found.transpose(1, 2).reshape(index.numel(), -1)
         x = self.out(read, x)
         wide = F.rms_norm(x, self.size, self.before_mlp, NORM_EPS)

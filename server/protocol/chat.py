@@ -104,13 +104,13 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     response_format: Annotated[
         ResponseFormat | None,
-        honoured("enforced; a schema that cannot be is refused, and on a GPU all but text"),
+        honoured("enforced; a schema that cannot be enforced is refused"),
     ] = None
     tools: Annotated[
         Annotated[list[ChatTool], Meta(max_length=TOOLS)] | None,
         honoured("functions; refused where the model's chat template has no place for them"),
     ] = None
-    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
+    tool_choice: Annotated[Raw, honoured("enforced")] = NULL
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL

@@ -153,7 +153,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: Annotated[Reasoning | None, honoured("effort none turns thinking off; echoed")] = None
     text: Annotated[
         TextOptions | None,
-        honoured("format is enforced, on a GPU refused but for text; verbosity has no effect"),
+        honoured("format is enforced; verbosity has no effect"),
     ] = None
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
@@ -161,7 +161,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
             "function and custom, where the model's chat template has a place; hosted types are left out"
         ),
     ] = None
-    tool_choice: Annotated[Raw, honoured("enforced; on a GPU a forced call is refused")] = NULL
+    tool_choice: Annotated[Raw, honoured("enforced")] = NULL
     parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
     service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
@@ -260,5 +260,8 @@ class ResponseSteer(
 ):
     """Adds user input to a running response."""
 
-    previous_response_id: f.Name
-    input: str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)]
+    previous_response_id: Annotated[f.Name, honoured("required; the running response")]
+    input: Annotated[
+        str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)],
+        honoured("required; messages of the user. Any other field is an error"),
+    ]

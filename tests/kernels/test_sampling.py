@@ -32,17 +32,29 @@ def sample(
     for part in (space.peaks, space.masses, space.crests, space.gaps, space.work):
         part.fill_(math.nan)
     sampling.sample(
-        logits, slots, positions, tables.settings, tables.history, space, tokens, tables.last_tokens
+        logits,
+        slots,
+        positions,
+        tables.settings,
+        tables.history,
+        tables.masks,
+        space,
+        tokens,
+        tables.last_tokens,
     )
     return tokens
 
 
 def granted(
-    params: list[SamplingParams], width: int, device: torch.device, known: tuple[int, ...] = (1, 2, 1)
+    params: list[SamplingParams],
+    width: int,
+    device: torch.device,
+    known: tuple[int, ...] = (1, 2, 1),
+    guided: bool = False,
 ):
     tables = tables_of(len(params), width, device)
     for slot, each in enumerate(params):
-        tables.grant(grant_of(slot, each, known, 2))
+        tables.grant(grant_of(slot, each, known, 2, guided))
     return tables
 
 
@@ -289,7 +301,15 @@ def test_replayed_with_other_rows(
     tokens = torch.full_like(slots, POISON)
     replay = capture(
         lambda: sampling.sample(
-            logits, slots, positions, tables.settings, tables.history, space, tokens, tables.last_tokens
+            logits,
+            slots,
+            positions,
+            tables.settings,
+            tables.history,
+            tables.masks,
+            space,
+            tokens,
+            tables.last_tokens,
         )
     )
     for turn in range(3):
@@ -322,3 +342,45 @@ def test_history_is_reset(
     expected[2] = 0
     expected[2, ids.long()] = cells
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("width", [97, 1000, 3000])
+def test_only_what_a_mask_allows_is_chosen(width: int, device: torch.device) -> None:
+    """Greedy, drawn, filtered and penalised rows under masks of few and of many tokens, beside rows without one."""
+    random = np.random.default_rng(width)
+    params = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=3, temperature=0.8),
+        SamplingParams(seed=4, top_k=7, top_p=0.9),
+        SamplingParams(seed=5, min_p=0.2, repetition_penalty=1.3),
+        SamplingParams(temperature=0.0, logit_bias=((5, 30.0),), stop_ids=frozenset({1}), min_tokens=9),
+        SamplingParams(seed=6, top_p=0.5, temperature=3.0),
+    ]
+    tables = granted(params, width, device, guided=True)
+    for slot in (1, 5):  # these have none: whatever stands in their row of masks is not read
+        tables.grant(grant_of(slot, params[slot], (1, 2, 1), 2))
+    sets = []
+    for slot, few in enumerate((1, 2, width // 2, 40, 3, 1)):
+        chosen = random.choice(np.arange(2, width), few, replace=False)
+        sets.append({int(token) for token in chosen})
+        bits = np.zeros(tables.masks.shape[1] * 32, dtype=np.uint8)
+        bits[chosen] = 1
+        mask = torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32).copy())
+        tables.masks[slot] = mask.to(device)
+    logits = torch.from_numpy(random.standard_normal((6, width)).astype(np.float32) * 2).to(device)
+    slots, positions = as_rows(device, [2, 0, 1, 5, 4, 3], [4] * 6)
+    twin = tables.copy()
+    expected = twin.sample_by_twin(logits, slots, positions)
+    assert torch.equal(sample(tables, logits, slots, positions), expected)
+    assert tables.equals(twin)
+    for slot, token in zip(slots.tolist(), expected.tolist(), strict=True):
+        assert slot in (1, 5) or token in sets[slot]
+
+
+def test_a_mask_of_nothing_leaves_nothing(device: torch.device) -> None:
+    params = [SamplingParams(temperature=0.0), SamplingParams(seed=2), SamplingParams(seed=3, top_p=0.9)]
+    tables = granted(params, 70, device, guided=True)
+    tables.masks.zero_()
+    tables.masks[1, 2] = -(1 << 31)  # the last bit of the last word: beyond the vocabulary
+    logits = torch.ones(3, 70, device=device)
+    assert sample(tables, logits, *as_rows(device, [0, 1, 2], [3] * 3)).tolist() == [-1, -1, -1]

@@ -43,8 +43,8 @@ def test_counts_follow_the_kept_masses(options: dict[str, float], device: torch.
     seen = np.zeros(WIDTH)
     for turn in range(DRAWS // len(slots)):
         sampling.sample(
-            logits, slots, torch.full_like(slots, turn), tables.settings, tables.history, space, tokens,
-            tables.last_tokens,
+            logits, slots, torch.full_like(slots, turn), tables.settings, tables.history, tables.masks, space,
+            tokens, tables.last_tokens,
         )  # fmt: skip
         seen += np.bincount(tokens.cpu().numpy(), minlength=WIDTH)
     gaps = (row - row.max()) / options.get("temperature", 1.0)
@@ -85,7 +85,15 @@ def test_real_vocabularies(
     launch = capture if ON_GPU else lambda each: each
     replay = launch(
         lambda: sampling.sample(
-            logits, slots, positions, tables.settings, tables.history, space, tokens, tables.last_tokens
+            logits,
+            slots,
+            positions,
+            tables.settings,
+            tables.history,
+            tables.masks,
+            space,
+            tokens,
+            tables.last_tokens,
         )
     )
     apart = 0

@@ -66,7 +66,7 @@ async def settle(bench: FaceBench, fetch: Fetch) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 async def test_every_field_against_the_grid_over_http(path: str) -> None:
-    bench = FaceBench(store={"count_limit": 50})
+    bench = FaceBench(store={"count_limit": 50}, eos=frozenset({0}))  # a guided answer needs an end
     counts = {200: 0, 400: 0, 404: 0}
     for field, value in cases(path):
         fetch = bench.fetch(path, raw_body(path, field, value))

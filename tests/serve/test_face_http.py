@@ -431,4 +431,4 @@ async def test_small_routes() -> None:
 def test_only_health_and_the_page_are_public() -> None:
     bench = FaceBench()
     public = {path for path, route in bench.routes.http.items() if route.public}
-    assert public == {"/", "/health", "/healthz", "/ready", "/readyz"}
+    assert public == {"/", "/health", "/healthz", "/health_generate", "/ping", "/ready", "/readyz"}

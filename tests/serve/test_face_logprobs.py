@@ -128,6 +128,28 @@ async def test_several_answers_to_one_chat() -> None:
     await bench.baseline()
 
 
+async def test_each_of_several_answers_follows_the_grammar_by_itself() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    shape = {"type": "json_schema", "json_schema": {"name": "one", "schema": schema}}
+    bench = FaceBench(eos=frozenset({END}))
+    for stream in (False, True):
+        fetch = await bench.chat(
+            n=3, max_tokens=400, response_format=shape, stream=stream, logprobs=True
+        ).done()
+        replies = fetch.data if stream else [fetch.json]
+        texts = dict.fromkeys(range(3), "")
+        for choice in (choice for reply in replies for choice in reply["choices"]):
+            texts[choice["index"]] += choice["delta" if stream else "message"].get("content", "")
+        for text in texts.values():
+            assert json.loads(text)["a"] in ("x", "y")
+    await bench.baseline()
+
+
 async def test_answers_without_a_seed_differ() -> None:
     reply = (await FaceBench().chat(n=4, seed=None, max_tokens=20).done()).json
     assert len({choice["message"]["content"] for choice in reply["choices"]}) == 4

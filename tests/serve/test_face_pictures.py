@@ -85,7 +85,7 @@ async def test_responses_pictures_over_http_and_the_socket() -> None:
     items = bench.fetch(f"{RESPONSES}/{first}/input_items").json["data"]
     assert items[0]["content"] == [
         {"type": "input_text", "text": "what is "},
-        {"type": "input_image", "image_url": URL, "detail": "auto"},
+        {"type": "input_image", "image_url": URL, "detail": "high"},
         {"type": "input_text", "text": "this?"},
     ]
     socket.drop()
