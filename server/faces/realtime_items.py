@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from headrace.runtime.interface import Message, ToolCall
+from headrace.runtime.interface import Message, Picture, ToolCall
 from headrace.runtime.refusal import shorten
+from headrace.server.faces.pictures import picture, picture_url
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import realtime as rt
 from headrace.server.protocol import realtime_events as ev
@@ -22,6 +23,8 @@ T = TypeVar("T")
 ITEM_BYTES = (
     768 << 10
 )  # as JSON: two clients of this protocol take no message above 1 MiB, and items are echoed
+
+PICTURE_CHARACTERS = 1024  # about as much of a prompt as a picture takes
 
 _AUDIO = frozenset({"input_audio", "output_audio", "audio"})
 _TEXT = {
@@ -68,13 +71,14 @@ def _message(given: rt.Item, id: str, path: str) -> ev.MessageItem:
     parts = _needed(given.content, path, "content")
     if not parts:
         raise WireError("invalid_value", f"{path}.content is empty", f"{path}.content")
-    content: list[ev.InputText | ev.OutputText] = []
+    content: list[ev.InputText | ev.OutputText | ev.InputImage] = []
     for index, part in enumerate(parts):
         at = f"{path}.content[{index}]"
         if part.type in _AUDIO:
             raise WireError("not_supported", "This server speaks text only: no audio.", at)
-        if part.type == "input_image":
-            raise WireError("unsupported_parameter", f"{at}: images are not supported yet", at)
+        if part.type == "input_image" and role == "user":
+            content.append(_shown(part, at))
+            continue
         if part.type not in _TEXT[role]:
             raise WireError(
                 "invalid_value", f"{at}: a message of the {role} has no {part.type}", f"{at}.type"
@@ -82,6 +86,23 @@ def _message(given: rt.Item, id: str, path: str) -> ev.MessageItem:
         text = _needed(part.text, at, "text")
         content.append(ev.OutputText(text) if role == "assistant" else ev.InputText(text))
     return ev.MessageItem(id, role=role, content=tuple(content))
+
+
+def _shown(part: rt.Part, path: str) -> ev.InputImage:
+    shown = picture(part.image_url, part.detail, 0, path)
+    return ev.InputImage(picture_url(shown), "low" if shown.small else "auto")
+
+
+def _seen(item: ev.MessageItem) -> Message:
+    """A turn with its pictures in their places."""
+    at, pictures = 0, []
+    for index, part in enumerate(item.content):
+        if isinstance(part, ev.InputImage):
+            name = f"{item.id}.content[{index}].image_url"
+            pictures.append(Picture(at, part.image_url, part.detail == "low", name))
+        else:
+            at += len(part.text)
+    return Message(item.role, item.text, pictures=tuple(pictures))
 
 
 def _needed(value: T | None, path: str, name: str) -> T:
@@ -99,7 +120,7 @@ def messages_of(items: Sequence[ev.Item]) -> tuple[Message, ...]:
     for item in items:
         match item:
             case ev.MessageItem():
-                messages.append(Message(item.role, item.text))
+                messages.append(_seen(item))
             case ev.CallOutputItem():
                 messages.append(Message("tool", item.output, call_id=item.call_id))
             case ev.CallItem() if item.status != "incomplete" or item.call_id in answered:
@@ -121,7 +142,8 @@ def characters(item: ev.Item) -> int:
     """How much of an item the model reads: what its share of the prompt is estimated from."""
     match item:
         case ev.MessageItem():
-            return sum(len(part.text) for part in item.content)
+            shown = [part for part in item.content if isinstance(part, ev.InputImage)]
+            return len(item.text) + PICTURE_CHARACTERS * len(shown)
         case ev.CallItem():
             return len(item.name) + len(item.arguments)
         case ev.CallOutputItem():

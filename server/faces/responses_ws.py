@@ -20,7 +20,9 @@ from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.extension import VERBS, relaned, verb_error, with_key
 from headrace.server.faces.held import Held, HeldResponses
+from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.opening import fork_response, open_response
+from headrace.server.faces.pictures import file_type
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
@@ -116,6 +118,7 @@ class ResponsesSocket:
         self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
         self._frames: list[str | bytes] = []
+        self._pictures = HeldPictures(budget)
         self._expired = False
         self._draining = False
         self._closing = False  # nothing more is read: a close code is on its way, or the peer is gone
@@ -126,6 +129,9 @@ class ResponsesSocket:
     def received(self, message: str | bytes) -> None:
         """Answer one client event. Whatever is wrong with it becomes one error frame."""
         if self._closing:
+            return
+        if isinstance(message, bytes) and file_type(message) is not None:
+            self._hold(message)
             return
         try:
             fields = split(message)
@@ -174,6 +180,7 @@ class ResponsesSocket:
         self._closing = True
         self._timer.cancel()
         self._lanes.take_waiting()
+        self._pictures.release()
         for job in self._jobs.values():
             if (held := job.held) is not None:
                 # What was never told has no key that a client could know.
@@ -201,6 +208,12 @@ class ResponsesSocket:
 
     # -- client events -----------------------------------------------------------------------------------------
 
+    def _hold(self, picture: bytes) -> None:
+        try:
+            self._send(ev.PictureHeld(self._pictures.take(picture), len(picture)))
+        except WireError as error:
+            self._refuse(error, UNSET)
+
     def _create(self, message: str | bytes, fields: dict[str, Raw], lane: ev.Lane) -> None:
         settings = self._settings
         decoded = decode(message, ResponseCreate, strict=settings.strict_fields, fields=fields)
@@ -221,8 +234,10 @@ class ResponsesSocket:
                 f"A connection has at most {settings.lanes.named} named streams.",
                 "stream_id",
             )
-        if not self._lanes.wait(name, decoded.value, len(message)):
-            if not self._lanes.budget.fits(len(message)):
+        request, pictures = self._pictures.resolved(decoded.value)
+        size = len(message) + pictures
+        if not self._lanes.wait(name, request, size):
+            if not self._lanes.budget.fits(size):
                 raise WireError(
                     "server_is_overloaded", "Too much is waiting already; try again.", retry_after=1.0
                 )
@@ -664,7 +679,7 @@ class ResponsesSocket:
     def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
         self._send(error_frame(WireError.of(error), lane))
 
-    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending) -> None:
+    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending | ev.PictureHeld) -> None:
         if self._closing:
             return  # nothing follows the close
         self._frames.append(encode(frame).decode())

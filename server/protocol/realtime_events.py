@@ -22,19 +22,24 @@ class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text
     text: str
 
 
+class InputImage(msgspec.Struct, frozen=True, tag_field="type", tag="input_image"):
+    image_url: str
+    detail: str = "auto"
+
+
 class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
-    """A turn. Users and the system write input_text, the assistant output_text."""
+    """A turn. Users and the system write input_text, users show input_image, the assistant writes output_text."""
 
     id: str
     object: str = "realtime.item"
     status: str = "completed"  # in_progress, completed, incomplete
     role: str = "user"
-    content: tuple[InputText | OutputText, ...] = ()
+    content: tuple[InputText | OutputText | InputImage, ...] = ()
 
     @property
     def text(self) -> str:
         """All of it."""
-        return "".join([part.text for part in self.content])
+        return "".join([part.text for part in self.content if not isinstance(part, InputImage)])
 
 
 class CallItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):

@@ -155,6 +155,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         TextOptions | None,
         honoured("format is enforced; verbosity has no effect"),
     ] = None
+    regex: Annotated[
+        f.Regex | None, honoured("extra; the whole answer matches it: no look-around, no back-references")
+    ] = None
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
         honoured(
@@ -181,7 +184,6 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     )
     conversation: Annotated[Raw, refused()] = NULL
     prompt: Annotated[Raw, refused(note="stored templates are not offered")] = NULL
-    regex: Annotated[Raw, refused()] = NULL
     ebnf: Annotated[Raw, refused()] = NULL
     lora_path: Annotated[Raw, refused()] = NULL
     n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
