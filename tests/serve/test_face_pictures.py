@@ -282,7 +282,7 @@ async def test_anthropic_blocks() -> None:
     assert fetch.status == 200, fetch.body
     one = f"[whole picture of {len(URL)}]"
     assert prompt_of(bench) == f"user: {one}left, {one}right\n\nand {one}\nassistant: "
-    assert bench.asks[0].messages[0].pictures[1].name == "messages[0].content[2].source"
+    assert bench.asks[0].messages[0].pictures[1].name == "messages[0].content[2].source.data"
 
 
 @pytest.mark.parametrize(
