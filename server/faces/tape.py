@@ -47,15 +47,15 @@ class Tape:
 
     def since(self, number: int, most: int | None = None) -> list[str]:
         """The events from `number` on, at most `most`, as JSON, each exactly as it was said."""
-        end = len(self._items)
+        stop = len(self._items)
         said = []
-        for at in range(number, end if most is None else min(end, number + most)):
+        for at in range(number, stop if most is None else min(stop, number + most)):
             item = self._items[at]
             if isinstance(item, bytes):
                 said.append(item.decode())
             else:
-                begin, middle, end = self._templates[bisect_right(self._templates, at, key=_first) - 1][1]
-                said.append(f"{begin}{at}{middle}{encode(item).decode()}{end}")
+                before, middle, behind = self._templates[bisect_right(self._templates, at, key=_first) - 1][1]
+                said.append(f"{before}{at}{middle}{encode(item).decode()}{behind}")
         return said
 
     def pack(self) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from face_bench import ALICE, BOB, FaceBench
 from fake_prompter import CARD
-from realtime_bench import Talk
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 URL = "data:image/png;base64," + base64.b64encode(b"a picture").decode()
@@ -269,22 +268,6 @@ def block(**source: Any) -> dict[str, Any]:
     return {"type": "image", "source": source}
 
 
-async def test_anthropic_blocks() -> None:
-    bench = FaceBench(card=SEES)
-    shown = block(type="base64", media_type="image/png", data=CODED)
-    body = {"model": "fake", "max_tokens": 3}
-    turn = {
-        "role": "user",
-        "content": [shown, {"type": "text", "text": "left, "}, shown, {"type": "text", "text": "right"}],
-    }
-    again = {"role": "user", "content": [{"type": "text", "text": "and "}, shown]}
-    fetch = await bench.fetch(ANTHROPIC, {**body, "messages": [turn, again]}).done()
-    assert fetch.status == 200, fetch.body
-    one = f"[whole picture of {len(URL)}]"
-    assert prompt_of(bench) == f"user: {one}left, {one}right\n\nand {one}\nassistant: "
-    assert bench.asks[0].messages[0].pictures[1].name == "messages[0].content[2].source.data"
-
-
 @pytest.mark.parametrize(
     "source",
     [
@@ -323,27 +306,3 @@ async def test_ollama_images() -> None:
     assert (await bench.fetch(GENERATE, {**body, "raw": True}).done()).status == 400
     assert "vision" in bench.fetch("/api/show", {"model": "fake"}).json["capabilities"]
     assert "vision" not in FaceBench().fetch("/api/show", {"model": "fake"}).json["capabilities"]
-
-
-async def test_realtime_items() -> None:
-    bench = FaceBench(card=SEES)
-    talk = Talk(bench)
-    content = [
-        {"type": "input_text", "text": "what is "},
-        {"type": "input_image", "image_url": URL, "detail": "low"},
-        {"type": "input_text", "text": "this?"},
-    ]
-    create = {"type": "conversation.item.create"}
-    talk.send({**create, "item": {"type": "message", "role": "user", "content": content}})
-    talk.ask()
-    await talk.until_done()
-    assert f"user: what is [small picture of {len(URL)}]this?" in prompt_of(bench)
-    item = next(event["item"] for event in talk.said if event["type"] == "conversation.item.added")
-    assert item["content"][1] == {"type": "input_image", "image_url": URL, "detail": "low"}
-    talk.said_now()
-    bad = {"type": "input_image", "image_url": "https://example.org/x.png"}
-    talk.send({**create, "item": {"type": "message", "role": "user", "content": [bad]}})
-    (event,) = talk.said_now()
-    assert event["error"]["param"] == "item.content[0].image_url" and "data: URL" in event["error"]["message"]
-    talk.drop()
-    await bench.baseline()
