@@ -194,7 +194,7 @@ class Play:
             for e in self.socket.said
             if e["type"] in ("response.completed", "response.incomplete")
         }
-        refused = [error["error"]["code"] for error in self.talk.reader.errors]
+        refused = [error["code"] for error in self.talk.reader.errors]
         assert refused == ["rate_limit_exceeded"] * len(refused), "so many at once, no more"
         for number, asked in enumerate(self.asked):
             if asked.fetch is not None and asked.fetch.status == 499:
