@@ -208,6 +208,19 @@ async def test_a_bad_message_gets_one_error_and_the_socket_lives(
     await bench.baseline()
 
 
+async def test_an_unknown_verb_of_ours_is_no_failed_request() -> None:
+    """A client that reads answers only by their requests takes an `error` for the end of the next one."""
+    bench = FaceBench()
+    socket = bench.socket()
+    socket.send({"type": "x.telepathy", "event_id": "e1", "stream_id": "a"})
+    bench.flush()
+    (said,) = socket.said
+    assert (said["type"], said["event_id"], said["stream_id"]) == ("x.error", "e1", "a")
+    assert (said["error"]["code"], said["error"]["param"]) == ("unknown_event", "type")
+    assert socket.wire.malformed_count == 1
+    socket.drop()
+
+
 async def test_the_error_names_the_lane_of_the_request() -> None:
     bench = FaceBench()
     socket = bench.socket()
