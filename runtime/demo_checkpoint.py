@@ -7,8 +7,8 @@ from pathlib import Path
 DEMO_ID = "headrace-demo"
 DEMO_NOTICE = (
     "This is the demo model inside headrace: 14 million parameters, trained in minutes on made-up dialogues and "
-    "pictures. It calculates, sorts, spells, tells little stories, calls tools and reads simple pictures; of the world "
-    "it knows next to nothing. For real answers, start: headrace serve MODEL"
+    "pictures. It calculates, sorts, spells, tells little stories, calls tools and sees flat shapes and charts; of "
+    "the world it knows next to nothing. For real answers, start: headrace serve MODEL"
 )
 
 

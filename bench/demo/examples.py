@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from headrace.bench.demo import charts, shapes, signs
+from headrace.bench.demo import charts, shapes
 from headrace.bench.demo.draw import Draw
 
 SCENE = shapes.Shapes(
@@ -19,12 +19,12 @@ SCENE = shapes.Shapes(
     "white",
 )
 BARS = charts.Bars((4, 9, 6), ("blue", "orange", "green"))
-NUMBER = "427"
+TREND = charts.Trend((2, 5, 8, 6, 3), "peak")
 
 PICTURES: dict[str, Callable[[Draw], Image]] = {
     "example-shapes.png": lambda draw: shapes.render(draw, SCENE),
     "example-chart.png": lambda draw: charts.render_bars(draw, BARS),
-    "example-number.png": lambda draw: signs.render(draw, NUMBER),
+    "example-line.png": lambda draw: charts.render_trend(draw, TREND),
 }
 
 

@@ -20,7 +20,7 @@ const EMBEDDED = [
 const SEEN = [
   ["example-shapes.png", "Coloured shapes", "What is in this picture?"],
   ["example-chart.png", "A bar chart", "Which bar is the highest?"],
-  ["example-number.png", "A number", "What number is this?"],
+  ["example-line.png", "A line chart", "How does the line run?"],
 ];
 
 /** Buttons for the empty page. `ask(text, pictures)` is called by a click; `fault(words)` where a picture is not there. */

@@ -107,7 +107,8 @@ WEATHER = {
     ("dialogue", "expected"),
     [
         (asked("What is 345 + 278?"), "345 + 278 = 623"),
-        (asked("What is 7 times 43?"), "7 × 43 = 7 × 40 + 7 × 3 = 280 + 21 = 301"),
+        (asked("What is 512 - 187?"), "512 - 187 = 325"),
+        (asked("Is 348 even or odd?"), "348 is even."),
         (asked("Sort 42, 7, 88, 19, 3"), "3, 7, 19, 42, 88"),
         (asked("Spell river"), "r-i-v-e-r"),
         (asked("Count to 7"), "1, 2, 3, 4, 5, 6, 7"),
@@ -117,7 +118,6 @@ WEATHER = {
             asked("Give me JSON with name Ada, age 36 and city London"),
             '{"name": "Ada", "age": 36, "city": "London"}',
         ),
-        (asked("What is 12 + 5?", system="Be brief."), "17"),
         (
             asked("My name is Ines.", "Nice to meet you, Ines!", "Spell cat", "c-a-t", "What is my name?"),
             "Your name is Ines.",
@@ -150,9 +150,12 @@ def test_it_says_what_its_notice_promises(
             "white background.",
         ),
         ("example-shapes.png", "What colour is the circle?", "The circle is red."),
-        ("example-shapes.png", "How many shapes are there?", "There are three shapes."),
+        ("example-shapes.png", "What is at the top left?", "A yellow star is at the top left."),
         ("example-chart.png", "Which bar is the highest?", "B is the highest, with 9."),
-        ("example-number.png", "What number is this?", "The number is 427."),
+        ("example-chart.png", "What is the value of A?", "A is 4."),
+        ("example-chart.png", "How many bars are there?", "There are three bars."),
+        ("example-chart.png", "What colour is C?", "C is green."),
+        ("example-line.png", "How does the line run?", "The line goes up and then down."),
     ],
 )
 def test_it_sees_the_examples_of_the_chat_page(
@@ -200,11 +203,15 @@ def test_any_text_is_tokens_and_back(prompter: FolderPrompter, tokenizer: Tokeni
     assert prompter.eos_ids == {tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")}
 
 
-def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
     prompter = FolderPrompter(demo_folder(), WIDTH, WIDTH, max_context=64)
-    most = 64 * 4 * 16
+    longest = max(map(len, tokenizer.get_vocab()))  # spelled with one character a byte
+    assert longest > 16
+    most = 64 * 4 * longest
 
-    def never(*_: object) -> list[int]:
+    def never(*_: object, **__: object) -> list[int]:
         raise AssertionError("work was spent on it")
 
     assert len(prompter.prepare(Ask(prompt="x" * most)).ids) <= most
