@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.bench.surroundings import surroundings
+from headrace.server.slices import take_short_turns
 
 BOUND_MS = 2.0  # what the p99 is held against
 QUIET = 0.03  # CPUs that others may keep busy during a run that counts as undisturbed
@@ -222,6 +223,7 @@ class Reader:
 
 def measure(port: int, transport: str, streams: int, tokens: int, first_seed: int) -> list[Reader]:
     """Run `streams` answers at once and read them to the end, in one thread, as fast as they come."""
+    take_short_turns()  # what this thread waits for a core is not what the server adds
     readers = [Reader(port, transport, first_seed + i, tokens) for i in range(streams)]
     poll = select.epoll()
     by_fd = {reader.sock.fileno(): reader for reader in readers}

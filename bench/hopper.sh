@@ -188,6 +188,8 @@ start_server() { # MODEL CORES: sets server and url
 }
 
 serve() {
+  # The tokenizer of random shapes is byte-level: so prompts have exactly the tokens that a cell asks for.
+  local prompts=; [ "$WEIGHTS" = random ] && prompts=bytes
   local model cell transport own client status=0 files=() settings out
   read -r own client <<<"$(split_cores)"
   for model in $MODELS; do
@@ -198,7 +200,8 @@ serve() {
         out=$OUT/${model}_${cell}_$transport.json
         rm -f "$out"
         bench "${settings[0]}" serve "$url" --workload "$cell" --transport "$transport" "${settings[@]:1}" \
-          --workers "${WORKERS:-8}" ${client:+--cores "$client"} --no-calibration --out "$out" >"${out%.json}.log" 2>&1
+          ${prompts:+--prompt "$prompts"} --workers "${WORKERS:-8}" ${client:+--cores "$client"} --no-calibration \
+          --out "$out" >"${out%.json}.log" 2>&1
         [ -f "$out" ] || { say "$model $cell $transport gave no result:"; tail -n 3 "${out%.json}.log" | cut -c1-300; }
         [ -f "$out" ] && files+=("$out") || status=1
       done

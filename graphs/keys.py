@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from headrace.graphs.buckets import bucket_list
 from headrace.graphs.packed import StepKey
 
-CHUNKS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # chunk tokens of captured steps
+# Chunk tokens of captured steps. Beside powers of two a little more than some of them: people ask for round
+# numbers, and a chat template adds its own tokens.
+CHUNKS = (16, 32, 64, 128, 144, 192, 256, 288, 384, 512, 576, 768, 1024, 1536, 2048)
 FEW_PROMPTS, MANY_PROMPTS = 8, 32  # prefill rows of captured steps: of small chunks, and of large ones
 LARGE_CHUNK = 256
 CHUNK_STEP = 64  # chunks beyond the captured ones are padded to a multiple of this

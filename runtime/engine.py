@@ -54,6 +54,8 @@ def open_device_engine(
     from headrace.runtime.eyes import BLOCK_ROWS, image_blocks
 
     model = blueprint.config
+    if model.experts is not None:
+        raise SettingError("mixtures of experts run on the CPU only (device cpu)")
     head_dim = model.head_dim
     if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
         raise SettingError(

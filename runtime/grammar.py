@@ -12,16 +12,20 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
 from headrace.runtime.parsers.families import AnswerForm
-from headrace.runtime.refusal import shorten
+from headrace.runtime.refusal import Refusal, shorten
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.tools import Tool
 
+if TYPE_CHECKING:
+    from headrace.runtime.interface import Ask
+
 SCHEMA_LIMIT = 64 << 10  # characters of one schema as JSON
+REGEX_LIMIT = 4096  # characters
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 # Models that are forced to write JSON like to write white space for ever.
 _WHITE = r"[\x20\x0A\x0D\x09]{0,64}"
@@ -30,6 +34,37 @@ _SPECIAL = b"\xff"  # before the name of a token that has no text: no grammar ov
 
 class BadGrammar(Exception):
     """The grammar cannot be had; the text says why, in a sentence for the client."""
+
+
+def grammar_of(
+    ask: Ask, form: AnswerForm, ends: frozenset[int], compiler: Callable[[], GrammarCompiler], thinking: bool
+) -> GrammarState:
+    """What the answer to a guided `ask` must follow, from its first token on. Raises Refusal.
+
+    ends: the ids that end an answer; compiler() is asked for only if there are some.
+    """
+    wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+    required = ask.tool_choice.mode == "required"
+    if required and not ask.callable_tools:
+        raise Refusal("invalid_value", f"{wire}: there is no tool to call", wire)
+    for name, given in (("ignore_eos", ask.ignore_eos), ("min_tokens", ask.min_tokens)):
+        if given:
+            other = ask.wire_name(name)
+            raise Refusal("invalid_value", f"{other}: a guided answer ends where {wire} says", other)
+    if not ends:
+        raise Refusal("unsupported_parameter", f"{wire}: this model has no token that ends an answer", wire)
+    try:
+        lark = answer_lark(
+            form,
+            shape=ask.shape,
+            tools=ask.callable_tools,
+            required=required,
+            parallel=ask.tool_choice.parallel,
+            thinking=thinking,
+        )
+        return compiler().compile(lark)
+    except BadGrammar as error:
+        raise Refusal("invalid_value", f"{wire}: {error}", wire) from error
 
 
 def answer_lark(
@@ -50,8 +85,8 @@ def answer_lark(
     rules: list[str] = []
     choices = []
     if shape is not None and not required:
-        choices.append("json")
-        rules.append(f"json: {inline_json(shape.schema or ANY_OBJECT)}")
+        choices.append("shaped")
+        rules.append(f"shaped: {_shaped(shape)}")
     if tools:
         assert form.tools is not None, "tools were refused where nobody knows how calls are written"
         choices.append("calls")
@@ -64,6 +99,14 @@ def answer_lark(
     rules.append("break: /[ \\t\\n\\r]{0,8}/")
     begin = "thought break" if thinking else f"({json.dumps(marks.begin)} thought break)?"
     return "\n".join([f"start: {begin} body", f"body: {body}", *rules])
+
+
+def _shaped(shape: AnswerShape) -> str:
+    if shape.regex is None:
+        return inline_json(ANY_OBJECT if shape.schema is None else shape.schema)
+    if len(shape.regex) > REGEX_LIMIT:
+        raise BadGrammar(f"the regex has {len(shape.regex)} characters; at most {REGEX_LIMIT} are taken")
+    return f"/{regex_to_lark(shape.regex)}/"
 
 
 def inline_json(schema: Mapping[str, Any], *, lenient: bool = False) -> str:

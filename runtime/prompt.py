@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
-from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
+from headrace.runtime.grammar import GrammarCompiler, grammar_of
 from headrace.runtime.image import Image, ImageSpan
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.images import COUNT_LIMIT, BadPicture, picture_bytes, read_picture
 from headrace.runtime.interface import Ask, Picture, Prompt, TextCutter, TextSplitter
 from headrace.runtime.parsers.families import TOOLS, AnswerForm, answer_form
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import TokenGrammar
 from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefused
 from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
@@ -108,7 +107,10 @@ class FolderPrompter:
         else:
             assert ask.prompt is not None, "an Ask has messages or a prompt"
             name, ids = "prompt", list(ask.prompt)
-        grammar = self._grammar(ask, thinking) if ask.guided else None
+        grammar = None
+        if ask.guided:
+            form = AnswerForm() if ask.messages is None else self._form
+            grammar = grammar_of(ask, form, self.eos_ids, self._compiler, thinking)
         wire = ask.wire_name(name)
         if not ids:
             raise Refusal("invalid_value", f"{wire} is empty: there is no token to start from", wire)
@@ -177,41 +179,14 @@ class FolderPrompter:
 
     @property
     def abilities(self) -> frozenset[str]:
-        """What its answers can hold besides text: "tools", "thinking"."""
-        return self._form.abilities
+        """What its answers can hold besides text: "tools", "thinking"; and "vision", where it sees."""
+        return self._form.abilities | ({"vision"} if self.images is not None else frozenset())
 
     def _showing(self, marks: frozenset[str]) -> TokenText:
         text = self._shown.get(marks)
         if text is None:
             text = self._shown[marks] = self._tokenizer.text_showing(marks)
         return text
-
-    def _grammar(self, ask: Ask, thinking: bool) -> TokenGrammar:
-        """What the answer to `ask` must follow, from its first token on."""
-        wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
-        required = ask.tool_choice.mode == "required"
-        if required and not ask.callable_tools:
-            raise Refusal("invalid_value", f"{wire}: there is no tool to call", wire)
-        for name, given in (("ignore_eos", ask.ignore_eos), ("min_tokens", ask.min_tokens)):
-            if given:
-                other = ask.wire_name(name)
-                raise Refusal("invalid_value", f"{other}: a guided answer ends where {wire} says", other)
-        if not self.eos_ids:
-            raise Refusal(
-                "unsupported_parameter", f"{wire}: this model has no token that ends an answer", wire
-            )
-        try:
-            lark = answer_lark(
-                AnswerForm() if ask.messages is None else self._form,
-                shape=ask.shape,
-                tools=ask.callable_tools,
-                required=required,
-                parallel=ask.tool_choice.parallel,
-                thinking=thinking,
-            )
-            return self._compiler().compile(lark)
-        except BadGrammar as error:
-            raise Refusal("invalid_value", f"{wire}: {error}", wire) from error
 
     def _compiler(self) -> GrammarCompiler:
         if self._grammars is None:

@@ -9,6 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class AnswerShape:
-    """The answer's text is one JSON value by `schema`, plain values only; None: any object."""
+    """The answer's text is one JSON value by `schema`, plain values only (None: any object), or, where `regex` is
+    given, a text that matches it as a whole."""
 
     schema: Mapping[str, Any] | None = None
+    regex: str | None = None

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from headrace.runtime.refusal import Refusal
 
 if TYPE_CHECKING:
-    from headrace.runtime.interface import Ask, Message, Prompt, Prompter
+    from headrace.runtime.ask import Ask, Message
+    from headrace.runtime.interface import Prompt, Prompter
 
 ANSWER_ROOM = 1024  # tokens kept free for an answer whose length the client did not bound
 

@@ -38,6 +38,7 @@ from headrace.server.faces.table import build_routes
 from headrace.server.listener import Listener, make_outbox
 from headrace.server.metrics import CONTENT_TYPE, Metrics
 from headrace.server.session import LaneLimits
+from headrace.server.slices import take_short_turns
 
 log = logging.getLogger("headrace")
 
@@ -125,6 +126,8 @@ class App:
 
     async def start(self) -> None:
         """Listen and answer. BadSetting if the address is not to be had."""
+        # From here on this thread serves sockets; those that compute were made before, and keep their long turns.
+        take_short_turns()
         limits = self.config.limits
         settings = FaceSettings(
             strict_fields=self.config.strict_fields,

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from msgspec import Raw
 
-from headrace.runtime.interface import Message
+from headrace.runtime.interface import Message, Picture, ToolCall
 from headrace.server.protocol.codec import pack, unpack
 
 log = logging.getLogger("headrace.archive")
@@ -237,7 +237,7 @@ class Archive:
                     "the archive lacks a turn of response %s: a write before it had failed", response_id
                 )
                 return None
-            turns.append(TurnRow(row, step[0], unpack(step[1], tuple[Message, ...])))
+            turns.append(TurnRow(row, step[0], _messages(step[1])))
             row = step[0]
         turns.reverse()
         for each in turns:
@@ -282,6 +282,16 @@ class Archive:
             if oldest is None:
                 return
             self._remove(db, *oldest)
+
+
+def _messages(packed: bytes) -> tuple[Message, ...]:
+    """What `pack` made of messages. Pictures are text or bytes: the format tells them apart, types do not."""
+    messages = []
+    for fields in unpack(packed, list[dict[str, Any]]):
+        calls = tuple(ToolCall(**call) for call in fields.pop("calls"))
+        pictures = tuple(Picture(**picture) for picture in fields.pop("pictures"))
+        messages.append(Message(**fields, calls=calls, pictures=pictures))
+    return tuple(messages)
 
 
 def _open(path: str) -> tuple[sqlite3.Connection, int, int, int]:

@@ -122,6 +122,9 @@ class About:
     query: Mapping[str, str] = field(default_factory=dict)  # name → what it does
 
 
+WITH_IMAGES = 32 << 20  # bytes of a request body that may hold pictures
+
+
 @dataclass(frozen=True, slots=True)
 class HttpRoute:
     """`respond(request, wire)` answers at once or later; it never raises for anything a client sent."""

@@ -6,11 +6,10 @@ import codecs
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace.runtime.grammar import BadGrammar, GrammarCompiler, answer_lark
+from headrace.runtime.grammar import GrammarCompiler, grammar_of
 from headrace.runtime.interface import Ask, Message, ModelCard, Prompt, TextSplitter
 from headrace.runtime.parsers.families import REASONING, TOOLS, AnswerForm
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import TokenGrammar
 
 CARD = ModelCard(
     id="fake", architecture="Fake", parameters=0, dtype="none", context_len=4096, vocab_size=256, created=0
@@ -77,16 +76,17 @@ class BytePrompter:
         self.form = AnswerForm(TOOLS.get(tools or ""), REASONING.get(reasoning or ""))
 
     def prepare(self, ask: Ask) -> Prompt:
-        if ask.tool_choice.mode == "required" and not ask.callable_tools:
-            raise Refusal("invalid_value", "there is no tool to call", ask.wire_name("tool_choice"))
-        grammar = self._grammar(ask) if ask.guided else None
+        if ask.tools and self.form.tools is None:
+            raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
+        grammar = None
+        if ask.guided:
+            form = AnswerForm() if ask.messages is None else self.form
+            grammar = grammar_of(ask, form, self.eos_ids, self._compiler, thinking=False)
         if ask.messages is not None:
             for message in ask.messages:
                 if message.pictures and not self.sees:
                     name = message.pictures[0].name
                     raise Refusal("invalid_value", "this model takes no pictures: it reads text alone", name)
-            if ask.tools and self.form.tools is None:
-                raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
             lines = [f"offers {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
             lines += [_line(message) for message in ask.messages]
             return Prompt(tuple("".join([*lines, "assistant: "]).encode()), grammar=grammar)
@@ -100,23 +100,11 @@ class BytePrompter:
         for token in ask.prompt:
             if not 0 <= token < self.embedding_rows:
                 raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))
-        return Prompt(tuple(ask.prompt))
+        return Prompt(tuple(ask.prompt), grammar=grammar)
 
-    def _grammar(self, ask: Ask) -> TokenGrammar:
+    def _compiler(self) -> GrammarCompiler:
         raw = [bytes([each]) for each in range(256)]
-        lark = answer_lark(
-            self.form,
-            shape=ask.shape,
-            tools=ask.callable_tools,
-            required=ask.tool_choice.mode == "required",
-            parallel=ask.tool_choice.parallel,
-            thinking=False,
-        )
-        try:
-            return GrammarCompiler(raw, self.eos_ids, lambda text: list(text.encode())).compile(lark)
-        except BadGrammar as error:
-            wire = ask.wire_name("shape" if ask.shape is not None else "tool_choice")
-            raise Refusal("invalid_value", f"{wire}: {error}", wire) from error
+        return GrammarCompiler(raw, self.eos_ids, lambda text: list(text.encode()))
 
     def cutter(self, ask: Ask) -> ByteCutter:
         return ByteCutter(ask.stop)
@@ -129,7 +117,7 @@ class BytePrompter:
 
     @property
     def abilities(self) -> frozenset[str]:
-        return self.form.abilities
+        return self.form.abilities | ({"vision"} if self.sees else frozenset())
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())

@@ -62,3 +62,19 @@ class Talk(Socket):
         conversation.check()
         assert [item["id"] for item in self.reader.items] == conversation._order
         return list(conversation._order)
+
+
+async def over(bench: FaceBench, *talks: Talk) -> None:
+    """The connections go; nothing is held for them any more."""
+    for talk in talks:
+        talk.drop()
+    await bench.baseline()
+    for talk in talks:
+        assert talk.face._conversation.bytes == 0 and talk.face._conversation._budget.used == 0
+
+
+def code_of(talk: Talk) -> tuple[str, str | None]:
+    """Code and param of the one error that was just said."""
+    (event,) = talk.said_now()
+    assert event["type"] == "error", event
+    return event["error"]["code"], event["error"]["param"]

@@ -21,7 +21,7 @@ def grant_of(
     slot: int, params: SamplingParams, known: tuple[int, ...], prompt_len: int, guided: bool = False
 ) -> SlotGrant:
     history = known if params.needs_history else ()
-    return SlotGrant(slot, slot, params, prompt_len, (), history, guided)
+    return SlotGrant(slot, slot, params, prompt_len, (), history, guided=guided)
 
 
 def random_params(random: np.random.Generator, width: int) -> SamplingParams:

@@ -71,6 +71,9 @@ def check_item(item: dict[str, Any]) -> None:
     if item["type"] == "message":
         kind = "output_text" if item["role"] == "assistant" else "input_text"
         for part in item["content"]:
+            if part["type"] == "input_image":
+                need(set(part) == {"type", "detail"} and item["role"] == "user", part)
+                continue
             need(set(part) == {"type", "text"} and part["type"] == kind, part)
 
 

@@ -62,12 +62,10 @@ class PagedAttention:
         self.ops = ops
         size = config.hidden_size
         query, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.qkv = fused_linear(
-            source,
-            [(f"{name}.q_proj", query), (f"{name}.k_proj", shared), (f"{name}.v_proj", shared)],
-            size,
-            config.qkv_bias,
-        )
+        parts = [(f"{name}.q_proj", query), (f"{name}.k_proj", shared), (f"{name}.v_proj", shared)]
+        if config.fused:
+            parts = [(f"{name}.qkv_proj", query + 2 * shared)]
+        self.qkv = fused_linear(source, parts, size, config.qkv_bias)
         self.norm = HeadNorm(source, ops, name, config) if config.qk_norm else None
         self.out = fused_linear(source, [(f"{name}.o_proj", size)], query, config.output_bias)
 

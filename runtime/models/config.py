@@ -84,6 +84,21 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertTraits:
+    """A mixture of `count` experts of `inner` numbers, `chosen` of them for each token; `renormalised`: their
+    shares add up to one. name: of the block in a layer's tensors; parts: of an expert's gate, up and down. dense:
+    layers that have a plain MLP all the same."""
+
+    count: int
+    chosen: int
+    inner: int
+    renormalised: bool
+    name: str
+    parts: tuple[str, str, str]
+    dense: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Everything that shapes a decoder-only model. Sizes in elements; all checked to be positive.
 
@@ -107,9 +122,11 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    fused: bool = False  # the files hold query, key and value as one matrix, and gate and up as one
     windows: tuple[int, ...] = ()
     prefix: str = "model"  # of the decoder's tensors in the checkpoint
     vision: VisionConfig | None = None
+    experts: ExpertTraits | None = None
     eos_ids: frozenset[int] = frozenset()
     unread: tuple[str, ...] = ()
 
@@ -223,18 +240,20 @@ def _short(value: Any) -> str:
 
 
 def read_config(folder: Path) -> tuple[str, Fields]:
-    """The architecture that `folder/config.json` names, and its fields. Refuses what changes answers."""
+    """The architecture that `folder/config.json` names, and its fields."""
     fields = Fields(read_json(folder / "config.json", 1 << 20))
     named = fields.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise fields.refuse("architectures", f"must be a list of one name, not {_short(named)}")
-    check_refused(fields)
     return named[0], fields
 
 
-def check_refused(fields: Fields) -> None:
-    """Raise CheckpointError for a field that would change answers and is not supported."""
+def check_refused(fields: Fields, own: frozenset[str] = frozenset()) -> None:
+    """Raise CheckpointError for a field that would change answers and is not supported. own: what the architecture
+    reads by itself."""
     for key, neutral in REFUSED.items():
+        if key in own:
+            continue
         value = fields.get(key)
         if not any(value == off and type(value) is type(off) for off in neutral):
             raise fields.refuse(key, f"is {_short(value)}, which headrace does not support")

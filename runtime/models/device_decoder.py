@@ -36,6 +36,7 @@ from headrace.kernels.tilings import MOST_ROWS
 from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceMatrix
 from headrace.runtime.models.config import ModelConfig
+from headrace.runtime.models.layers import GatedMLP
 from headrace.runtime.models.llama import DecoderLayer, Llama
 from headrace.runtime.step_images import StepImages
 
@@ -107,6 +108,7 @@ class LayerWeights:
     def of(cls, layer: DecoderLayer, heads: int) -> LayerWeights:
         """Those of a built layer."""
         attention, norm = layer.attention, layer.attention.norm
+        assert isinstance(layer.mlp, GatedMLP), "mixtures of experts are refused before"
         return cls(
             layer.before_attention.weight,
             device_matrix(attention.qkv),

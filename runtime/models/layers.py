@@ -98,11 +98,19 @@ class GatedMLP:
     """down(silu(gate(x)) * up(x)) + residual; gate and up are one matrix."""
 
     def __init__(
-        self, source: WeightSource, ops: Ops, name: str, size: int, inner: int, bias: bool = False
+        self,
+        source: WeightSource,
+        ops: Ops,
+        name: str,
+        size: int,
+        inner: int,
+        bias: bool = False,
+        fused: bool = False,
     ) -> None:
-        self.gate_up = fused_linear(
-            source, [(f"{name}.gate_proj", inner), (f"{name}.up_proj", inner)], size, bias
-        )
+        parts = [(f"{name}.gate_proj", inner), (f"{name}.up_proj", inner)]
+        if fused:
+            parts = [(f"{name}.gate_up_proj", 2 * inner)]
+        self.gate_up = fused_linear(source, parts, size, bias)
         self.down = fused_linear(source, [(f"{name}.down_proj", size)], inner, bias)
         self.silu_mul = ops.silu_mul
 

@@ -9,7 +9,8 @@ from headrace.graphs.inputs import StepInputs
 from headrace.runtime.backends.base import Ops
 from headrace.runtime.models.attention import PagedAttention, StepView, view_step
 from headrace.runtime.models.config import Fields, ModelConfig, read_decoder
-from headrace.runtime.models.layers import Embedding, GatedMLP, RMSNorm, Rotary, WeightSource, fused_linear
+from headrace.runtime.models.experts import make_mlp
+from headrace.runtime.models.layers import Embedding, RMSNorm, Rotary, WeightSource, fused_linear
 from headrace.runtime.slab import KVSlab
 from headrace.runtime.step_images import StepImages
 
@@ -34,7 +35,7 @@ class DecoderLayer:
         self.before_attention = RMSNorm(source, ops, f"{name}.input_layernorm", size, eps)
         self.attention = PagedAttention(source, ops, f"{name}.self_attn", config, layer)
         self.before_mlp = RMSNorm(source, ops, f"{name}.post_attention_layernorm", size, eps)
-        self.mlp = GatedMLP(source, ops, f"{name}.mlp", size, config.intermediate_size, config.mlp_bias)
+        self.mlp = make_mlp(source, ops, name, config, layer)
 
     def __call__(self, x: Tensor, step: StepView, key_cells: Tensor, value_cells: Tensor) -> Tensor:
         x = self.attention(self.before_attention(x), x, step, key_cells, value_cells)

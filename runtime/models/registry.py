@@ -7,18 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.runtime.checkpoint import CheckpointError
-from headrace.runtime.models import llama, mistral, qwen2, qwen2_5_vl, qwen3, qwen3_vl
-from headrace.runtime.models.config import Fields, ModelConfig, read_config
+from headrace.runtime.models import (
+    llama,
+    mistral,
+    mixtral,
+    phi3,
+    qwen2,
+    qwen2_5_vl,
+    qwen3,
+    qwen3_moe,
+    qwen3_vl,
+)
+from headrace.runtime.models.config import Fields, ModelConfig, check_refused, read_config
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """`read` makes the config from the file's fields; `model` is the class built from it. `renames`: how names of
-    tensors begin in older files, and how today."""
+    tensors begin in older files, and how today. `own`: fields that others refuse and it reads."""
 
     read: Callable[[Fields], ModelConfig]
     model: type[llama.Llama]
     renames: tuple[tuple[str, str], ...] = ()
+    own: frozenset[str] = frozenset()
 
 
 ARCHITECTURES = {
@@ -26,6 +37,9 @@ ARCHITECTURES = {
     "MistralForCausalLM": Architecture(mistral.read, llama.Llama),
     "Qwen2ForCausalLM": Architecture(qwen2.read, llama.Llama),
     "Qwen3ForCausalLM": Architecture(qwen3.read, llama.Llama),
+    mixtral.NAME: Architecture(mixtral.read, llama.Llama, own=mixtral.OWN),
+    phi3.NAME: Architecture(phi3.read, llama.Llama),
+    qwen3_moe.NAME: Architecture(qwen3_moe.read, llama.Llama, own=qwen3_moe.OWN),
     qwen2_5_vl.NAME: Architecture(qwen2_5_vl.read, qwen2_5_vl.Qwen25VL, qwen2_5_vl.RENAMES),
     qwen3_vl.NAME: Architecture(qwen3_vl.read, qwen3_vl.Qwen3VL),
 }
@@ -39,6 +53,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         raise CheckpointError(
             f"config.json: architecture {name[:100]!r} is not supported (known: {', '.join(ARCHITECTURES)})"
         )
+    check_refused(fields, known.own)
     return known.read(fields)
 
 

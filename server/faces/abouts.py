@@ -28,7 +28,7 @@ def _text(summary: str) -> dict[str, About]:
 
 
 def _ollama(
-    method: str, summary: str, reply: type, body: type | None = None, *, lines: bool = False
+    method: str, summary: str, reply: type, body: Any = None, *, lines: bool = False
 ) -> dict[str, About]:
     about = About(
         summary=summary,
@@ -178,6 +178,8 @@ ABOUT: dict[str, dict[str, About]] = {
         ollama.OllamaGenerateRequest,
         lines=True,
     ),
+    "/api/embed": _ollama("POST", "Refused: the model has no embeddings.", ollama.OllamaError, Any),
+    "/api/embeddings": _ollama("POST", "As /api/embed.", ollama.OllamaError, Any),
     "/api/show": _ollama(
         "POST", "Facts about the served model.", ollama.OllamaShown, ollama.OllamaShowRequest
     ),

@@ -129,7 +129,7 @@ def response_ask(
         logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
         shape=shape,
         param_names={
-            "shape": "text.format",
+            "shape": "text.format" if request.regex is None else "regex",
             "max_tokens": "max_output_tokens",
             "logprobs": "top_logprobs",
             "stop_ids": "stop_token_ids",
@@ -167,7 +167,7 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         shape=chat_shape(request),
         param_names={
-            "shape": "response_format",
+            "shape": "response_format" if request.regex is None else "regex",
             "max_tokens": limit_name,
             "stop_ids": "stop_token_ids",
             "prompt": "messages",

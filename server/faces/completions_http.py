@@ -10,6 +10,7 @@ from headrace.runtime.interface import Ask, FinishReason, Prompter, Refusal, Run
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import error_reply, ignored_header, sse
 from headrace.server.faces.asks import check_model
+from headrace.server.faces.elsewhere import Elsewhere
 from headrace.server.faces.many import ManyAnswer
 from headrace.server.faces.prompt_asks import completion_asks
 from headrace.server.faces.settings import FaceSettings, new_id
@@ -57,18 +58,29 @@ class CompletionsFace:
 class Choice:
     """What is told of one stream: the prompt first, if it is echoed, then the text as it becomes certain."""
 
-    def __init__(self, index: int, ask: Ask, prompter: Prompter, *, silent: bool) -> None:
-        """silent: the one token that is generated is none of the answer."""
+    def __init__(
+        self, index: int, ask: Ask, prompter: Prompter, elsewhere: Elsewhere, *, silent: bool
+    ) -> None:
+        """elsewhere: where a long prompt is named. silent: the one token that is generated is no part of it."""
         self.index = index
         self.texts: list[str] = []
         self.begun = False  # a chunk of it went out
         self._echoed = not ask.echo
         self._ask = ask
         self._prompter = prompter
+        self._elsewhere = elsewhere
+        self._prompt = ""  # what is echoed, once it is named
         self._silent = silent
         self._columns: CompletionColumns | None = None
         if ask.logprobs is not None:
             self._columns = CompletionColumns(prompter, begins=ask.echo)
+
+    def ready(self, stream: TokenStream) -> bool:
+        """False while an echoed prompt is being named; nothing may be read until then."""
+        if self._echoed or not stream.head:
+            return True
+        names = len(stream.prompt_ids) * (1 + (self._ask.logprobs or 0))
+        return self._elsewhere.finished(names, lambda: self._echo(stream))
 
     def read(self, stream: TokenStream) -> str:
         """What waits in the stream, as text of this choice."""
@@ -80,13 +92,13 @@ class Choice:
             text, found = "", []
         if not self._echoed and stream.head:
             self._echoed = True
-            text = self._echo(stream) + text
+            text = self._prompt + text
         if self._columns is not None:
             for each in found:
                 self._columns.add(each)
         return text
 
-    def _echo(self, stream: TokenStream) -> str:
+    def _echo(self, stream: TokenStream) -> None:
         ids = stream.prompt_ids
         if self._columns is not None and stream.prompt_logprobs is not None:
             assert self._ask.logprobs is not None
@@ -94,7 +106,7 @@ class Choice:
             for place, token in enumerate(ids[1:]):
                 self._columns.add(stream.prompt_logprobs.at(place, token, stream.prompt_logprobs.width))
         prompt = self._ask.prompt
-        return prompt if isinstance(prompt, str) else self._prompter.detokenize(ids)
+        self._prompt = prompt if isinstance(prompt, str) else self._prompter.detokenize(ids)
 
     def logprobs(self) -> CompletionLogprobs | None:
         """Those of the tokens read since the last call; None where they are not asked for."""
@@ -129,7 +141,13 @@ class CompletionAnswer(ManyAnswer):
         self._copies = request.n or 1
         self._silent = request.max_tokens == 0
         self._choices = [
-            Choice(place * self._copies + copy, ask, runtime.prompter, silent=self._silent)
+            Choice(
+                place * self._copies + copy,
+                ask,
+                runtime.prompter,
+                Elsewhere(runtime, wire_),
+                silent=self._silent,
+            )
             for place, ask in enumerate(asks)
             for copy in range(self._copies)
         ]
@@ -139,6 +157,8 @@ class CompletionAnswer(ManyAnswer):
     def parts(self, index: int, stream: TokenStream) -> list[bytes]:
         """The finish reason rides on the last text if it is known by then."""
         choice = self._choices[index]
+        if not choice.ready(stream):
+            return []
         text = choice.read(stream)
         if not self._streamed:
             choice.texts.append(text)

@@ -12,6 +12,7 @@ from headrace.server.faces.answers import DONE, PING
 from headrace.server.faces.running import RunningResponse
 from headrace.server.faces.tape import Tape
 
+AT_ONCE = 256  # events that are rendered in one go
 _TYPE_AT = len('{"type":"')
 
 
@@ -33,6 +34,7 @@ class FollowAnswer:
         running: RunningResponse | None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        self._wire = wire
         self._tape = tape
         self._next = start
         self._running = running
@@ -47,12 +49,13 @@ class FollowAnswer:
         """See exchange.Answer."""
         if self._over:
             return []
-        # A number beyond what was said waits for the end: it may yet come.
-        said = self._tape.since(self._next)
-        self._next = max(self._next, len(self._tape))
+        said = self._tape.since(self._next, AT_ONCE)
+        self._next += len(said)
         parts: list[Part] = [sse_event(raw) for raw in said]
-        over = self._running is None or self._running.over
-        if over:
+        if self._next < len(self._tape):
+            self._wire.dirty()  # the rest follows when the peer has read some of it
+        # A first number beyond what was said waits for the end: it may yet come.
+        elif self._running is None or self._running.over:
             self._over = True
             self._leave()
             parts += [DONE, STREAM_END]

@@ -10,6 +10,7 @@ from headrace.runtime.interface import Ask, Tenant
 from headrace.server.faces.asks import scoped
 from headrace.server.faces.prompt_asks import Prompt, check_count
 from headrace.server.faces.settings import new_id
+from headrace.server.faces.shapes import text_shape
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.generate import MOST_PROMPTS, GenerateRequest, SamplingFields
@@ -145,9 +146,15 @@ def _ask(
         stop=f.stop_strings(fields.stop),
         stop_ids=tuple(fields.stop_token_ids or ()),
         ignore_eos=bool(fields.ignore_eos),
+        shape=text_shape(fields.regex, fields.json_schema, "sampling_params.json_schema"),
         logprobs=logprobs,
         # The token at the start has a place and no logprob, whatever stands before it: so is this shape.
         prompt_logprobs=None if logprobs is None or start < 0 else start + 1,
         echo=logprobs is not None and start >= 0,
-        param_names={**_SPELLED, "prompt": name, "messages": name},
+        param_names={
+            **_SPELLED,
+            "shape": "sampling_params.json_schema" if fields.regex is None else "sampling_params.regex",
+            "prompt": name,
+            "messages": name,
+        },
     )

@@ -20,6 +20,7 @@ from headrace.runtime.interface import (
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import error_reply, ignored_header, sse, stream_error
 from headrace.server.faces.asks import check_model
+from headrace.server.faces.elsewhere import Elsewhere
 from headrace.server.faces.generate_asks import Wanted, generate_wishes
 from headrace.server.faces.many import ManyAnswer
 from headrace.server.faces.settings import FaceSettings
@@ -90,8 +91,11 @@ class GenerateFace:
 class Item:
     """What has been read of one stream, in the words of the wire."""
 
-    def __init__(self, rid: str, ask: Ask, prompter: Prompter, *, silent: bool, texts: bool) -> None:
-        """silent: the one token that is generated is none of the answer. texts: logprobs name their tokens."""
+    def __init__(
+        self, rid: str, ask: Ask, prompter: Prompter, elsewhere: Elsewhere, *, silent: bool, texts: bool
+    ) -> None:
+        """elsewhere: where a long prompt is named. silent: the one token that is generated is no part of it. texts:
+        logprobs name their tokens."""
         self.rid = rid
         self.aborted: str | None = None  # why, in the words of who did it
         self.text = ""
@@ -100,9 +104,21 @@ class Item:
         self._prompter = prompter
         self._silent = silent
         self._texts = texts
+        self._elsewhere = elsewhere
+        self._of_prompt: dict[str, Any] = {"input_token_logprobs": []}  # filled when they are named
+        if ask.logprobs:
+            self._of_prompt["input_top_logprobs"] = []
         self._first = True  # nothing was told yet
         self._values: list[wire.Logprob] = []
         self._tops: list[list[wire.Logprob]] = []
+
+    def ready(self, stream: TokenStream) -> bool:
+        """False while the logprobs of the prompt are being named; nothing may be read until then."""
+        if self._ask.logprobs is None or not stream.head:
+            return True
+        found = stream.prompt_logprobs
+        names = 0 if found is None else len(found) * (1 + found.width)
+        return self._elsewhere.finished(names, lambda: self._name_prompt(stream))
 
     def read(self, stream: TokenStream) -> bool:
         """Take what waits in the stream; True if there is something to tell."""
@@ -134,10 +150,10 @@ class Item:
             more["output_top_logprobs"] = self._tops
         if self._first or ended:
             self._first = False
-            more |= self._of_prompt(stream)
+            more |= self._of_prompt
         return msgspec.structs.replace(meta, **more)
 
-    def _of_prompt(self, stream: TokenStream) -> dict[str, Any]:
+    def _name_prompt(self, stream: TokenStream) -> None:
         start, found = self._ask.prompt_logprobs, stream.prompt_logprobs
         values: list[wire.Logprob] = []
         tops: list[list[wire.Logprob] | None] = []
@@ -148,10 +164,9 @@ class Item:
                 told = found.at(place, token, found.width)
                 values.append(self._named(token, told.logprob))
                 tops.append([self._named(*ranked) for ranked in told.top])
-        return {
-            "input_token_logprobs": values,
-            **({"input_top_logprobs": tops} if self._ask.logprobs else {}),
-        }
+        self._of_prompt = {"input_token_logprobs": values}
+        if self._ask.logprobs:
+            self._of_prompt["input_top_logprobs"] = tops
 
     def _named(self, token: int, value: float | None) -> wire.Logprob:
         return value, token, shown(self._prompter, token) if self._texts else None
@@ -190,6 +205,7 @@ class GenerateAnswer(ManyAnswer):
                 rid if wanted.copies == 1 else f"{rid}_{copy}",
                 ask,
                 runtime.prompter,
+                Elsewhere(runtime, wire_),
                 silent=silent,
                 texts=wanted.texts,
             )
@@ -212,6 +228,8 @@ class GenerateAnswer(ManyAnswer):
 
     def parts(self, index: int, stream: TokenStream) -> list[bytes]:
         """One event with everything so far."""
+        if not self._items[index].ready(stream):
+            return []
         news = self._items[index].read(stream)
         if not self._streamed or not news or (stream.ended and self.failed(stream)):
             return []

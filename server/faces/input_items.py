@@ -33,6 +33,8 @@ def _item(item: msgspec.Struct, made_id: str) -> dict[str, Any]:
         for part in fields.get("content", ()):
             if part["type"] == "output_text":
                 part.setdefault("annotations", [])
+            elif part["type"] == "input_image":
+                part.setdefault("detail", "auto")
     return fields
 
 

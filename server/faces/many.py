@@ -58,7 +58,10 @@ class ManyAnswer(ABC):
         for index, stream in enumerate(self.streams):
             if index in self._told:
                 continue
-            told += self.parts(index, stream)
+            try:
+                told += self.parts(index, stream)
+            except Refusal as refusal:
+                return self._fail(told, WireError.of(refusal))
             if stream.ended:
                 self._told.add(index)
                 if failed is None and self.failed(stream):
@@ -119,7 +122,8 @@ class ManyAnswer(ABC):
 
     @abstractmethod
     def parts(self, index: int, stream: TokenStream) -> list[bytes]:
-        """Read what waits in the stream; the SSE bytes it becomes (nothing, for a whole reply)."""
+        """Read what waits in the stream; the SSE bytes it becomes (nothing, for a whole reply). Raises Refusal if
+        it cannot be told; not once a part of the stream was."""
 
     @abstractmethod
     def whole(self) -> bytes:

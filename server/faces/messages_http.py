@@ -9,7 +9,7 @@ from typing import TypeVar
 from msgspec import UNSET
 
 from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStream, joined
-from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
+from headrace.server.exchange import WITH_IMAGES, Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.later import LaterAnswer
@@ -136,8 +136,10 @@ def routes(runtime: Runtime, settings: FaceSettings, others: Mapping[str, HttpRo
     return {
         "/v1/models": dataclasses.replace(models, respond=_for_ours(face.models, models.respond)),
         "/v1/models/{id:path}": dataclasses.replace(model, respond=_for_ours(face.model, model.respond)),
-        "/v1/messages": HttpRoute(post, face.create, restate=restated),
-        "/v1/messages/count_tokens": HttpRoute(post, face.count_tokens, restate=restated),
+        "/v1/messages": HttpRoute(post, face.create, body_limit=WITH_IMAGES, restate=restated),
+        "/v1/messages/count_tokens": HttpRoute(
+            post, face.count_tokens, body_limit=WITH_IMAGES, restate=restated
+        ),
     }
 
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import msgspec
 
-from headrace.runtime.interface import Message, ToolCall
+from headrace.runtime.interface import Message, Picture, ToolCall
 from headrace.server.faces.tool_items import opened
 from headrace.server.protocol.codec import free_form, typed
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.messages import Block, ResultBlock, ResultContent, Turn
+from headrace.server.protocol.messages import Block, ImageSource, ResultBlock, ResultContent, Turn
 
-_MEDIA = {"image": "images", "document": "documents", "search_result": "search results"}
+_MEDIA = {"document": "documents", "search_result": "search results"}
 
 
 class Turns:
@@ -47,6 +47,11 @@ class Turns:
         match block.type:
             case "text":
                 self._say(role, given(block.text, f"{path}.text"), glued=not first)
+            case "image" if role == "user":
+                self._say(role, "", glued=not first)
+                turn = self._laid[-1]
+                shown = _picture(block.source, len(turn.content), f"{path}.source")
+                self._laid[-1] = replace(turn, pictures=(*turn.pictures, shown))
             case "thinking" if role == "assistant":
                 thought = block.thinking or opened(block.signature or "")
                 self._assistant(reasoning=thought)
@@ -108,9 +113,32 @@ class Turns:
         self._laid.append(Message("tool", content, call_id=call_id))
 
 
+def _picture(source: ImageSource | None, at: int, path: str) -> Picture:
+    """The picture in front of character `at` of its message."""
+    if source is None:
+        raise WireError("missing_required_parameter", f"missing field: {path}", path)
+    match source.type:
+        case "base64":
+            kind = given(source.media_type, f"{path}.media_type")
+            where = f"{path}.data"
+            return Picture(at, f"data:{kind};base64,{given(source.data, where)}", name=where)
+        case "url":
+            where = f"{path}.url"
+            url = given(source.url, where)
+            if url[:5].lower() != "data:":
+                # Decided by the first letters alone: nothing of this server can open what a client names.
+                raise WireError(
+                    "invalid_value",
+                    f"{where}: addresses are never fetched here; send the picture itself as base64",
+                    where,
+                )
+            return Picture(at, url, name=where)
+    raise WireError("unsupported_parameter", f"{path}: no files are kept here", f"{path}.type")
+
+
 def _result_text(block: ResultBlock, path: str) -> str:
     if block.type != "text":
-        what = _MEDIA.get(block.type, f"blocks of type '{block.type[:200]}'")
+        what = {**_MEDIA, "image": "images"}.get(block.type, f"blocks of type '{block.type[:200]}'")
         raise WireError("unsupported_parameter", f"{path}: {what} are not supported in results", path)
     return given(block.text, f"{path}.text")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from headrace.runtime.interface import AnswerShape, Ask, Message, ModelCard, Tenant, Tool, ToolCall
+from headrace.runtime.interface import AnswerShape, Ask, Message, ModelCard, Picture, Tenant, Tool, ToolCall
 from headrace.server.faces.asks import check_model, join_leading_system
 from headrace.server.faces.offered import check_offered, offered
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import ollama as o
-from headrace.server.protocol.codec import compact, free_form
+from headrace.server.protocol.codec import free_form
 from headrace.server.protocol.errors import WireError
 
 _NAMES = {
@@ -64,11 +64,13 @@ def generate_ask(request: o.OllamaGenerateRequest, tenant: Tenant) -> Ask | None
     if not request.prompt:
         return None
     if request.raw:
-        if request.system:
-            raise WireError("invalid_value", "system has no place in a raw prompt", "system")
+        for name in ("system", "images"):
+            if getattr(request, name):
+                raise WireError("invalid_value", f"{name} has no place in a raw prompt", name)
         return _ask(request, tenant, "prompt", prompt=request.prompt)
     system = (Message("system", request.system),) if request.system else ()
-    return _ask(request, tenant, "prompt", messages=(*system, Message("user", request.prompt)))
+    user = Message("user", request.prompt, pictures=_pictures(request.images, "images"))
+    return _ask(request, tenant, "prompt", messages=(*system, user))
 
 
 def _check(request: o.OllamaRequest) -> None:
@@ -90,9 +92,10 @@ def _messages(given: Sequence[o.OllamaMessage]) -> tuple[Message, ...]:
     waiting: list[ToolCall] = []
     for index, message in enumerate(given):
         path = f"messages[{index}]"
-        if compact(message.images) not in ("null", "[]"):
+        pictures = _pictures(message.images, f"{path}.images")
+        if pictures and message.role != "user":
             raise WireError(
-                "unsupported_parameter", f"{path}.images: images are not supported yet", f"{path}.images"
+                "unsupported_parameter", f"{path}.images: only the user shows pictures", f"{path}.images"
             )
         content = message.content or ""
         if message.role == "tool":
@@ -104,8 +107,18 @@ def _messages(given: Sequence[o.OllamaMessage]) -> tuple[Message, ...]:
             _call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls or ())
         )
         waiting += calls
-        messages.append(Message(message.role, content, calls=calls, reasoning=message.thinking or ""))
+        messages.append(
+            Message(message.role, content, calls=calls, reasoning=message.thinking or "", pictures=pictures)
+        )
     return tuple(messages)
+
+
+def _pictures(images: Sequence[str] | None, path: str) -> tuple[Picture, ...]:
+    """Pictures in front of a text. Ollama names no type; which one it is, the picture itself says."""
+    return tuple(
+        Picture(0, f"data:image/png;base64,{each}", name=f"{path}[{i}]")
+        for i, each in enumerate(images or ())
+    )
 
 
 def _call(call: o.OllamaCall, path: str) -> ToolCall:

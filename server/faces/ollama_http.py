@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
 from headrace.runtime.interface import Ask, Refusal, Runtime, Tenant
-from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, Wire
+from headrace.server.exchange import WITH_IMAGES, Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import ignored_header
 from headrace.server.faces.ollama_ask import chat_ask, check_ollama_model, generate_ask
 from headrace.server.faces.ollama_lines import NDJSON, ChatLines, GenerateLines, LinesAnswer, refusal
@@ -115,6 +116,11 @@ class OllamaFace:
             return HttpReply(200, done, headers=headers)
         return HttpReply(200, done + b"\n", NDJSON, headers)
 
+    def embeddings(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """POST /api/embed and /api/embeddings: what another kind of model would answer."""
+        what = f"the model '{self._runtime.card.id}' generates text; it offers no embeddings"
+        return refusal(WireError("unsupported_endpoint", what, "model"), {})
+
     def show(self, request: HttpRequest, wire: Wire) -> HttpReply:
         """POST /api/show."""
         headers: dict[str, str] = {}
@@ -128,7 +134,7 @@ class OllamaFace:
         shown = o.OllamaShown(
             modelfile=f"FROM {card.id}\n",
             parameters="\n".join(f"{name:<30} {value:g}" for name, value in sorted(defaults.items())),
-            template="",
+            template=str(self._runtime.prompter.about().get("chat_template") or ""),
             details=model.details,
             model_info={
                 "general.architecture": family,
@@ -136,14 +142,18 @@ class OllamaFace:
                 f"{family}.context_length": self._runtime.max_context,
                 f"{family}.vocab_size": card.vocab_size,
             },
-            capabilities=("completion", *sorted(self._runtime.prompter.abilities)),
+            capabilities=(
+                "completion",
+                *sorted(self._runtime.prompter.abilities),
+                *(("vision",) if card.sees else ()),
+            ),
             modified_at=model.modified_at,
         )
         return HttpReply(200, encode(shown), headers=headers)
 
     def _model(self) -> o.OllamaModel:
         card = self._runtime.card
-        family = card.architecture.lower()
+        family = re.sub(r"(ForCausalLM|ForConditionalGeneration)\Z", "", card.architecture).lower()
         name = f"{card.id}:latest"
         return o.OllamaModel(
             name=name,
@@ -166,8 +176,10 @@ def routes(runtime: Runtime, settings: FaceSettings) -> dict[str, HttpRoute]:
     face = OllamaFace(runtime, settings)
     get, post = frozenset({"GET"}), frozenset({"POST"})
     return {
-        "/api/chat": HttpRoute(post, face.chat, restate=restated),
-        "/api/generate": HttpRoute(post, face.generate, restate=restated),
+        "/api/chat": HttpRoute(post, face.chat, body_limit=WITH_IMAGES, restate=restated),
+        "/api/generate": HttpRoute(post, face.generate, body_limit=WITH_IMAGES, restate=restated),
+        "/api/embed": HttpRoute(post, face.embeddings, restate=restated),
+        "/api/embeddings": HttpRoute(post, face.embeddings, restate=restated),
         "/api/pull": HttpRoute(post, face.pull, restate=restated),
         "/api/show": HttpRoute(post, face.show, restate=restated),
         "/api/tags": HttpRoute(get, face.tags, restate=restated),

@@ -32,10 +32,20 @@ def picture(given: ImageUrl | str | None, detail: str | None, at: int, path: str
     return Picture(at, url, small=detail == "low", name=where)
 
 
+def coded_picture(kind: str, data: str, at: int, where: str) -> Picture:
+    """The picture that is given as base64 of its file, in front of character `at` of its message."""
+    return Picture(at, f"data:{kind};base64,{data}", name=where)
+
+
 def picture_url(shown: Picture) -> str:
     """The picture as its client may see it again: the data URL that it sent, or one made of its bytes."""
     if isinstance(shown.source, str):
         return shown.source
-    kinds = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
-    kind = next((kind for begins, kind in kinds if shown.source.startswith(begins)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(shown.source).decode()}"
+    kind = file_type(shown.source) or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(shown.source).decode()}"
+
+
+def file_type(data: bytes) -> str | None:
+    """The media type of a file that begins like a picture; no JSON does."""
+    kinds = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
+    return next((f"image/{kind}" for begins, kind in kinds if data.startswith(begins)), None)

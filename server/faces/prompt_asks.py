@@ -6,6 +6,7 @@ from typing import Any
 
 from headrace.runtime.interface import Ask, Tenant
 from headrace.server.faces.asks import scoped
+from headrace.server.faces.shapes import text_shape
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.completions import MOST_CHOICES, CompletionPrompt, CompletionRequest
 from headrace.server.protocol.errors import WireError
@@ -79,9 +80,10 @@ def completion_asks(request: CompletionRequest, tenant: Tenant) -> list[Ask]:
         "stop_ids": tuple(request.stop_token_ids or ()),
         "ignore_eos": bool(request.ignore_eos),
         "min_tokens": request.min_tokens or 0,
+        "shape": text_shape(request.regex, None, "regex"),
         "logprobs": request.logprobs,
         "prompt_logprobs": 0 if request.echo and request.logprobs is not None else None,
         "echo": bool(request.echo),
-        "param_names": {"stop_ids": "stop_token_ids", "messages": "prompt"},
+        "param_names": {"stop_ids": "stop_token_ids", "messages": "prompt", "shape": "regex"},
     }
     return [Ask(prompt=prompt, **common) for prompt in prompts]

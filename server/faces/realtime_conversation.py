@@ -15,7 +15,7 @@ from headrace.server.protocol.codec import encode
 from headrace.server.session import WaitingBudget
 
 ITEM_COUNT = 1024
-CONVERSATION_BYTES = 8 << 20
+CONVERSATION_BYTES = 32 << 20  # as much as one message may bring in pictures
 ITEM_COST = 512  # an item's own objects, beside its JSON
 
 ROOT = "root"  # the place before the first item

@@ -9,19 +9,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from headrace.runtime.interface import Message, ToolCall
+from msgspec import UNSET
+
+from headrace.runtime.interface import Message, Picture, ToolCall
 from headrace.runtime.refusal import shorten
+from headrace.server.faces.pictures import picture
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import realtime as rt
 from headrace.server.protocol import realtime_events as ev
 from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.fields import ImageUrl
 
 T = TypeVar("T")
 
-ITEM_BYTES = (
-    768 << 10
-)  # as JSON: two clients of this protocol take no message above 1 MiB, and items are echoed
+ITEM_BYTES = 768 << 10  # as it is told back: two clients of this protocol take no message above 1 MiB
+PICTURES = 8  # as many as one request may hold
+PICTURE_CHARACTERS = 1024  # what a picture counts for where a share of the prompt is estimated
 
 _AUDIO = frozenset({"input_audio", "output_audio", "audio"})
 _TEXT = {
@@ -31,13 +35,14 @@ _TEXT = {
 }
 
 
-def item_of(given: rt.Item, path: str) -> ev.Item:
-    """The item that a client's one becomes, with an id. Raises WireError, naming the field below `path`."""
+def item_of(given: rt.Item, path: str, *, sees: bool) -> ev.Item:
+    """The item that a client's one becomes, with an id. sees: the model takes pictures. Raises WireError, naming
+    the field below `path`."""
     id = new_id("item") if given.id is None else given.id
     item: ev.Item
     match given.type:
         case "message":
-            item = _message(given, id, path)
+            item = _message(given, id, path, sees)
         case "function_call":
             item = ev.CallItem(
                 id,
@@ -58,30 +63,45 @@ def item_of(given: rt.Item, path: str) -> ev.Item:
                 f"items of type '{other[:200]}': only {known} are known",
                 f"{path}.type",
             )
-    if len(encode(item)) > ITEM_BYTES:
+    if len(encode(ev.shown(item))) > ITEM_BYTES:
         raise WireError("invalid_value", f"{path} has more than {ITEM_BYTES} bytes", path)
     return item
 
 
-def _message(given: rt.Item, id: str, path: str) -> ev.MessageItem:
+def _message(given: rt.Item, id: str, path: str, sees: bool) -> ev.MessageItem:
     role = _needed(given.role, path, "role")
     parts = _needed(given.content, path, "content")
     if not parts:
         raise WireError("invalid_value", f"{path}.content is empty", f"{path}.content")
-    content: list[ev.InputText | ev.OutputText] = []
+    content: list[ev.InputText | ev.InputImage | ev.OutputText] = []
     for index, part in enumerate(parts):
         at = f"{path}.content[{index}]"
         if part.type in _AUDIO:
             raise WireError("not_supported", "This server speaks text only: no audio.", at)
-        if part.type == "input_image":
-            raise WireError("unsupported_parameter", f"{at}: images are not supported yet", at)
+        if part.type == "input_image" and role == "user":
+            content.append(_image(part, at, sees))
+            continue
         if part.type not in _TEXT[role]:
             raise WireError(
                 "invalid_value", f"{at}: a message of the {role} has no {part.type}", f"{at}.type"
             )
         text = _needed(part.text, at, "text")
         content.append(ev.OutputText(text) if role == "assistant" else ev.InputText(text))
-    return ev.MessageItem(id, role=role, content=tuple(content))
+    item = ev.MessageItem(id, role=role, content=tuple(content))
+    if item.pictures > PICTURES:
+        what = f"{path}.content holds {item.pictures} pictures; at most {PICTURES} are taken"
+        raise WireError("invalid_value", what, f"{path}.content")
+    return item
+
+
+def _image(part: rt.Part, path: str, sees: bool) -> ev.InputImage:
+    found = picture(part.image_url, part.detail, 0, path)
+    if not sees:
+        what = f"{path}: this model takes no pictures: it reads text alone"
+        raise WireError("invalid_value", what, path)
+    assert isinstance(found.source, str), "a client sends a data URL"
+    detail = part.image_url.detail if isinstance(part.image_url, ImageUrl) else part.detail
+    return ev.InputImage(found.source, detail or "auto")
 
 
 def _needed(value: T | None, path: str, name: str) -> T:
@@ -99,7 +119,7 @@ def messages_of(items: Sequence[ev.Item]) -> tuple[Message, ...]:
     for item in items:
         match item:
             case ev.MessageItem():
-                messages.append(Message(item.role, item.text))
+                messages.append(_turn(item))
             case ev.CallOutputItem():
                 messages.append(Message("tool", item.output, call_id=item.call_id))
             case ev.CallItem() if item.status != "incomplete" or item.call_id in answered:
@@ -109,6 +129,18 @@ def messages_of(items: Sequence[ev.Item]) -> tuple[Message, ...]:
                 else:
                     messages.append(Message("assistant", "", calls=(call,)))
     return tuple(messages)
+
+
+def _turn(item: ev.MessageItem) -> Message:
+    text = ""
+    pictures: list[Picture] = []
+    for index, part in enumerate(item.content):
+        if not isinstance(part, ev.InputImage):
+            text += part.text
+        elif part.image_url is not UNSET:
+            at = f"item {item.id}: content[{index}]"
+            pictures.append(picture(part.image_url, part.detail, len(text), at))
+    return Message(item.role, text, pictures=tuple(pictures))
 
 
 def no_call(call_id: str, param: str) -> WireError:
@@ -121,7 +153,8 @@ def characters(item: ev.Item) -> int:
     """How much of an item the model reads: what its share of the prompt is estimated from."""
     match item:
         case ev.MessageItem():
-            return sum(len(part.text) for part in item.content)
+            texts = [part.text for part in item.content if not isinstance(part, ev.InputImage)]
+            return sum(map(len, texts)) + PICTURE_CHARACTERS * item.pictures
         case ev.CallItem():
             return len(item.name) + len(item.arguments)
         case ev.CallOutputItem():
@@ -129,11 +162,16 @@ def characters(item: ev.Item) -> int:
 
 
 def newest(items: Sequence[ev.Item], limit: float) -> list[ev.Item]:
-    """The longest tail of `items` with at most `limit` characters: always the last item, never the output of a
-    call that is not in it, unless that is all there is."""
+    """The longest tail of `items` with at most `limit` characters, and no more pictures than one request may hold:
+    always the last item, never the output of a call that is not in it, unless that is all there is."""
     start = len(items)
-    left = limit
-    while start > 0 and (left := left - characters(items[start - 1])) >= 0:
+    left, pictures = limit, PICTURES
+    while start > 0:
+        item = items[start - 1]
+        left -= characters(item)
+        pictures -= item.pictures if isinstance(item, ev.MessageItem) else 0
+        if left < 0 or pictures < 0:
+            break
         start -= 1
     start = min(start, len(items) - 1)
     calls = {item.call_id for item in items[start:] if isinstance(item, ev.CallItem)}

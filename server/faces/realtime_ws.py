@@ -190,7 +190,7 @@ class RealtimeSocket:
 
     def _create_item(self, given: rt.Item, after: str | None) -> None:
         conversation = self._conversation
-        item = item_of(given, "item")
+        item = item_of(given, "item", sees=self._runtime.card.sees)
         if item.id in conversation or item.id == ROOT:
             what = f"The conversation has an item '{item.id}' already."
             raise WireError("invalid_value", what, "item.id")
@@ -200,8 +200,8 @@ class RealtimeSocket:
             raise no_call(item.call_id, "item.call_id")
         self._make_room(size_of(item), spare=after)
         previous = conversation.add(item, after)
-        self._send(ev.ConversationItemAdded(self._ids(), previous, item))
-        self._send(ev.ConversationItemDone(self._ids(), previous, item))
+        self._send(ev.ConversationItemAdded(self._ids(), previous, ev.shown(item)))
+        self._send(ev.ConversationItemDone(self._ids(), previous, ev.shown(item)))
 
     def _make_room(self, size: int, spare: str | None = None) -> None:
         """Drop the oldest items, and say so, until `size` bytes more fit. WireError where that cannot be."""
@@ -229,7 +229,7 @@ class RealtimeSocket:
         item = self._conversation.find(item_id)
         if item is None:
             raise _no_item(item_id)
-        self._send(ev.ConversationItemRetrieved(self._ids(), item))
+        self._send(ev.ConversationItemRetrieved(self._ids(), ev.shown(item)))
 
     def _create(self, given: rt.ResponseFields | None) -> None:
         if self._draining:
@@ -285,7 +285,7 @@ class RealtimeSocket:
         for index, item in enumerate(given):
             path = f"response.input[{index}]"
             if item.type != "item_reference":
-                made = item_of(item, path)
+                made = item_of(item, path, sees=self._runtime.card.sees)
                 if isinstance(made, ev.CallOutputItem) and not _calls(items, made.call_id):
                     raise no_call(made.call_id, f"{path}.call_id")
                 items.append(made)
@@ -328,7 +328,7 @@ class RealtimeSocket:
             room = min(room, token_limit / ratio)
         if less:
             context = context[1:]
-        elif sum(map(characters, context)) <= room:
+        elif len(newest(context, room)) == len(context):
             return context
         return newest(context, max(0.0, room * kept))
 

@@ -16,7 +16,9 @@ from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
+from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.opening import open_response
+from headrace.server.faces.pictures import file_type
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
@@ -92,6 +94,7 @@ class ResponsesSocket:
         self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
         self._frames: list[str | bytes] = []
+        self._pictures = HeldPictures(budget)
         self._expired = False
         self._draining = False
         self._closing = False  # nothing more is read: a close code is on its way, or the peer is gone
@@ -102,6 +105,9 @@ class ResponsesSocket:
     def received(self, message: str | bytes) -> None:
         """Answer one client event. Whatever is wrong with it becomes one error frame."""
         if self._closing:
+            return
+        if isinstance(message, bytes) and file_type(message) is not None:
+            self._hold(message)
             return
         try:
             fields = split(message)
@@ -145,6 +151,7 @@ class ResponsesSocket:
         self._closing = True
         self._timer.cancel()
         self._lanes.take_waiting()
+        self._pictures.release()
         for job in self._jobs.values():
             job.response.abandon()
         self._jobs.clear()
@@ -162,6 +169,12 @@ class ResponsesSocket:
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
 
     # -- client events -----------------------------------------------------------------------------------------
+
+    def _hold(self, picture: bytes) -> None:
+        try:
+            self._send(ev.PictureHeld(self._pictures.take(picture), len(picture)))
+        except WireError as error:
+            self._refuse(error, UNSET)
 
     def _create(self, message: str | bytes, fields: dict[str, Raw], lane: ev.Lane) -> None:
         settings = self._settings
@@ -183,8 +196,10 @@ class ResponsesSocket:
                 f"A connection has at most {settings.lanes.named} named streams.",
                 "stream_id",
             )
-        if not self._lanes.wait(name, decoded.value, len(message)):
-            if not self._lanes.budget.fits(len(message)):
+        request, pictures = self._pictures.resolved(decoded.value)
+        size = len(message) + pictures
+        if not self._lanes.wait(name, request, size):
+            if not self._lanes.budget.fits(size):
                 raise WireError(
                     "server_is_overloaded", "Too much is waiting already; try again.", retry_after=1.0
                 )
@@ -442,7 +457,7 @@ class ResponsesSocket:
     def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
         self._send(error_frame(WireError.of(error), lane))
 
-    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending) -> None:
+    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending | ev.PictureHeld) -> None:
         if self._closing:
             return  # nothing follows the close
         self._frames.append(encode(frame).decode())

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 
 from headrace.runtime.interface import Runtime
 from headrace.server.conversation import Conversations
-from headrace.server.exchange import HttpReply, HttpRequest, HttpRoute, RouteTable, SocketRoute, Wire
+from headrace.server.exchange import (
+    WITH_IMAGES,
+    HttpReply,
+    HttpRequest,
+    HttpRoute,
+    RouteTable,
+    SocketRoute,
+    Wire,
+)
 from headrace.server.faces import messages_http, ollama_http
 from headrace.server.faces.abouts import described
 from headrace.server.faces.answers import error_reply
@@ -71,10 +79,10 @@ def build_routes(
         return None
 
     http = {
-        "/v1/chat/completions": HttpRoute(POST, chat.respond),
+        "/v1/chat/completions": HttpRoute(POST, chat.respond, body_limit=WITH_IMAGES),
         "/v1/completions": HttpRoute(POST, completions.respond),
-        "/v1/responses": HttpRoute(POST, responses.create),
-        "/v1/responses/input_tokens": HttpRoute(POST, responses.count),
+        "/v1/responses": HttpRoute(POST, responses.create, body_limit=WITH_IMAGES),
+        "/v1/responses/input_tokens": HttpRoute(POST, responses.count, body_limit=WITH_IMAGES),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
         "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),

@@ -17,16 +17,18 @@ Template = tuple[str, str, str]  # the JSON before the number, between number an
 
 _PACKED = tuple[list[tuple[int, Template]], list[Any]]  # texts and bytes: the format tells them apart
 _first = itemgetter(0)
+SQUEEZED = 128 << 10  # bytes that are compressed at once: a millisecond or two
 
 
 class Tape:
     """Grows at its end; read from anywhere."""
 
-    __slots__ = ("_items", "_templates")
+    __slots__ = ("_items", "_last", "_templates")
 
     def __init__(self) -> None:
         self._items: list[str | bytes] = []  # a delta's text, or a whole event
         self._templates: list[tuple[int, Template]] = []  # each from that event on
+        self._last: Template | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -38,29 +40,34 @@ class Tape:
 
     def delta(self, template: Template, text: str) -> None:
         """Append the event that `template` makes of the next number and of `text`."""
-        if not self._templates or self._templates[-1][1] is not template:
+        if template is not self._last:
+            self._last = template
             self._templates.append((len(self._items), template))
         self._items.append(text)
 
-    def since(self, number: int) -> list[str]:
-        """The events from `number` on, as JSON, each exactly as it was said."""
+    def since(self, number: int, most: int | None = None) -> list[str]:
+        """The events from `number` on, at most `most`, as JSON, each exactly as it was said."""
+        stop = len(self._items)
         said = []
-        for at in range(number, len(self._items)):
+        for at in range(number, stop if most is None else min(stop, number + most)):
             item = self._items[at]
             if isinstance(item, bytes):
                 said.append(item.decode())
             else:
-                begin, middle, end = self._templates[bisect_right(self._templates, at, key=_first) - 1][1]
-                said.append(f"{begin}{at}{middle}{encode(item).decode()}{end}")
+                before, middle, behind = self._templates[bisect_right(self._templates, at, key=_first) - 1][1]
+                said.append(f"{before}{at}{middle}{encode(item).decode()}{behind}")
         return said
 
     def pack(self) -> bytes:
-        """The whole tape in few bytes: the last events of a response repeat its text several times."""
-        return zlib.compress(pack((self._templates, self._items)), 1)
+        """The whole tape in few bytes: the last events of a response repeat its text several times. A very long one
+        stays as it is, because somebody else's token waits meanwhile."""
+        data = pack((self._templates, self._items))
+        return b"z" + zlib.compress(data, 1) if len(data) <= SQUEEZED else b"." + data
 
     @classmethod
     def unpack(cls, data: bytes) -> Tape:
         """The tape that `pack` made `data` of."""
         tape = cls()
-        tape._templates, tape._items = unpack(zlib.decompress(data), _PACKED)
+        plain = zlib.decompress(data[1:]) if data[:1] == b"z" else data[1:]
+        tape._templates, tape._items = unpack(plain, _PACKED)
         return tape

@@ -106,6 +106,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         ResponseFormat | None,
         honoured("enforced; a schema that cannot be enforced is refused"),
     ] = None
+    regex: Annotated[
+        f.Regex | None, honoured("extra; the whole answer matches it: no look-around, no back-references")
+    ] = None
     tools: Annotated[
         Annotated[list[ChatTool], Meta(max_length=TOOLS)] | None,
         honoured("functions; refused where the model's chat template has no place for them"),
@@ -124,7 +127,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: Annotated[Raw, refused(note="a client's template is never run")] = NULL
     documents: Annotated[Raw, refused()] = NULL
     lora_path: Annotated[Raw, refused()] = NULL
-    regex: Annotated[Raw, refused()] = NULL
     ebnf: Annotated[Raw, refused()] = NULL
     guided_json: Annotated[Raw, refused()] = NULL
     guided_regex: Annotated[Raw, refused()] = NULL

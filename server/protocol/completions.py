@@ -69,7 +69,9 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_tokens_as_token_ids: Annotated[bool | None, refused(False)] = None
     response_format: Annotated[Raw, refused('{"type":"text"}')] = NULL
     lora_path: Annotated[Raw, refused()] = NULL
-    regex: Annotated[Raw, refused()] = NULL
+    regex: Annotated[
+        f.Regex | None, honoured("extra; the whole answer matches it: no look-around, no back-references")
+    ] = None
     ebnf: Annotated[Raw, refused()] = NULL
     json_schema: Annotated[Raw, refused()] = NULL
     guided_json: Annotated[Raw, refused()] = NULL

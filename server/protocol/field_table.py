@@ -23,7 +23,12 @@ from headrace.server.protocol.ollama import (
     OllamaShowRequest,
 )
 from headrace.server.protocol.realtime import ResponseFields, SessionFields
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
+from headrace.server.protocol.responses import (
+    ResponseCancel,
+    ResponseCreate,
+    ResponseRequest,
+    ResponseSteer,
+)
 from headrace.server.protocol.tokenizing import DetokenizeRequest, TokenizeRequest
 
 ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
@@ -44,6 +49,7 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /api/pull", OllamaPullRequest),
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
+    ("response.steer on the /v1/responses socket", ResponseSteer),
     ("session.update on the /v1/realtime socket: `session`", SessionFields),
     ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )

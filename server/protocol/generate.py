@@ -45,8 +45,12 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: Annotated[bool | None, refused(True)] = None
     no_stop_trim: Annotated[bool | None, refused(False)] = None
     stop_regex: Annotated[Raw, refused("[]")] = NULL
-    json_schema: Annotated[Raw, refused()] = NULL
-    regex: Annotated[Raw, refused()] = NULL
+    json_schema: Annotated[
+        f.SchemaText | None, honoured("a JSON schema as text; the answer is one such value")
+    ] = None
+    regex: Annotated[
+        f.Regex | None, honoured("the whole answer matches it: no look-around, no back-references")
+    ] = None
     ebnf: Annotated[Raw, refused()] = NULL
     structural_tag: Annotated[Raw, refused()] = NULL
     custom_params: Annotated[Raw, refused("{}")] = NULL

@@ -12,6 +12,14 @@ from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.tools import TOOLS
 
 
+class ImageSource(msgspec.Struct, frozen=True):
+    type: Literal["base64", "url", "file"]
+    media_type: f.ShortText | None = None
+    data: str | None = None
+    url: str | None = None
+    file_id: f.ShortText | None = None
+
+
 class Block(msgspec.Struct, frozen=True):
     """One content block; which fields it needs depends on `type`."""
 
@@ -26,7 +34,7 @@ class Block(msgspec.Struct, frozen=True):
     tool_use_id: f.ShortText | None = None
     content: Raw = NULL
     is_error: bool | None = None
-    source: Raw = NULL
+    source: ImageSource | None = None
     title: Raw = NULL
     context: Raw = NULL
     citations: Raw = NULL
@@ -105,8 +113,8 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: Annotated[
         Annotated[list[Turn], Meta(min_length=1, max_length=1024)],
         honoured(
-            "required; blocks text, thinking, tool_use, tool_result; neighbours of one role are joined; "
-            "the last one is the user's"
+            "required; blocks text, image (base64, or a data: URL), thinking, tool_use, tool_result; "
+            "neighbours of one role are joined; the last one is the user's"
         ),
     ]
     system: Annotated[

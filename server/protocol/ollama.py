@@ -12,6 +12,7 @@ from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.logprobs import ChatTokenLogprob
 from headrace.server.protocol.tools import TOOLS, ToolName
 
+Images = Annotated[list[str], Meta(max_length=8)]
 Limit = Annotated[int, Meta(ge=-2, le=(1 << 31) - 1)]
 _LOADED = "set when the server starts"
 
@@ -84,7 +85,7 @@ class OllamaMessage(msgspec.Struct, frozen=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: Raw = NULL
+    images: Images | None = None
     tool_calls: Annotated[list[OllamaCall], Meta(max_length=TOOLS)] | None = None
     tool_name: f.ShortText | None = None
     tool_call_id: f.ShortText | None = None
@@ -114,7 +115,9 @@ class OllamaChatRequest(OllamaRequest, frozen=True, kw_only=True):
 
     messages: Annotated[
         Annotated[list[OllamaMessage], Meta(max_length=1024)] | None,
-        honoured("text, calls and results; without any, the answer says that the model is loaded"),
+        honoured(
+            "text, images (base64), calls and results; without any, the answer says that the model is loaded"
+        ),
     ] = None
     tools: Annotated[
         Annotated[list[OllamaTool], Meta(max_length=TOOLS)] | None,
@@ -132,7 +135,7 @@ class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
     raw: Annotated[bool | None, honoured("the prompt is taken as it is, without a template")] = None
     suffix: Annotated[str | None, refused("")] = None
     template: Annotated[str | None, refused("", note="a client's template is never run")] = None
-    images: Annotated[Raw, refused("[]")] = NULL
+    images: Annotated[Images | None, honoured("base64, each in front of the prompt; not with raw")] = None
     context: Annotated[Raw, refused("[]", note="send messages to /api/chat instead")] = NULL
     width: Annotated[Raw, refused("0")] = NULL
     height: Annotated[Raw, refused("0")] = NULL

@@ -27,8 +27,8 @@ class Part(msgspec.Struct, frozen=True):
     text: str | None = None
     audio: Raw = NULL
     transcript: Raw = NULL
-    image_url: Raw = NULL
-    detail: Raw = NULL
+    image_url: f.ImageUrl | str | None = None
+    detail: f.Detail | None = None
 
 
 class Item(msgspec.Struct, frozen=True):

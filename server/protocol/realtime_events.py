@@ -18,23 +18,30 @@ class InputText(msgspec.Struct, frozen=True, tag_field="type", tag="input_text")
     text: str
 
 
+class InputImage(msgspec.Struct, frozen=True, tag_field="type", tag="input_image"):
+    """A picture of the user. What is told back has no `image_url`: some clients take no message above 1 MiB."""
+
+    image_url: str | UnsetType = UNSET
+    detail: str = "auto"
+
+
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     text: str
 
 
 class MessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
-    """A turn. Users and the system write input_text, the assistant output_text."""
+    """A turn. Users and the system write input_text, users also show pictures, the assistant writes output_text."""
 
     id: str
     object: str = "realtime.item"
     status: str = "completed"  # in_progress, completed, incomplete
     role: str = "user"
-    content: tuple[InputText | OutputText, ...] = ()
+    content: tuple[InputText | InputImage | OutputText, ...] = ()
 
     @property
-    def text(self) -> str:
-        """All of it."""
-        return "".join([part.text for part in self.content])
+    def pictures(self) -> int:
+        """How many it shows."""
+        return sum(isinstance(part, InputImage) for part in self.content)
 
 
 class CallItem(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
@@ -55,6 +62,16 @@ class CallOutputItem(msgspec.Struct, frozen=True, tag_field="type", tag="functio
 
 
 Item = MessageItem | CallItem | CallOutputItem
+
+
+def shown(item: Item) -> Item:
+    """The item as a client is told of it: without the bytes of its pictures."""
+    if not isinstance(item, MessageItem) or not item.pictures:
+        return item
+    parts = [
+        InputImage(UNSET, part.detail) if isinstance(part, InputImage) else part for part in item.content
+    ]
+    return msgspec.structs.replace(item, content=tuple(parts))
 
 
 # -- the session -------------------------------------------------------------------------------------------------

@@ -344,6 +344,13 @@ class ErrorBody(msgspec.Struct, frozen=True):
     headers: dict[str, str] | UnsetType = UNSET
 
 
+class PictureHeld(msgspec.Struct, frozen=True, tag_field="type", tag="x.image"):
+    """A binary message was a picture: `ref:` and this name as an `image_url` show it in requests of the socket."""
+
+    image_ref: str
+    bytes: int
+
+
 class ErrorFrame(msgspec.Struct, tag_field="type", tag="error"):
     """A refused request on a socket: no response exists. Carries no sequence number."""
 

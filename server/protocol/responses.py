@@ -154,6 +154,9 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
         TextOptions | None,
         honoured("format is enforced; verbosity has no effect"),
     ] = None
+    regex: Annotated[
+        f.Regex | None, honoured("extra; the whole answer matches it: no look-around, no back-references")
+    ] = None
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
         honoured(
@@ -180,7 +183,6 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     )
     conversation: Annotated[Raw, refused()] = NULL
     prompt: Annotated[Raw, refused(note="stored templates are not offered")] = NULL
-    regex: Annotated[Raw, refused()] = NULL
     ebnf: Annotated[Raw, refused()] = NULL
     lora_path: Annotated[Raw, refused()] = NULL
     n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
@@ -248,5 +250,8 @@ class ResponseSteer(
 ):
     """Adds user input to a running response."""
 
-    previous_response_id: f.Name
-    input: str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)]
+    previous_response_id: Annotated[f.Name, honoured("required; the running response")]
+    input: Annotated[
+        str | Annotated[list[SteerItem], Meta(min_length=1, max_length=1024)],
+        honoured("required; messages of the user. Any other field is an error"),
+    ]

@@ -568,8 +568,8 @@ MUTANTS = (
     Mutant(
         "grant_without_the_new_pages",
         S,
-        """req.prompt_len, tuple(req.pages), history, req.spans)""",
-        """req.prompt_len, tuple(req.pages[: max(hit, 1)]), history, req.spans)""",
+        """        pages, guided = tuple(req.pages), req""",
+        """        pages, guided = tuple(req.pages[: max(hit, 1)]), req""",
     ),
 )
 

@@ -90,9 +90,9 @@ def test_a_token_is_drawn_for_its_own_index(tiny: Any, start: Any, monkeypatch: 
     seen: list[tuple[list[int], list[int]]] = []
     real = engine.sampling.sample
 
-    def watched(logits: torch.Tensor, slots: list[int], positions: list[int]) -> list[int]:
+    def watched(logits: torch.Tensor, slots: list[int], positions: list[int], *masks: Any) -> list[int]:
         seen.append((slots, positions))
-        return real(logits, slots, positions)
+        return real(logits, slots, positions, *masks)
 
     monkeypatch.setattr(engine.sampling, "sample", watched)
     chunk = PlanRow(2, 2, 0, 3, (1, 2, 3), False), PlanRow(1, 1, 0, 5, (1, 2, 3, 4, 5), True)

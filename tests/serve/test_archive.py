@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import random
 import sqlite3
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from headrace.runtime.interface import Message, Refusal, Tenant
+from headrace.runtime.interface import Message, Picture, Refusal, Tenant, ToolCall
 from headrace.server.archive import Archive, ArchiveError
 from headrace.server.conversation import Conversations, Stored, Turn
 
@@ -364,3 +365,26 @@ def test_random_lives_with_restarts(path: Path, seed: int) -> None:
     desk.settle()
     assert desk.rows() == (0, 0) and desk.archive.bytes == 0 and desk.table.bytes == 0
     desk.close()
+
+
+def test_messages_come_back_with_everything_in_them(path: Path) -> None:
+    whole = Message(
+        "assistant",
+        "text",
+        (ToolCall("call_1", "weather", '{"at": "Rome"}', custom=True), ToolCall("call_2", "clock", "{}")),
+        "call_0",
+        "name",
+        "thought",
+        (Picture(1, "data:image/png;base64,AA==", True, "input[0]"), Picture(2, b"\x89PNG", False, None)),
+    )
+    for field in dataclasses.fields(Message):
+        assert getattr(whole, field.name) != field.default, f"{field.name} is not tried here"
+    desk = Desk(path)
+    turn = desk.table.add_turn(None, (whole, Message("user", "plain")))
+    desk.table.put(ALICE, "r", b"{}", turn, (), b"")
+    desk.table.release(turn)
+    desk.close()
+    again = Desk(path)
+    stored = again.find("r")
+    assert isinstance(stored, tuple) and stored[0].turn.messages == (whole, Message("user", "plain"))
+    again.close()

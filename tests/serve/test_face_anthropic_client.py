@@ -113,7 +113,7 @@ def test_errors_arrive_as_the_sdk_s_own(client: anthropic.Anthropic) -> None:
     assert denied.value.type == "authentication_error" and denied.value.request_id
     with pytest.raises(anthropic.APIStatusError) as large:
         client.messages.create(
-            model="fake", max_tokens=5, messages=[{"role": "user", "content": "x" * (9 << 20)}]
+            model="fake", max_tokens=5, messages=[{"role": "user", "content": "x" * (33 << 20)}]
         )
     assert large.value.status_code == 413 and large.value.type == "request_too_large"
 

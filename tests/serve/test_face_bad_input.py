@@ -267,6 +267,7 @@ async def test_harmless_hosted_tools_pass_where_functions_do_not() -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"background": True, "store": False}, "background"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
     ],
 )
 def test_what_would_change_the_answer_is_refused(fields: dict[str, Any], param: str) -> None:

@@ -253,6 +253,34 @@ async def test_logprobs_are_those_of_the_engine(top: int, echo: bool) -> None:
     await bench.baseline()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_long_prompt_is_named_elsewhere(stream: bool) -> None:
+    """In a thread, while the answer goes on; the same words as for a short one."""
+    bench = FaceBench()
+    prompt = "so long that its tokens have ten thousand names. " * 20
+    said = answer(prompt, 20)
+    fetch = await complete(bench, prompt, max_tokens=20, echo=True, logprobs=10, n=2, stream=stream).done()
+    replies = fetch.data if stream else [fetch.json]
+    first = [c for reply in replies for c in reply["choices"] if c["index"] == 0]
+    assert "".join(c["text"] for c in first) == prompt + said
+    expected = columns(prompt.encode(), said.encode(), 10, echo=True)
+    for name, column in expected.items():
+        assert [each for c in first for each in c["logprobs"][name]] == column
+    await bench.baseline()
+
+
+async def test_a_prompt_that_cannot_be_named_fails_its_request() -> None:
+    def broken(token: int) -> tuple[str, bytes | None]:
+        raise ValueError("no name")
+
+    bench = FaceBench()
+    bench.runtime.prompter.spell = broken  # type: ignore[method-assign]
+    for stream in (False, True):
+        fetch = await complete(bench, "x" * 200, max_tokens=5, echo=True, logprobs=10, stream=stream).done()
+        assert fetch.status == 500 and fetch.json["error"]["code"] == "server_error"
+    await bench.baseline()
+
+
 async def test_echo_without_logprobs() -> None:
     bench = FaceBench()
     for prompt, text in (("ab", "ab"), ([97, 98, 0xE2, 0x82, 0xAC], "ab€")):

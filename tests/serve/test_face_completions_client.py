@@ -107,3 +107,33 @@ def test_likelihoods_as_lm_eval_reads_them(client: openai.OpenAI) -> None:
         ranked = [likely(tokens[:place], 256) for place in range(len(context), len(tokens))]
         assert sum(values) == sum(dict(r)[t] for r, t in zip(ranked, continuation, strict=True))
         assert greedy == all(r[0][1] == dict(r)[t] for r, t in zip(ranked, continuation, strict=True))
+
+
+def test_logprobs_of_chat_and_responses(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 6, "seed": 1, "n": 2,
+        "logprobs": True, "top_logprobs": 3,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked)
+    streamed: dict[int, list[Any]] = {0: [], 1: []}
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            assert choice.logprobs is not None and choice.logprobs.content is not None
+            streamed[choice.index] += choice.logprobs.content
+    for choice in whole.choices:
+        assert choice.logprobs is not None and choice.logprobs.content == streamed[choice.index]
+        told = b"".join(bytes(each.bytes or ()) for each in choice.logprobs.content)
+        assert told.decode() == choice.message.content
+    response = client.responses.create(
+        model="fake",
+        input="hi",
+        max_output_tokens=6,
+        include=["message.output_text.logprobs"],
+        top_logprobs=3,
+        extra_body={"seed": 1},
+    )
+    part = response.output[0].content[0]  # type: ignore[union-attr]
+    assert response.top_logprobs == 3
+    first = whole.choices[0].logprobs
+    assert first is not None and first.content is not None
+    assert [each.logprob for each in part.logprobs] == [each.logprob for each in first.content]  # type: ignore[union-attr]

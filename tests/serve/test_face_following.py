@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from strict_responses import check_response, check_sequence
 
 from headrace.runtime.plan import NON_FINITE
+from headrace.server.faces import following
+from headrace.server.faces import tape as tape_module
 from headrace.server.faces.tape import Tape
 
 
@@ -98,6 +100,25 @@ async def test_a_running_response_is_followed_by_the_same_bytes(owner: str, join
 
 def _running(bench: FaceBench) -> list[Any]:
     return list(bench.running._by_id.values())
+
+
+async def test_a_long_response_is_told_again_piece_by_piece() -> None:
+    bench = FaceBench()
+    mine = await bench.respond("hello", stream=True, max_output_tokens=1500).done()
+    raws = raws_of(mine)
+    assert len(raws) > 3 * following.AT_ONCE
+    fetch = follow(bench, json.loads(raws[0])["response"]["id"])
+    assert not fetch.chunks
+    fetch.pump()
+    assert len(fetch.chunks) == following.AT_ONCE and not fetch.over
+    assert raws_of(await fetch.done()) == raws
+
+
+def test_a_very_long_tape_is_packed_too() -> None:
+    tape = Tape()
+    for number in range(3):
+        tape.event(number, json.dumps("x" * tape_module.SQUEEZED).encode())
+    assert Tape.unpack(tape.pack()).since(0) == tape.since(0)
 
 
 async def test_every_place_of_a_finished_response() -> None:

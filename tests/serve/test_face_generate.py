@@ -157,6 +157,19 @@ async def test_logprobs_are_those_of_the_engine(start: int, top: int) -> None:
     await bench.baseline()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_long_prompt_is_named_elsewhere(stream: bool) -> None:
+    bench = FaceBench()
+    prompt = "a prompt with many tokens. " * 20
+    fields = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 4, "text": prompt}
+    fetch = await generate(bench, stream=stream, **fields).done()
+    meta = (fetch.data[-1] if stream else fetch.json)["meta_info"]
+    values, tops = oracle(prompt, "", 0, 4)
+    assert meta["input_token_logprobs"][1:] == values[1:] and meta["input_top_logprobs"][1:] == tops[1:]
+    assert len(meta["output_token_logprobs"]) == 5
+    await bench.baseline()
+
+
 async def test_logprobs_with_the_names_of_tokens() -> None:
     fields = {"return_logprob": True, "return_text_in_logprobs": True, "logprob_start_len": 0}
     meta = (await generate(FaceBench(), text="a€", **fields).done()).json["meta_info"]

@@ -252,7 +252,7 @@ async def test_unknown_fields_are_named_or_refused() -> None:
 
 
 def test_what_there_is() -> None:
-    card = ModelCard("org/model", "Llama", 600_000_000, "bfloat16", 2048, 256, 1764000000)
+    card = ModelCard("org/model", "LlamaForCausalLM", 600_000_000, "bfloat16", 2048, 256, 1764000000)
     bench = FaceBench(card=card)
     (listed,) = bench.fetch("/api/tags").json["models"]
     ListResponse.model_validate(bench.fetch("/api/tags").json)

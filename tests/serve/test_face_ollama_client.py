@@ -81,6 +81,9 @@ def test_what_there_is(client: ollama.Client) -> None:
     assert [part.status for part in client.pull("fake:latest", stream=True)] == ["success"]
     with pytest.raises(ollama.ResponseError, match="not found"):
         client.pull("llama9")
+    for embed in (client.embed, client.embeddings):
+        with pytest.raises(ollama.ResponseError, match="offers no embeddings"):
+            embed("fake", "x")
     (running,) = client.ps().models
     assert running.model == model.model and running.context_length == 4096
 

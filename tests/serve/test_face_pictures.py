@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -85,7 +86,7 @@ async def test_responses_pictures_over_http_and_the_socket() -> None:
     items = bench.fetch(f"{RESPONSES}/{first}/input_items").json["data"]
     assert items[0]["content"] == [
         {"type": "input_text", "text": "what is "},
-        {"type": "input_image", "image_url": URL, "detail": "auto"},
+        {"type": "input_image", "image_url": URL, "detail": "high"},
         {"type": "input_text", "text": "this?"},
     ]
     socket.drop()
@@ -180,3 +181,128 @@ async def test_a_model_without_eyes_refuses_by_name() -> None:
     seeing = FaceBench(card=SEES)
     assert seeing.fetch("/v1/models").json["data"][0]["x_pictures"] is True
     await bench.baseline()
+
+
+# -- binary messages of a socket ---------------------------------------------------------------------------------
+
+FILE = b"\x89PNG\r\n\x1a\n and the rest of it"
+FILE_URL = "data:image/png;base64," + base64.b64encode(FILE).decode()
+
+
+def named(ref: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "input_image", "image_url": f"ref:{ref}", **more}]}]
+
+
+async def test_a_binary_message_is_a_picture_that_requests_name() -> None:
+    bench = FaceBench(card=SEES)
+    socket = bench.socket()
+    socket.send(FILE)
+    socket.pump()
+    (held,) = socket.said
+    assert held == {
+        "type": "x.image", "image_ref": f"sha256:{hashlib.sha256(FILE).hexdigest()}", "bytes": len(FILE)
+    }  # fmt: skip
+    socket.create(named(held["image_ref"], detail="low"))
+    await socket.until_over()
+    assert prompt_of(bench) == f"user: [small picture of {len(FILE_URL)}]\nassistant: "
+    (ask,) = bench.asks
+    assert ask.messages[0].pictures[0].source == FILE_URL
+    # Another connection, even of the same tenant, holds nothing; nor does this one after its end.
+    other = bench.socket()
+    other.create(named(held["image_ref"]))
+    await other.until_over()
+    error = other.said[-1]["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "input[0].content[0].image_url")
+    socket.drop()
+    other.drop()
+    await bench.baseline()
+
+
+async def test_a_socket_holds_the_newest_pictures() -> None:
+    bench = FaceBench(card=SEES)
+    socket = bench.socket()
+    for number in range(20):
+        socket.send(FILE + bytes([number]))
+    socket.send(FILE + bytes([4]))  # forgotten by then, and new again
+    socket.pump()
+    refs = [event["image_ref"] for event in socket.said]
+    assert len(set(refs)) == 20 and refs[-1] == refs[4]
+    budget = socket.session._lanes.budget
+    assert budget.used == 16 * (len(FILE) + 1)
+    socket.create(named(refs[3]))
+    await socket.until_over()
+    assert socket.said[-1]["type"] == "error"
+    socket.create(named(refs[4]))
+    await socket.until_over(2)
+    assert socket.said[-1]["type"] == "response.incomplete"
+    socket.drop()
+    assert budget.used == 0
+    await bench.baseline()
+
+
+async def test_binary_messages_that_are_no_picture_are_events_as_ever() -> None:
+    bench = FaceBench(card=SEES)
+    socket = bench.socket()
+    socket.send(
+        json.dumps(
+            {"type": "response.create", "model": "fake", "input": "x", "max_output_tokens": 2}
+        ).encode()
+    )
+    await socket.until_over()
+    assert socket.said[-1]["type"] == "response.incomplete"
+    socket.send(b"\x00\x01")
+    socket.pump()
+    assert socket.said[-1]["error"]["code"] == "invalid_json"
+    socket.drop()
+    await bench.baseline()
+
+
+# -- the other protocols ----------------------------------------------------------------------------------------
+
+
+CODED = URL.partition(",")[2]
+ANTHROPIC, OLLAMA, GENERATE = "/v1/messages", "/api/chat", "/api/generate"
+
+
+def block(**source: Any) -> dict[str, Any]:
+    return {"type": "image", "source": source}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "url", "url": "https://example.org/x.png"},
+        {"type": "file", "file_id": "file_1"},
+        {"type": "base64", "data": CODED},
+        {"type": "base64", "media_type": "image/png"},
+    ],
+)
+async def test_anthropic_sources_that_are_no_picture(source: dict[str, str]) -> None:
+    bench = FaceBench(card=SEES)
+    turn = {"role": "user", "content": [block(**source)]}
+    fetch = await bench.fetch(ANTHROPIC, {"model": "fake", "max_tokens": 3, "messages": [turn]}).done()
+    assert fetch.status == 400 and b"messages[0].content[0].source" in fetch.body
+    assert not bench.asks
+
+
+async def test_ollama_images() -> None:
+    bench = FaceBench(card=SEES)
+    turn = {"role": "user", "content": "what?", "images": [CODED, CODED]}
+    fetch = await bench.fetch(
+        OLLAMA, {"model": "fake", "stream": False, "messages": [turn], "options": {"num_predict": 3}}
+    ).done()
+    assert fetch.status == 200, fetch.body
+    one = f"[whole picture of {len(URL)}]"
+    assert prompt_of(bench) == f"user: {one}{one}what?\nassistant: "
+    body = {
+        "model": "fake",
+        "stream": False,
+        "prompt": "what?",
+        "images": [CODED],
+        "options": {"num_predict": 3},
+    }
+    assert (await bench.fetch(GENERATE, body).done()).status == 200
+    assert prompt_of(bench) == f"user: {one}what?\nassistant: "
+    assert (await bench.fetch(GENERATE, {**body, "raw": True}).done()).status == 400
+    assert "vision" in bench.fetch("/api/show", {"model": "fake"}).json["capabilities"]
+    assert "vision" not in FaceBench().fetch("/api/show", {"model": "fake"}).json["capabilities"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -186,4 +187,70 @@ async def test_where_the_engine_cannot_guide_it_says_so() -> None:
     fetch = await bench.chat(tools=CHAT_TOOLS, tool_choice="required").done()
     assert (fetch.error["code"], fetch.error["param"]) == ("unsupported_parameter", "tool_choice")
     assert (await bench.chat(tools=CHAT_TOOLS, max_tokens=100).done()).status == 200
+    await bench.baseline()
+
+
+# -- regular expressions, and the plain faces ----------------------------------------------------------------------
+
+DATE = "[0-9]{4}-(0[1-9]|1[0-2])"
+
+
+async def test_a_regex_on_every_face() -> None:
+    bench = bench_of()
+    chat = await bench.chat(regex=DATE, max_tokens=100, n=2).done()
+    told = [choice["message"]["content"] for choice in chat.json["choices"]]
+    whole = await bench.respond(regex=DATE, max_output_tokens=100).done()
+    told.append(whole.json["output"][0]["content"][0]["text"])
+    plain = {"model": "fake", "prompt": "assistant: ", "max_tokens": 100, "seed": 1}
+    completion = await bench.fetch("/v1/completions", {**plain, "regex": DATE}).done()
+    told.append(completion.json["choices"][0]["text"])
+    body = {"text": "assistant: ", "sampling_params": {"regex": DATE, "max_new_tokens": 100}}
+    told.append((await bench.fetch("/generate", body).done()).json["text"])
+    for text in told:
+        assert re.fullmatch(DATE, text), told
+
+
+async def test_a_schema_as_text_on_generate() -> None:
+    bench = bench_of()
+    sampling = {"json_schema": json.dumps(SCHEMA), "max_new_tokens": 900, "n": 2}
+    fetch = await bench.fetch("/generate", {"text": "assistant: ", "sampling_params": sampling}).done()
+    assert len(fetch.json) == 2
+    for each in fetch.json:
+        validate(json.loads(each["text"]), SCHEMA)
+
+
+@pytest.mark.parametrize("regex", ["(?=a)b", "(a", "(a)\\1", "a" * 4097])
+async def test_wrong_regexes(regex: str) -> None:
+    bench = bench_of()
+    for fetch in (bench.chat(regex=regex), bench.respond(regex=regex)):
+        done = await fetch.done()
+        assert (done.status, done.error["code"], done.error["param"]) == (400, "invalid_value", "regex")
+    body = {"text": "a", "sampling_params": {"regex": regex}}
+    done = await bench.fetch("/generate", body).done()
+    assert (done.status, done.error["param"]) == (400, "sampling_params.regex")
+    await bench.baseline()
+
+
+async def test_one_shape_at_a_time() -> None:
+    bench = bench_of()
+    for fetch in (
+        bench.chat(regex="a", response_format=CHAT),
+        bench.respond(regex="a", text={"format": RESPONSES}),
+    ):
+        assert (fetch.error["code"], fetch.error["param"]) == ("invalid_value", "regex")
+    for schema in ("[", "3", "{}"):
+        sampling = {"json_schema": schema, **({"regex": "a"} if schema == "{}" else {})}
+        fetch = bench.fetch("/generate", {"text": "a", "sampling_params": sampling})
+        assert fetch.error["param"] in ("sampling_params.json_schema", None)
+        assert fetch.status == 400
+    assert not bench.asks
+
+
+async def test_several_guided_answers_share_nothing() -> None:
+    bench = bench_of()
+    chat = await bench.chat(response_format=CHAT, n=3, max_tokens=900).done()
+    texts = [choice["message"]["content"] for choice in chat.json["choices"]]
+    for text in texts:
+        validate(json.loads(text), SCHEMA)
+    assert len(set(texts)) > 1
     await bench.baseline()

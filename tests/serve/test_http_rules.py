@@ -21,6 +21,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "fake", "messages": USER, "max_tokens": 5},
     "/v1/completions": {"model": "fake", "prompt": "a: b", "max_tokens": 5},
     "/v1/responses": {"model": "fake", "input": "hello", "max_output_tokens": 5},
+    "/v1/responses/input_tokens": {"model": "fake", "input": "hello"},
     "/generate": {"model": "fake", "text": "a: b", "sampling_params": {"max_new_tokens": 5}},
     "/abort_request": {"rid": "x"},
     "/tokenize": {"model": "fake", "prompt": "hello"},
@@ -83,7 +84,7 @@ def message_of(path: str, body: Any) -> str:
 
 def test_every_post_route_has_a_body_here(server: LiveServer) -> None:
     posts = {path for path, route in routes(server).items() if "POST" in route.methods and "{" not in path}
-    assert posts == set(BODIES) | set(NOT_GENERATIVE) | {"/flush_cache"}
+    assert posts == set(BODIES) | set(NOT_GENERATIVE) | {"/flush_cache", "/api/embed", "/api/embeddings"}
 
 
 def test_every_route_but_the_public_ones_asks_for_a_key_in_its_own_shape(server: LiveServer) -> None:
@@ -109,12 +110,15 @@ def test_public_routes_are_few(server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_rule_1_errors_have_one_shape_whoever_finds_them(http: httpx.Client, path: str) -> None:
+def test_rule_1_errors_have_one_shape_whoever_finds_them(
+    server: LiveServer, http: httpx.Client, path: str
+) -> None:
+    too_large = b"x" * (routes(server)[path].body_limit + 1)
     for reply, status in (
         (http.post(path, json={}), 400),
         (http.post(path, content=b"{"), 400),
         (http.post(path, json={**BODIES[path], "model": "gpt-9"}), 200 if path == "/abort_request" else 404),
-        (http.post(path, content=b"x" * (9 << 20)), 413),
+        (http.post(path, content=too_large), 413),
         (http.get(path), 426 if path == "/v1/responses" else 405),
         (http.post(path, json=BODIES[path], headers={"content-encoding": "gzip"}), 415),
     ):

@@ -125,6 +125,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"text": "hi", "sampling_params": {"max_new_tokens": 3}, "return_logprob": True}),
     ("/generate", {"text": ["hi", "ho"], "sampling_params": {"max_new_tokens": 3}}),
     ("/abort_request", {"rid": "x"}),
+    ("/v1/responses/input_tokens", {"model": "fake", "input": "hi"}),
     ("/tokenize", {"prompt": "hi", "return_token_strs": True}),
     ("/detokenize", {"tokens": [97, 98]}),
     (

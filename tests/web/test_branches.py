@@ -203,3 +203,26 @@ def test_names_and_colours_of_the_list_hold_in_the_dark_too(page, server, turn):
         ".filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim())).length"
     )
     assert nameless == 0
+
+
+def test_the_list_fits_a_narrow_screen(page, server, turn):
+    page.cdp("Emulation.setDeviceMetricsOverride", width=320, height=700, deviceScaleFactor=2, mobile=True)
+    server.script(turn(["unbroken" * 60]), turn(["many words " * 60]))
+    page.open().connected().type("x")
+    page.answer("unbroken" * 60)
+    again(page)
+    page.until(lambda: not page.all(".streaming") and page.all(".branches .pick"), "the second")
+    page.click(".branches .pick")
+    page.until(lambda: page.one("#versions").is_displayed(), "the list")
+    outside = page.js(
+        "return [...document.querySelectorAll('#versions *')]"
+        ".filter((e) => e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+    tall = page.js("return document.querySelector('#versions').getBoundingClientRect().height <= innerHeight")
+    assert tall, "long versions are cut, and the list scrolls"
+    small = page.js(
+        "return [...document.querySelectorAll('.version, .branches button')]"
+        ".filter((e) => Math.min(e.offsetWidth, e.offsetHeight) < 24).length"
+    )
+    assert small == 0, "every target is large enough for a finger"
