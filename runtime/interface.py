@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.fork import ForkPlace, cut_answer
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
-from headrace.runtime.loop import Generation, StepLoop
+from headrace.runtime.loop import Generation, StepLoop, retell
 from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
     CallArguments,
@@ -25,7 +26,7 @@ from headrace.runtime.parsers.pieces import (
 )
 from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
+from headrace.runtime.request import Change, FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
@@ -40,6 +41,7 @@ __all__ = [
     "CallEnd",
     "Entry",
     "FinishReason",
+    "ForkPlace",
     "Logprobs",
     "Message",
     "ModelCard",
@@ -276,6 +278,83 @@ class Runtime:
             if not ended:
                 self._count_end(stream)
 
+    def grant(self, stream: TokenStream, tokens: int) -> None:
+        """The reader of `stream`, which got a credit at its birth (`limit`), may be told so many tokens more."""
+        stream.grant(tokens)
+
+    def hold(self, stream: TokenStream) -> None:
+        """The request leaves the batch until its reader comes back (`TokenStream.attach`) or is done reading."""
+        generation = self._generations.get(stream)
+        if generation is not None:
+            self.loop.hold(generation)
+
+    def change(
+        self,
+        stream: TokenStream,
+        said: Mapping[str, Any],
+        told: Callable[[int | None], None],
+        names: Mapping[str, str],
+    ) -> None:
+        """The answer goes on with the sampling fields of `said` (those of Ask, `max_tokens` among them), from the
+        first token on that no launched step samples. `told(index)` names it; `told(None)`: the answer ended first.
+
+        `names`: fields of Ask → their names on the wire. Raises Refusal if a value is out of range, or if the
+        answer does not run."""
+        ask = Ask(prompt=(0,), param_names=names, **said)
+        params_of(ask, self.prompter)  # its ranges: what was not said is not taken from it
+        generation = self._generations.get(stream)
+        if generation is None or generation.req.finish is not None:
+            raise Refusal("invalid_value", "this answer does not run", "response_id")
+        req = generation.req
+        before = req.changing or Change(req.params, req.max_len)
+        fields = {name: getattr(ask, name) for name in said if name != "max_tokens"}
+        if "top_k" in fields:
+            fields["top_k"] = max(0, fields["top_k"])
+        max_len = before.max_len
+        if ask.max_tokens is not None:
+            # As far as the context goes: an answer that runs is not refused for a wish that is too large.
+            max_len = min(stream.prompt_tokens + ask.max_tokens, self.max_context)
+            max_len = max(max_len, req.prompt_len + 1)  # a fork's own prompt reaches into its answer
+        self.loop.change(generation, Change(replace(before.params, **fields), max_len), told)
+
+    def fork(
+        self, parent: TokenStream, at: ForkPlace, ask: Ask, listener: Callable[[TokenStream], None]
+    ) -> tuple[TokenStream, int]:
+        """A stream whose answer begins as that of `parent` does, up to `at`, and goes on by itself under the
+        sampling fields of `ask` (its `max_tokens` counts the whole answer); and how many tokens of `parent` it
+        keeps. They are told as if they had been generated for it.
+
+        The parent may run or have ended; while it runs, its pages are shared and nothing is computed again. Raises
+        Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        source, prompt = parent.req, parent.prompt
+        if source is None or prompt is None:
+            raise Refusal("fork_point_invalid", "this answer has not begun")
+        if source.grammar is not None or ask.shape is not None:
+            raise Refusal("fork_not_supported", "an answer that follows a grammar cannot be forked yet")
+        prompt_len = parent.prompt_tokens
+        if source.logprobs is not None or wish_of(ask, prompt_len, self.prompter.logits_width) is not None:
+            raise Refusal("fork_not_supported", "an answer with logprobs cannot be forked yet")
+        said = source.tokens[prompt_len : prompt_len + parent.said]
+        kept, cutter, text = cut_answer(said, at, ask, self.prompter)
+        ids = source.tokens[: prompt_len + len(said[: kept.shared])] + kept.forced
+        count = len(ids)
+        max_len = max_len_of(ask, prompt_len, self.max_context)
+        if max_len <= count:
+            raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
+        self._next_id += 1
+        shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
+        params = params_of(ask, self.prompter)
+        req = Req(self._next_id, source.salt, ids, count, max_len, params, shares, spans=source.spans)
+        stream = TokenStream(listener, opened=self.loop.clock())
+        stream.prompt = prompt
+        generation = Generation(req, stream, cutter, self.prompter.splitter(ask, prompt))
+        for token, piece in zip(ids[prompt_len:], text, strict=True):
+            retell(generation, token, piece)
+        self._begin(generation, prompt_len)
+        return stream, kept.shared
+
     def work_on_text(
         self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]
     ) -> None:
@@ -368,6 +447,8 @@ class Runtime:
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
+            "reader_pauses": self.loop.holds,
+            "unsent_tokens": sum(stream.pending for stream in self._generations),
             "preparing": len(self._preparing),
             "waiting": len(scheduler.waiting),
             "running": len(scheduler.running),
@@ -422,10 +503,12 @@ class Runtime:
             self._siblings[stream].take(prompt)
         self._begin(generation)
 
-    def _begin(self, generation: Generation) -> None:
+    def _begin(self, generation: Generation, prompt_len: int | None = None) -> None:
+        """The generation runs from now on. prompt_len: where its answer begins, if not behind its whole prompt."""
         stream = generation.stream
+        stream.req = generation.req
         stream.params = generation.req.params
-        stream.prompt_tokens = generation.req.prompt_len
+        stream.prompt_tokens = generation.req.prompt_len if prompt_len is None else prompt_len
         if generation.req.logprobs is not None:
             stream.logprobs, stream.spell = [], self.prompter.spell
         self._generations[stream] = generation
@@ -495,6 +578,7 @@ class Runtime:
             prompt.grammar,
             prompt.spans,
         )
+        stream.prompt = replace(prompt, grammar=None)
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:

@@ -36,7 +36,7 @@ from headrace.runtime.plan import (
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Phase, Req
+from headrace.runtime.request import Change, FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
 from headrace.runtime.victims import stuck_holder, victim_of
 
@@ -80,6 +80,9 @@ class Scheduler:
         self._decoding: deque[list[Req]] = deque()  # of each plan in flight, the requests of its decode rows
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
+        self._changing: set[int] = set()  # ids of live requests with a change that waits for steps in flight
+        # Running ones whose slot must be written again before their next row.
+        self._regrants: dict[int, Req] = {}
         self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._grammars = 0  # live requests that follow a grammar
@@ -137,6 +140,17 @@ class Scheduler:
             del self.paused[req.id]
             self._wait_first(req)
 
+    def change(self, req: Req, change: Change) -> None:
+        """`req` is as `change` says from the first token on that no launched step samples (`changed_at`).
+
+        Nothing is computed again: its last token is fed once more, as after a pause. A `max_len` that the answer
+        has passed ends it with its next token. A second change before the first took effect replaces it."""
+        assert req.prompt_len < change.max_len <= self.max_tokens
+        if req.finish is None:
+            req.changing = change
+            self._changing.add(req.id)
+            self._settle(req)
+
     def plan(self, budget: int | None = None) -> StepPlan | None:
         """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step.
 
@@ -146,6 +160,9 @@ class Scheduler:
         self._dry = False
         able = self._plannable()
         decoding, decode = self._decode_rows(able, step.patches)
+        if self._regrants:
+            # Whose parameters changed comes before prompts: its reader has been promised the next step but one.
+            able.sort(key=lambda req: req.id not in self._regrants)
         for req in able:
             # A decode row without a page may have taken those of this one meanwhile.
             if step.room > 0 and req.phase is Phase.PREFILL and not req.retracting:
@@ -190,11 +207,12 @@ class Scheduler:
         tokens = result.tokens
         decoding = self._decoding.popleft()
         finite = NON_FINITE not in tokens
+        quick = finite and not self._changing
         size = self.page_size
         for req, token in zip(decoding, tokens, strict=False):
             landed = req.landed_len + 1
             if (
-                finite
+                quick
                 and req.grammar is None
                 and landed % size
                 and req.finish is None
@@ -247,11 +265,12 @@ class Scheduler:
     def _plannable(self) -> list[Req]:
         """Who may have a row now, in order of admission."""
         # At max_len the last sample is launched already; only its retirement is missing.
-        return [
+        able = [
             req
             for req in self.running.values()
             if req.finish is None and not req.pausing and not req.retracting and req.total_len < req.max_len
         ]
+        return [req for req in able if req.changing is None] if self._changing else able
 
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
         """One row for each of `able` that decodes and has a page for it; the requests, and their rows."""
@@ -287,10 +306,18 @@ class Scheduler:
     def _prefill(self, req: Req, step: OpenPlan) -> None:
         """The next chunk; none before its picture's turn. One that has one token to feed decodes at once."""
         assert req.slot is not None and req.phase is Phase.PREFILL and req.total_len == len(req.tokens)
+        again = req.id in self._regrants
+        # What is fed again may be the first token of a page; the grant tells the device of it, no patch is needed.
+        if again and req.computed_len == len(req.pages) * self.page_size and not self._next_page(req, []):
+            return
         start, count = req.computed_len, min(step.room, req.total_len - req.computed_len)
         count, images = self.gallery.look(req, start, count, step) if req.spans else (count, ())
         if not count:
             return
+        if again:
+            del self._regrants[req.id]
+            step.grants.append(self._grant(req))
+            self.counters.regrants += 1
         last = start + count == req.total_len
         ids = tuple(req.tokens[start : start + count])
         step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))
@@ -437,12 +464,15 @@ class Scheduler:
         req.phase = Phase.PREFILL
         req.slot = self.slots.take()
         self.counters.admissions += 1
+        step.grants.append(self._grant(req))
+        return True
+
+    def _grant(self, req: Req) -> SlotGrant:
+        """What the device must know of `req` in its slot. Nothing of it is in flight: all its tokens are known."""
+        assert req.slot is not None
         history = tuple(req.tokens) if req.params.needs_history else ()
         pages, guided = tuple(req.pages), req.grammar is not None
-        step.grants.append(
-            SlotGrant(req.slot, req.id, req.params, req.prompt_len, pages, history, req.spans, guided)
-        )
-        return True
+        return SlotGrant(req.slot, req.id, req.params, req.prompt_len, pages, history, req.spans, guided)
 
     def _find_prefix(self, req: Req) -> int:
         """Lease what the cache holds of a request that has no pages of its own; the number of pages found."""
@@ -522,6 +552,8 @@ class Scheduler:
         if req.finish is not None:
             self._release(req)
             return
+        if req.changing is not None:
+            self._apply(req, req.changing)
         if req.retracting:
             req.retracting = False
             self._give_back(req)
@@ -535,9 +567,21 @@ class Scheduler:
             self.paused[req.id] = req
             req.phase = Phase.PAUSED
 
+    def _apply(self, req: Req, change: Change) -> None:
+        """Nothing of `req` is in flight, so what the host knows of it is all there is."""
+        req.changing = None
+        self._changing.discard(req.id)
+        req.params = change.params
+        req.changed_at = len(req.tokens)
+        req.max_len = max(change.max_len, len(req.tokens) + 1)
+        if req.slot is not None:
+            req.phase = Phase.PREFILL
+            self._regrants[req.id] = req
+
     def _release(self, req: Req) -> None:
         """The one place where a request ends and everything it holds goes back."""
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
+        self._changing.discard(req.id)
         self._give_back(req)
         self._leave_batch(req)
         self.waiting.pop(req.id, None)
@@ -565,6 +609,7 @@ class Scheduler:
         if req.slot is not None:
             self.gallery.leave(req)
             self.slots.give_back(req.slot)
+            self._regrants.pop(req.id, None)
             req.slot = None
             del self.running[req.id]
             self._chosen, self._columns = [], ([], array("i"))

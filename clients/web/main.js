@@ -51,6 +51,7 @@ const link = new Link({
   open() {
     const url = new URL("/v1/responses", location.href);
     url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+    url.searchParams.set("ext", "1"); // answers can be resumed on another socket
     const key = keep.get("key");
     return key ? new WebSocket(url, ["openai-beta.responses.v1", `openai-insecure-api-key.${key}`]) : new WebSocket(url);
   },

@@ -1,23 +1,27 @@
 """OpenAI Responses over WebSocket: one Session per connection. Knows events and lanes; knows no socket.
 
 A request is refused with an `error` frame as long as no response exists; after `response.created` everything,
-failure included, is told by response events. What is in flight when the connection goes is cancelled at once.
+failure included, is told by response events. What is in flight when the connection goes is cancelled at once,
+unless its client asked to come back to it (`held.py`).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, Struct
 
-from headrace.runtime.interface import Refusal, Runtime, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
 from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
+from headrace.server.faces.extension import VERBS, relaned, verb_error, with_key
+from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
-from headrace.server.faces.opening import open_response
+from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
@@ -33,6 +37,7 @@ from headrace.server.faces.steering import (
     with_steers,
 )
 from headrace.server.faces.warm_up import WarmUpRun
+from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
@@ -40,6 +45,11 @@ from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, R
 from headrace.server.session import Lanes, Latest, WaitingBudget
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
+REPLAY_EVENTS = 256  # of one response told again in one go; then the socket may brake
+EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
+# How a connection goes when its answers are not done with: no close frame, no pong, no reading, taken over, and a
+# client that says so itself (it gave up the connection, not the answers).
+ACCIDENTS = frozenset({1006, 1011, 1013, 4001, 4100})
 _LANE = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
 
 
@@ -53,6 +63,15 @@ class Job:
     own: bool  # the client asked for it itself; otherwise it follows a steered one
     commits: list[Steer]
     steering: Steering = field(default_factory=Steering)
+    held: Held | None = None  # its client may come back to it
+
+    @property
+    def reports(self) -> bool:
+        """Its client knows what x.paused means."""
+        request = self.response.run.request
+        return self.held is not None or (
+            isinstance(request, ResponseCreate) and (request.x_credit, request.x_on_slow) != (None, None)
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +101,12 @@ class ResponsesSocket:
         settings: FaceSettings,
         running: Running,
         budget: WaitingBudget,
+        held: HeldResponses,
     ) -> None:
+        self.held = held
+        self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
+        self._paused: dict[TokenStream, str] = {}  # streams that were reported paused, and why
+        self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
         self._settings = settings
@@ -124,6 +148,8 @@ class ResponsesSocket:
                     self._cancel(message, fields)
                 case "response.steer":
                     self._steer(message, fields)
+                case verb if verb is not None and verb in VERBS:
+                    self._verb(verb, message, fields)
                 case None if _absent(fields.get("type")):
                     self._unreadable(WireError("missing_required_parameter", "missing field: type", "type"))
                 case None:
@@ -143,18 +169,28 @@ class ResponsesSocket:
                     self._tell(job)
             self._start_waiting()
         self._close_if_over()
+        behind, self._behind = self._behind, []
+        for stream in behind:
+            self.mark(stream)
         frames, self._frames = self._frames, []
         return frames
 
     def closed(self, code: int) -> None:
-        """Cancel everything in flight and let go of what the connection remembered."""
+        """Cancel or detach everything in flight and let go of what the connection remembered."""
         self._closing = True
         self._timer.cancel()
         self._lanes.take_waiting()
         self._pictures.release()
         for job in self._jobs.values():
+            if (held := job.held) is not None:
+                # What was never told has no key that a client could know.
+                if code in ACCIDENTS and held.next:
+                    self.held.detach(held)
+                    continue
+                self.held.let_go(held)
             job.response.abandon()
         self._jobs.clear()
+        self._paused.clear()
         self._parked.clear()
         self._marked.clear()
         for latest in self._lanes.latest.values():
@@ -164,6 +200,8 @@ class ResponsesSocket:
     def drain(self) -> None:
         """Refuse what waits and what comes; close with 1012 when the running responses have ended."""
         self._draining = True
+        if self._extended:
+            self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
             self._refuse(_stopping(), UNSET if lane is None else lane)
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
@@ -227,6 +265,10 @@ class ResponsesSocket:
             stream = job.response.run.stream
             if stream.finish is None:
                 self._runtime.cancel(stream)
+            elif stream.limit is not None:
+                # It had ended by itself, and its reader's credit did not reach that far: the end is what is wanted.
+                stream.limit = None
+                self.mark(stream)
 
     def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
         target = string(fields.get("previous_response_id")) or ""
@@ -253,7 +295,7 @@ class ResponsesSocket:
             self._refuse_steer(job, target, given, refused)
             return
         job.response.say(ev.SteerAccepted(run.next_number(), steer.name, run.lane))
-        self._mark(run.stream)
+        self.mark(run.stream)
 
     def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
         if job is None or job.response.over:
@@ -268,7 +310,7 @@ class ResponsesSocket:
         job.response.say(
             steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane)
         )
-        self._mark(run.stream)
+        self.mark(run.stream)
 
     def _no_target(self, target: str) -> SteerRefused:
         """Why there is no response to steer under this id."""
@@ -285,7 +327,7 @@ class ResponsesSocket:
     # -- the life of a response --------------------------------------------------------------------------------
 
     def _start_waiting(self) -> None:
-        while (waiting := self._lanes.next()) is not None:
+        while not self._closing and (waiting := self._lanes.next()) is not None:
             lane, request = waiting
             parked = self._parked.get(lane)
             commits: list[Steer] = []
@@ -342,7 +384,7 @@ class ResponsesSocket:
                 request,
                 parent,
                 self._wire.tenant,
-                self._mark,
+                self.mark,
                 lane=UNSET if lane is None else lane,
             )
         except (WireError, Refusal) as error:
@@ -352,9 +394,22 @@ class ResponsesSocket:
         self._lanes.start(lane, job)
         stream = response.run.stream
         self._jobs[stream] = job
+        self._equip(job, request)
         if cancelled:
             self._runtime.cancel(stream)
-        self._mark(stream)  # the stream may have spoken, or ended, before it was known here
+        self.mark(stream)  # the stream may have spoken, or ended, before it was known here
+
+    def _equip(self, job: Job, request: ResponseRequest) -> None:
+        """What the client asked for beside the answer: credit, a window, a way back."""
+        if not isinstance(request, ResponseCreate):
+            return
+        stream = job.response.run.stream
+        stream.limit = request.x_credit
+        if isinstance(request.x_on_slow, x.Buffer):
+            stream.window = request.x_on_slow.buffer
+        leaves = request.x_on_disconnect or ("continue" if self._extended else "cancel")
+        if leaves != "cancel":
+            job.held = self.held.hold(job, self, pauses=leaves == "pause")
 
     def _fail(
         self,
@@ -372,16 +427,25 @@ class ResponsesSocket:
             self._refuse(error, UNSET if lane is None else lane)
         self._fail_steers(commits, lane, "successor_creation_failed", error.message)
 
-    def _mark(self, stream: TokenStream) -> None:
+    def mark(self, stream: TokenStream) -> None:
+        """The stream has something to tell."""
         if not self._closing:
             if not self._marked:
                 self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
+            if stream.full and (job := self._jobs.get(stream)) is not None:
+                self._drop_if_slow(job)
 
     def _tell(self, job: Job) -> None:
         response = job.response
-        self._frames += response.take()
         run = response.run
+        if job.reports:
+            self._tell_reported(job)
+            if job.held is not None and job.held.behind:
+                self._behind.append(run.stream)
+                return
+        else:
+            self._frames += response.take()
         if run.refusal is not None:
             if job.own:
                 self._refuse(run.refusal, run.lane)
@@ -393,11 +457,65 @@ class ResponsesSocket:
         elif job.steering.stop(run):
             self._runtime.cancel(run.stream)
 
+    def _tell_reported(self, job: Job) -> None:
+        """As `_tell`, with what the client also asked for: how the stream flows, and a way back to it."""
+        response, held = job.response, job.held
+        stream = response.run.stream
+        if held is not None and held.behind and held.next + len(response.untaken) < len(held.tape):
+            self._tell_again(held)
+            return
+        if stream.held and not stream.starved and stream.pending:
+            self._report(job, "slow")
+        if stream in self._paused and not stream.starved:
+            self.say(
+                x.Resumed(response.run.id, self._paused.pop(stream), stream.sent, stream_id=response.run.lane)
+            )
+        frames = response.take()
+        if held is not None:
+            if held.next == 0 and frames:
+                frames[0] = with_key(frames[0], held.key)
+            held.next = len(held.tape)
+        self._frames += frames
+        if stream.starved:
+            self._report(job, "credit")
+
+    def _tell_again(self, held: Held) -> None:
+        """Some of what the tape has and this connection has not."""
+        response = held.job.response
+        response.reread()
+        frames = [relaned(raw, response.run.lane) for raw in held.tape.since(held.next, REPLAY_EVENTS)]
+        if held.next == 0:
+            frames[0] = with_key(frames[0], held.key)
+        held.next += len(frames)
+        self._frames += frames
+        if not held.behind:
+            self.mark(response.run.stream)
+
+    def _report(self, job: Job, reason: str) -> None:
+        run = job.response.run
+        if run.stream not in self._paused:
+            self._paused[run.stream] = reason
+            self.say(x.Paused(run.id, reason, run.stream.sent, run.lane))
+
+    def _drop_if_slow(self, job: Job) -> None:
+        """The policy of a client that would rather lose an answer than wait for it."""
+        request, stream = job.response.run.request, job.response.run.stream
+        if isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None:
+            # Not from inside the step that is being told.
+            self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
+            self._close(4002, "reading too slowly")
+
     def _finish(self, job: Job) -> None:
-        response = job.response
+        response, held = job.response, job.held
         run = response.run
         del self._jobs[run.stream]
         self._lanes.leave(job.lane)
+        self._paused.pop(run.stream, None)
+        if held is not None:
+            self.held.ended(held)
+            if held.finished:
+                return  # it was told again
+            held.finished = True
         turn, response.turn = response.turn, None
         if turn is not None:
             self._forget(job.lane)
@@ -446,6 +564,110 @@ class ResponsesSocket:
     def _forget(self, lane: str | None) -> None:
         if (latest := self._lanes.latest.pop(lane, None)) is not None:
             self._store.release(latest.turn)
+
+    # -- verbs of ours (extension.py) --------------------------------------------------------------------------
+
+    def _verb(self, verb: str, message: str | bytes, fields: dict[str, Raw]) -> None:
+        try:
+            VERBS[verb](self, message, fields)
+        except (WireError, Refusal) as error:
+            self.say(verb_error(WireError.of(error), fields))
+
+    @property
+    def tenant(self) -> Tenant:
+        return self._wire.tenant
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
+
+    def running(self, lane: str | None) -> Job | None:
+        """The job that runs in this lane."""
+        found = self._lanes.running(lane)
+        return found if isinstance(found, Job) else None
+
+    def fork(
+        self,
+        parent: RunningResponse,
+        turn: Turn | None,
+        place: ForkPlace,
+        request: ResponseRequest,
+        lane: str,
+    ) -> None:
+        """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal if it
+        cannot; then nothing has changed."""
+        if not _LANE.match(lane):
+            raise _bad_lane()
+        if self._draining or self._expired:
+            raise _stopping()
+        self._free_lane(lane)
+        if self._lanes.in_flight >= self._settings.lanes.in_flight:
+            raise WireError(
+                "websocket_stream_limit_reached",
+                f"{self._lanes.in_flight} answers run on this connection.",
+                "stream_id",
+                retry_after=1.0,
+            )
+        response = fork_response(
+            self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
+        )
+        job = Job(lane, response, False, True, [])
+        self._lanes.start(lane, job)
+        self._jobs[response.run.stream] = job
+        self._equip(job, request)
+        self.mark(response.run.stream)
+
+    def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
+        """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
+        if not self._lanes.name(lane):
+            raise WireError(
+                "websocket_stream_limit_reached",
+                f"A connection has at most {self._settings.lanes.named} named streams.",
+                "stream_id",
+            )
+        if self._lanes.running(lane) not in (None, own):
+            raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
+
+    def find(self, response_id: str) -> Job | None:
+        """The job of this response, if it is told here."""
+        return next((job for job in self._jobs.values() if job.response.run.id == response_id), None)
+
+    def take_over(self, held: Held, lane: str | None, start: int) -> None:
+        """This connection reads a held response from event `start`, in `lane`. Raises WireError if the lane is not
+        to be had."""
+        job = held.job
+        run = job.response.run
+        self._free_lane(lane, job)
+        if held.desk is self:
+            self.give_up(held)
+        self.held.attach(held, self, self.mark, start)
+        job.lane = lane
+        run.move(UNSET if lane is None else lane)
+        self._lanes.start(lane, job)
+        self._jobs[run.stream] = job
+        status = "in_progress" if run.final is None else run.final.status
+        self.say(x.Resumed(run.id, "reconnect", run.stream.sent, start, status, run.lane))
+        self.mark(run.stream)
+
+    def give_up(self, held: Held) -> None:
+        """Another connection reads it now: this one is told so by its close code."""
+        job = self._jobs.pop(held.job.response.run.stream, None)
+        if job is None:
+            return  # told to its end here
+        stream = job.response.run.stream
+        self._marked.pop(stream, None)
+        self._paused.pop(stream, None)
+        self._lanes.leave(job.lane)
+        if held.desk is not self:
+            self._close(4001, "the answer was resumed on another connection")
+
+    def say(self, event: Struct) -> None:
+        """One of our own events goes out behind everything that was told before."""
+        if not self._closing:
+            self._frames.append(encode(event).decode())
+            if len(self._frames) > UNREAD_FRAMES:
+                self._close(1008, "answers are not being read")
+            self._wire.dirty()
 
     # -- frames and the end ------------------------------------------------------------------------------------
 
@@ -518,9 +740,13 @@ def _lane(fields: dict[str, Raw]) -> ev.Lane:
         return UNSET
     name = string(raw)
     if name is None or not _LANE.match(name):
-        raise WireError(
-            "invalid_stream_id",
-            "stream_id must have 1 to 256 characters of A-Z, a-z, 0-9, '_', '.' and '-'.",
-            "stream_id",
-        )
+        raise _bad_lane()
     return name
+
+
+def _bad_lane() -> WireError:
+    return WireError(
+        "invalid_stream_id",
+        "stream_id must have 1 to 256 characters of A-Z, a-z, 0-9, '_', '.' and '-'.",
+        "stream_id",
+    )

@@ -40,6 +40,7 @@ def core_of(built: dict[str, ModuleType]) -> Any:
         Phase=request.Phase,
         FinishReason=request.FinishReason,
         SamplingParams=request.SamplingParams,
+        Change=request.Change,
     )
 
 
