@@ -107,7 +107,9 @@ class Client:
         for rescue in self._rescues:
             rescue.cancel()
         if self._rescues:
-            await asyncio.wait(self._rescues)  # first: one of them may just have opened the connection to close
+            await asyncio.wait(
+                self._rescues
+            )  # first: one of them may just have opened the connection to close
         if self._link is not None:
             await self._link.close()
 

@@ -74,9 +74,8 @@ def too_many(lanes: Lanes[Any, Any], size: int) -> WireError:
     if not lanes.budget.fits(size):
         return WireError("server_is_overloaded", "Too much is waiting already; try again.", retry_after=1.0)
     return WireError(
-        "websocket_stream_limit_reached",
+        "rate_limit_exceeded",
         f"{lanes.in_flight} requests run and {lanes.waiting} ({lanes.waiting_bytes} "
         "bytes) wait on this connection: no more may wait. Ask again when one of them has ended.",
-        "stream_id",
         retry_after=1.0,
     )

@@ -24,7 +24,7 @@ def object_schema(parameters: Any, path: str) -> Mapping[str, Any] | None:
         not isinstance(parameters, dict) or parameters.get("type", "object") != "object"
     ):
         raise WireError("invalid_value", f"{path} must be a JSON schema of type object", path)
-    return parameters  # type: ignore[no-any-return]  # a dict or None, as just looked at
+    return parameters
 
 
 def check_offered(tools: Sequence[Tool], size: int | None = None) -> None:
