@@ -33,7 +33,10 @@ def example(name: str) -> Image:
     for seed in range(10_000):
         image = PICTURES[name](Draw(seed))
         colours = image.getcolors(400)  # so that no noise lies over it
-        if image.size == (256, 256) and colours is not None and max(colours)[1] > (240, 240, 240):
+        if image.size != (256, 256) or colours is None:
+            continue
+        _, ground = max(colours)
+        if isinstance(ground, tuple) and ground > (240, 240, 240):
             return image
     raise AssertionError("a third of all canvases are squares, and an eighth of those are of this size")
 
