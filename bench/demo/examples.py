@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from PIL.Image import Image
 
@@ -33,8 +32,11 @@ def example(name: str) -> Image:
     """The first square drawing of 256 pixels: there the picture is seen best, and nothing is resized."""
     for seed in range(10_000):
         image = PICTURES[name](Draw(seed))
-        colours: Any = image.getcolors(400)  # (count, RGB); None if there are more, as noise makes them
-        if image.size == (256, 256) and colours and max(colours)[1] > (240, 240, 240):
+        colours = image.getcolors(400)  # so that no noise lies over it
+        if image.size != (256, 256) or colours is None:
+            continue
+        _, ground = max(colours)
+        if isinstance(ground, tuple) and ground > (240, 240, 240):
             return image
     raise AssertionError("a third of all canvases are squares, and an eighth of those are of this size")
 
