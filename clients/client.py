@@ -23,7 +23,7 @@ from typing import Any
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from headrace.clients.errors import ServerRefused, ServerUnreachable
+from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
 from headrace.clients.events import NotAnEvent, read_model_ids, read_refusal
 from headrace.clients.link import Link
 from headrace.clients.stream import ResponseStream
@@ -44,6 +44,7 @@ async def connect(
     lanes: int = 16,
     open_timeout: float = 10.0,
     reconnect_within: float = 30.0,
+    resume: bool = True,
 ) -> AsyncIterator[Client]:
     """A client connected to the server at `url` (http, https, ws or wss; a path up to `/v1` may follow).
 
@@ -51,10 +52,11 @@ async def connect(
     `lanes`: answers in flight at once; further requests wait for their turn. Raises ServerUnreachable if nothing
     answers within `open_timeout` seconds, ServerRefused for a wrong key, ValueError for a malformed `url`.
 
-    When a socket is lost, the streams on it end with ConnectionLost, and the next request opens another one,
-    trying with growing, jittered pauses for `reconnect_within` seconds.
+    When a socket is lost, another one is opened, trying with growing, jittered pauses for `reconnect_within`
+    seconds. A headrace server tells the answers on there from where they broke off, and their readers notice
+    nothing but the pause; with `resume=False`, or another server, they end with ConnectionLost.
     """
-    client = Client(url, api_key, model, lanes, open_timeout, reconnect_within)
+    client = Client(url, api_key, model, lanes, open_timeout, reconnect_within, resume=resume)
     try:
         await client.open()
         yield client
@@ -73,10 +75,13 @@ class Client:
         lanes: int,
         open_timeout: float,
         reconnect_within: float,
+        resume: bool = True,
     ) -> None:
         if not 1 <= lanes <= 32:
             raise ValueError("a connection has 1 to 32 lanes")
         self.http_url, self.socket_url = _addresses(url)
+        self._query = "?ext=1" if resume else ""  # a server without extensions does not look at it
+        self._rescues: set[asyncio.Task[None]] = set()
         self.model = model
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._lanes = lanes
@@ -99,6 +104,10 @@ class Client:
     async def close(self) -> None:
         """Close the connection; answers still running end with ConnectionLost (and are cancelled there)."""
         self._closed = True
+        for rescue in self._rescues:
+            rescue.cancel()
+        if self._rescues:
+            await asyncio.wait(self._rescues)  # first: one of them may just have opened the connection to close
         if self._link is not None:
             await self._link.close()
 
@@ -123,13 +132,15 @@ class Client:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         store: bool | None = None,
+        credit: int | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> ResponseStream:
         """Ask for an answer; returns when the server has taken the request (nothing need be generated yet).
 
         `input` is a text, or messages like `{"role": "user", "content": "..."}`. `previous` continues an earlier
-        answer (its stream or its id); `instructions` are not inherited from it. `extra` holds further fields of
-        a `response.create` event. None means the server's default.
+        answer (its stream or its id); `instructions` are not inherited from it. With `credit`, the server tells so
+        many tokens and then waits for `ResponseStream.grant`. `extra` holds further fields of a `response.create`
+        event. None means the server's default.
 
         Raises ServerRefused with code, param and message if the server does not take it, ConnectionLost if the
         connection ends meanwhile, ServerUnreachable if no connection can be had.
@@ -148,8 +159,39 @@ class Client:
             "stop": stop,
             "seed": seed,
             "store": store,
+            "x_credit": credit,
             **(extra or {}),
         }
+        return await self._ask(request, previous.lane if isinstance(previous, ResponseStream) else None)
+
+    async def fork(
+        self,
+        parent: ResponseStream,
+        *,
+        at_token: int | None = None,
+        at_char: int | None = None,
+        text: str | None = None,
+        drop_parent: bool = False,
+        **parameters: Any,
+    ) -> ResponseStream:
+        """An answer that begins as `parent` does, up to so many output tokens or characters, then with `text`, and
+        goes on by itself under the parent's request, changed by `parameters` (`seed`, `temperature`, ...). What is
+        kept is told first, and not computed again. `drop_parent` cancels the parent: a rewind.
+
+        The parent may still run, or have ended not long ago. Raises ServerRefused if it cannot be forked there."""
+        request = {
+            "type": "x.fork",
+            "response_id": parent.response_id,
+            "at_token": at_token,
+            "at_char": at_char,
+            "force_text": text,
+            "drop_parent": drop_parent or None,
+            **parameters,
+        }
+        return await self._ask(request, None)
+
+    async def _ask(self, request: dict[str, Any], lane: str | None) -> ResponseStream:
+        """Say `request` in a free lane (in `lane`, if that one is), and wait until the server took it."""
         request = {name: value for name, value in request.items() if value is not None}
         await self._seats.acquire()
         try:
@@ -158,9 +200,7 @@ class Client:
             self._seats.release()
             raise
         # From here on the seat belongs to the stream, which gives it back when it ends, however it ends.
-        stream = link.open(
-            self._seats.release, previous.lane if isinstance(previous, ResponseStream) else None
-        )
+        stream = link.open(self._seats.release, lane)
         try:
             await asyncio.shield(link.post({**request, "stream_id": stream.lane}))
             await stream.created()
@@ -180,6 +220,25 @@ class Client:
             if self._link is None or self._link.lost is not None:
                 self._link = await self._redial()
             return self._link
+
+    def _orphaned(self, streams: list[ResponseStream], why: ConnectionLost) -> None:
+        rescue = asyncio.create_task(self._rescue(streams, why), name="headrace-client-rescue")
+        self._rescues.add(rescue)
+        rescue.add_done_callback(self._rescues.discard)
+
+    async def _rescue(self, streams: list[ResponseStream], why: ConnectionLost) -> None:
+        """Carry the streams of a lost connection on over a new one; those that cannot be end with `why`."""
+        try:
+            link = await self._linked()
+            for stream in streams:
+                if not stream.ended:
+                    link.adopt(stream)
+        except (ServerUnreachable, ServerRefused, RuntimeError):
+            pass  # the reason that a reader can do something with is that the connection broke
+        finally:
+            for stream in streams:
+                if not stream.riding:
+                    stream.end("lost", ConnectionLost(str(why), why.close_code))
 
     async def _redial(self) -> Link:
         """Try until `reconnect_within` is over. Pauses double from 0.25 s to 8 s, each cut to 50-100 % at random:
@@ -205,7 +264,7 @@ class Client:
         local = _is_loopback(urllib.parse.urlsplit(self.socket_url).hostname or "")
         try:
             socket = await open_socket(
-                self.socket_url,
+                self.socket_url + self._query,
                 additional_headers=self._headers,
                 compression=None,  # deltas are small: compressing them costs time and 32 KiB per connection
                 open_timeout=self._open_timeout,
@@ -217,7 +276,7 @@ class Client:
             raise read_refusal(refused.response.status_code, bytes(refused.response.body or b"")) from None
         except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
             raise self._unreachable(error) from None
-        return Link(socket, self._lanes)
+        return Link(socket, self._lanes, self._orphaned)
 
     def _get(self, path: str) -> bytes:
         """One blocking GET, for a thread."""

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
+from headrace.server.protocol.extension import Error as VerbRefused
+from headrace.server.protocol.extension import Goaway, Paused, Resumed, Updated
 from headrace.server.protocol.response_events import (
     Completed,
     Created,
@@ -37,6 +39,7 @@ __all__ = [
     "Created",
     "ErrorFrame",
     "Failed",
+    "Goaway",
     "InProgress",
     "Incomplete",
     "ItemAdded",
@@ -44,11 +47,15 @@ __all__ = [
     "NotAnEvent",
     "PartAdded",
     "PartDone",
+    "Paused",
     "Response",
+    "Resumed",
     "TextDelta",
     "TextDone",
     "UnknownEvent",
+    "Updated",
     "Usage",
+    "VerbRefused",
     "answer_of",
     "failure_of",
     "lane_of",
@@ -79,6 +86,11 @@ KnownEvent = (
     | Incomplete
     | Failed
     | ErrorFrame
+    | Paused
+    | Resumed
+    | Updated
+    | VerbRefused
+    | Goaway
 )
 AnyEvent = KnownEvent | UnknownEvent
 TERMINAL = (Completed, Incomplete, Failed)
@@ -113,6 +125,8 @@ def read_event(message: bytes) -> AnyEvent:
 
 def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
+    if isinstance(event, Goaway):
+        return None
     lane = event.data.get("stream_id") if isinstance(event, UnknownEvent) else event.stream_id
     return lane if isinstance(lane, str) else None
 

@@ -19,12 +19,24 @@ from headrace.clients.stream import ResponseStream
 log = logging.getLogger("headrace.client")
 
 
+# Close codes after which the server holds no answer of this connection, or should not be asked for it again: a
+# goodbye of ours, a broken rule, a message too big, somebody else who took the answers over.
+FINAL = frozenset({1000, 1001, 1008, 1009, 4000, 4001, 4002, 4401})
+
+
 class Link:
     """Routes what one socket says to the streams on its lanes. A lane carries one answer at a time; a free lane is
     used again, the one that rested longest first, because the server remembers the last answer of each."""
 
-    def __init__(self, socket: ClientConnection, lanes: int) -> None:
+    def __init__(
+        self,
+        socket: ClientConnection,
+        lanes: int,
+        orphaned: Callable[[list[ResponseStream], ConnectionLost], None],
+    ) -> None:
+        """`orphaned(streams, why)`: the socket is gone, and the server still holds these answers."""
         self.lost: ConnectionLost | None = None
+        self._orphaned = orphaned
         self._socket = socket
         self._free = deque(f"lane-{number}" for number in range(lanes))
         self._streams: dict[str, ResponseStream] = {}
@@ -40,14 +52,24 @@ class Link:
         else:
             lane = self._free.popleft()
 
-        def leave(stream: ResponseStream) -> None:
-            del self._streams[stream.lane]
-            self._free.append(stream.lane)
-            ended()
-
-        stream = ResponseStream(lane, self.post, leave)
-        self._streams[lane] = stream
+        stream = ResponseStream(lane, ended)
+        self._carry(stream, lane)
         return stream
+
+    def adopt(self, stream: ResponseStream) -> None:
+        """Carry a stream whose own link was lost: the server tells it on from behind its last event. There must be
+        a free lane."""
+        assert self._free and self.lost is None
+        self._carry(stream, self._free.popleft())
+        self.post(stream.resumption())
+
+    def _carry(self, stream: ResponseStream, lane: str) -> None:
+        def leave() -> None:
+            del self._streams[lane]
+            self._free.append(lane)
+
+        self._streams[lane] = stream
+        stream.ride(lane, self.post, leave)
 
     def post(self, event: dict[str, Any]) -> asyncio.Task[None]:
         """Write one client event. The write is a task of its own: it happens even if its caller is cancelled
@@ -90,8 +112,15 @@ class Link:
     def _lose(self, lost: ConnectionLost) -> None:
         # In one turn of the loop: nobody can open a stream on a lost link in between.
         self.lost = lost
+        orphans = []
         for stream in list(self._streams.values()):
-            stream.end("lost", ConnectionLost(str(lost), lost.close_code))
+            if stream.resumable and lost.close_code not in FINAL:
+                stream.unseat()
+                orphans.append(stream)
+            else:
+                stream.end("lost", ConnectionLost(str(lost), lost.close_code))
+        if orphans:
+            self._orphaned(orphans, lost)
 
     def _route(self, message: bytes) -> None:
         event = read_event(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -10,22 +11,29 @@ from typing import Any
 
 import msgspec
 
-from headrace.clients.errors import ClientError, SlowReader
+from headrace.clients.errors import ClientError, ConnectionLost, ServerRefused, SlowReader
 from headrace.clients.events import (
     TERMINAL,
     AnyEvent,
     Created,
     ErrorFrame,
     Failed,
+    Paused,
     Response,
+    Resumed,
     TextDelta,
+    Updated,
     Usage,
+    VerbRefused,
     answer_of,
     failure_of,
     refusal_of,
 )
 
+log = logging.getLogger("headrace.client")
+
 JOIN_AFTER = 1024  # unread events; beyond them neighbouring deltas are joined
+BARREN_RESUMES = 5  # in a row without a single event; then the connection is as good as lost for ever
 JOINED_LENGTH = 4096  # characters of one joined delta at most, so that joining stays linear
 UNREAD_LENGTH = 4 << 20  # characters
 
@@ -46,16 +54,22 @@ class ResponseStream:
     def __init__(
         self,
         lane: str,
-        post: Callable[[dict[str, Any]], object],
-        leave: Callable[[ResponseStream], None],
+        ended: Callable[[], None],
     ) -> None:
         self.lane = lane
+        self.paused: str | None = None  # why the server holds it back now: "credit" or "slow"
+        self.resumes = 0  # how often it changed its connection
         self.status = "queued"
         self.response_id: str | None = None
         self.usage: Usage | None = None
         self.final: Response | None = None  # the response object of the last event
-        self._post = post
-        self._leave = leave
+        self._ended = ended
+        self._post: Callable[[dict[str, Any]], object] = _nowhere
+        self._leave: Callable[[], None] = _nothing
+        self._token: str | None = None  # what the server wants to see before it tells this answer on
+        self._updates: dict[str, asyncio.Future[int]] = {}  # asked for and not answered, by event_id
+        self._last = -1  # the number of the last event
+        self._barren = 0  # resumes since then
         self._unread: deque[AnyEvent] = deque()
         self._unread_length = 0
         self._error: ClientError | None = None
@@ -124,6 +138,23 @@ class ResponseStream:
         self._ask_cancel()
         await self._over.wait()
 
+    def grant(self, tokens: int) -> None:
+        """The server may tell so many tokens more of an answer that was asked for with `credit`."""
+        if not self.ended:
+            self._post({"type": "x.credit", "stream_id": self.lane, "tokens": tokens})
+
+    async def update(self, **parameters: Any) -> int:
+        """The answer goes on with other sampling parameters (`temperature`, `max_output_tokens`, ...); returns the
+        index of the first output token that they chose. Raises ServerRefused if the server does not take them, or
+        if the answer ended first."""
+        if self.ended:
+            raise ServerRefused("response_not_found", "the answer has ended")
+        reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        name = f"update-{self.response_id}-{len(self._updates)}-{self.resumes}"
+        self._updates[name] = reply
+        self._post({"type": "x.update", "response_id": self.response_id, "event_id": name, **parameters})
+        return await reply
+
     async def __aenter__(self) -> ResponseStream:
         return self
 
@@ -144,6 +175,39 @@ class ResponseStream:
         if self.response_id is None and self._error is not None:
             raise self._error
 
+    @property
+    def resumable(self) -> bool:
+        """The server tells this answer on when it is shown the token, on any connection."""
+        return self._token is not None and not self.ended and self._barren < BARREN_RESUMES
+
+    @property
+    def riding(self) -> bool:
+        """A connection carries it, or it has ended."""
+        return self.ended or self._leave is not _nothing
+
+    def ride(self, lane: str, post: Callable[[dict[str, Any]], object], leave: Callable[[], None]) -> None:
+        """A connection carries this stream from now on."""
+        self.lane = lane
+        self._post = post
+        self._leave = leave
+
+    def unseat(self) -> None:
+        """Its connection is gone; another may carry it."""
+        self._leave()
+        self._leave, self._post = _nothing, _nowhere
+
+    def resumption(self) -> dict[str, Any]:
+        """The event that makes the server tell this answer on, in its present lane."""
+        self.resumes += 1
+        self._barren += 1
+        return {
+            "type": "x.resume",
+            "response_id": self.response_id,
+            "starting_after": self._last,
+            "resume_token": self._token,
+            "stream_id": self.lane,
+        }
+
     def abandon(self) -> None:
         """Nobody will read this: cancel it as soon as its id is known."""
         self._dropping = True
@@ -155,9 +219,30 @@ class ResponseStream:
         if isinstance(event, ErrorFrame):
             self.end("failed", refusal_of(event.error, event.status))
             return
+        if isinstance(event, VerbRefused):
+            self._refused(event)
+            return
+        if isinstance(event, Updated):
+            reply = self._updates.pop(str(event.event_id), None)
+            if reply is not None and not reply.done():
+                reply.set_result(event.effective_at_token)
+            return
+        if isinstance(event, Paused):
+            self.paused = event.reason
+            return
+        if isinstance(event, Resumed):
+            self.paused = None
+            if event.reason == "reconnect" and self._cancelling:
+                self._send_cancel()  # it may have been lost with the old connection
+            return
+        number = getattr(event, "sequence_number", None)
+        if number is not None:
+            self._last, self._barren = number, 0
         if isinstance(event, Created):
             self.response_id = event.response.id
             self.status = "in_progress"
+            token = event.response.x_resume_token
+            self._token = token if isinstance(token, str) else None
             self._created.set()
             if self._cancelling:
                 self._send_cancel()
@@ -177,7 +262,29 @@ class ResponseStream:
         self._over.set()
         self._created.set()
         self._news.set()
-        self._leave(self)
+        self._leave()
+        self._leave, self._post = _nothing, _nowhere
+        self._ended()
+        for reply in self._updates.values():
+            if not reply.done():
+                reply.set_exception(ServerRefused("response_not_found", "the answer ended first"))
+        self._updates.clear()
+
+    def _refused(self, refused: VerbRefused) -> None:
+        reply = self._updates.pop(str(refused.event_id), None)
+        if reply is not None:
+            error = refused.error
+            if not reply.done():
+                reply.set_exception(ServerRefused(error.code, error.message, error.param))
+            return
+        if self.response_id is None:  # it was asked for by a verb, a fork
+            error = refused.error
+            self.end("failed", ServerRefused(error.code, error.message, error.param))
+        elif refused.error.code == "response_not_found" and refused.error.param == "response_id":
+            what = "the server no longer has this answer"
+            self.end("lost", ConnectionLost(f"the connection was lost, and {what}"))
+        else:
+            log.warning("the server refused a verb: %s", refused.error.message)
 
     def _keep(self, event: AnyEvent) -> None:
         if isinstance(event, TextDelta):
@@ -209,3 +316,11 @@ class ResponseStream:
 
     def _send_cancel(self) -> None:
         self._post({"type": "response.cancel", "response_id": self.response_id})
+
+
+def _nowhere(event: dict[str, Any]) -> None:
+    """What is said to a server that is not there; what matters is said again on the next connection."""
+
+
+def _nothing() -> None:
+    """Nobody carries the stream."""

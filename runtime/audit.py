@@ -41,7 +41,10 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
         seen.add(req.id)
         assert phases[req.phase].get(req.id) is req, "phase and container disagree"
         assert req.inflight == flown.pop(req.id, 0), "inflight counts launched steps"
-        assert req.inflight > 0 or not (req.finish or req.retracting), "a mark was not settled"
+        assert req.inflight > 0 or not (req.finish or req.retracting or req.changing), (
+            "a mark was not settled"
+        )
+        assert (req.changing is not None) <= (req.id in scheduler._changing), "a change is not looked for"
         assert req.inflight > 0 or req.pausing is (req.phase is Phase.PAUSED), "a pause was not settled"
         assert req.pausing or req.phase is not Phase.PAUSED
         assert req.finish is not None or not req.spoilt, "who met a NaN has ended"
@@ -86,4 +89,7 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
     scheduler.slots.check(held_slots)
     scheduler.gallery.check(scheduler.reqs())
     scheduler.tree.check([req.lease for req in scheduler.reqs() if req.lease is not None])
+    assert scheduler._changing <= seen, "a change waits for a request that is gone"
+    for req_id, req in scheduler._regrants.items():
+        assert scheduler.running.get(req_id) is req and req.phase is Phase.PREFILL and req.inflight == 0
     assert len(scheduler.running) <= scheduler.slots.count

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
-from headrace.runtime.loop import Generation, StepLoop
-from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
+from headrace.runtime.loop import Generation, StepLoop, retell
+from headrace.runtime.meaning import SEED_MASK, changed, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
     CallArguments,
     CallBegin,
@@ -40,6 +41,7 @@ __all__ = [
     "CallEnd",
     "Entry",
     "FinishReason",
+    "ForkPlace",
     "Logprobs",
     "Message",
     "ModelCard",
@@ -276,6 +278,57 @@ class Runtime:
             if not ended:
                 self._count_end(stream)
 
+    def grant(self, stream: TokenStream, tokens: int) -> None:
+        """The reader of `stream`, which got a credit at its birth (`limit`), may be told so many tokens more."""
+        stream.grant(tokens)
+
+    def hold(self, stream: TokenStream) -> None:
+        """The request leaves the batch until its reader comes back (`TokenStream.attach`) or is done reading."""
+        generation = self._generations.get(stream)
+        if generation is not None:
+            self.loop.hold(generation)
+
+    def change(
+        self,
+        stream: TokenStream,
+        said: Mapping[str, Any],
+        told: Callable[[int | None], None],
+        names: Mapping[str, str],
+    ) -> None:
+        """The answer goes on with the sampling fields of `said` (those of Ask, `max_tokens` among them), from the
+        first token on that no launched step samples. `told(index)` names it; `told(None)`: the answer ended first.
+
+        `names`: fields of Ask → their names on the wire. Raises Refusal if a value is out of range, or if the
+        answer does not run."""
+        ask = Ask(prompt=(0,), param_names=names, **said)
+        params_of(ask, self.prompter)  # its ranges: what was not said is not taken from it
+        generation = self._generations.get(stream)
+        if generation is None or generation.req.finish is not None:
+            raise Refusal("invalid_value", "this answer does not run", "response_id")
+        req = generation.req
+        self.loop.change(generation, changed(req, stream.prompt_tokens, ask, said, self.max_context), told)
+
+    def fork(
+        self, parent: TokenStream, at: ForkPlace, ask: Ask, listener: Callable[[TokenStream], None]
+    ) -> tuple[TokenStream, int]:
+        """A stream whose answer begins as that of `parent` does, up to `at`, and goes on by itself under the
+        sampling fields of `ask` (its `max_tokens` counts the whole answer); and how many tokens of `parent` it
+        keeps. They are told as if they had been generated for it.
+
+        The parent may run or have ended; while it runs, its pages are shared and nothing is computed again. Raises
+        Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        found = fork_request(parent, at, ask, self.prompter, self.max_context, self._next_id + 1)
+        self._next_id, req, prompt, prompt_len = found.req.id, found.req, found.prompt, parent.prompt_tokens
+        stream = TokenStream(listener, opened=self.loop.clock())
+        stream.prompt = prompt
+        generation = Generation(req, stream, found.cutter, self.prompter.splitter(ask, prompt))
+        for token, piece in zip(req.tokens[prompt_len:], found.pieces, strict=True):
+            retell(generation, token, piece)
+        self._begin(generation, prompt_len)
+        return stream, found.shared
+
     def work_on_text(
         self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]
     ) -> None:
@@ -368,6 +421,8 @@ class Runtime:
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
+            "reader_pauses": self.loop.holds,
+            "unsent_tokens": sum(stream.pending for stream in self._generations),
             "preparing": len(self._preparing),
             "waiting": len(scheduler.waiting),
             "running": len(scheduler.running),
@@ -422,10 +477,12 @@ class Runtime:
             self._siblings[stream].take(prompt)
         self._begin(generation)
 
-    def _begin(self, generation: Generation) -> None:
+    def _begin(self, generation: Generation, prompt_len: int | None = None) -> None:
+        """The generation runs from now on. prompt_len: where its answer begins, if not behind its whole prompt."""
         stream = generation.stream
+        stream.req = generation.req
         stream.params = generation.req.params
-        stream.prompt_tokens = generation.req.prompt_len
+        stream.prompt_tokens = generation.req.prompt_len if prompt_len is None else prompt_len
         if generation.req.logprobs is not None:
             stream.logprobs, stream.spell = [], self.prompter.spell
         self._generations[stream] = generation
@@ -495,6 +552,7 @@ class Runtime:
             prompt.grammar,
             prompt.spans,
         )
+        stream.prompt = replace(prompt, grammar=None)
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:

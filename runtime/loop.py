@@ -25,7 +25,7 @@ from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, Req
+from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
 
@@ -134,6 +134,8 @@ class StepLoop:
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
+        self._changes: list[tuple[Generation, Callable[[int | None], None]]] = []  # asked for, not told yet
+        self.holds = 0  # how often a generation left the batch because its reader had fallen behind
         self.progress_at = clock()  # when a step was last launched or landed
         self._landed_at = self.progress_at
         self._looked_at = self.progress_at
@@ -179,6 +181,32 @@ class StepLoop:
             self.scheduler.cancel(generation.req, reason)
         self._end(generation, reason)
         self._schedule()
+
+    def hold(self, generation: Generation) -> None:
+        """The generation leaves the batch until its reader has room again. Nothing of it is lost."""
+        if generation.stream.wake is None and generation.req.finish is None:
+            generation.stream.wake = partial(self._wake_reader, generation)
+            self.holds += 1
+            self.scheduler.pause(generation.req)
+
+    def change(self, generation: Generation, change: Change, told: Callable[[int | None], None]) -> None:
+        """The generation goes on as `change` says. `told(index)`, once, when it has taken effect: from output token
+        `index` on; or `told(None)` if the generation ended before."""
+        self.scheduler.change(generation.req, change)
+        self._changes.append((generation, told))
+        self._schedule()
+
+    def _tell_changes(self) -> None:
+        waiting, self._changes = self._changes, []
+        for generation, told in waiting:
+            req = generation.req
+            if req.changing is not None and req.finish is None:
+                self._changes.append((generation, told))
+            elif req.changing is not None:
+                told(None)
+            else:
+                generation.stream.params = req.params
+                told(req.changed_at - generation.stream.prompt_tokens)
 
     def cancel_all(self) -> None:
         for generation in list(self._live.values()):
@@ -249,6 +277,8 @@ class StepLoop:
         self._launch()
         if events:
             self._tell(events)
+        if self._changes:
+            self._tell_changes()
         self.on_flush()
         if not self._flight:
             # Telling may have ended or paused requests and so made room that the launch above did not see.
@@ -287,7 +317,7 @@ class StepLoop:
         stream = generation.stream
         if stream.times.admitted is None:
             stream.times.admitted = now
-            stream.cached_tokens = generation.req.cached_len
+            stream.cached_tokens = min(generation.req.cached_len, stream.prompt_tokens)
 
     def _tell(self, events: list[Retired]) -> None:
         """Hand tokens to their readers, as text. What is told in one turn is told at one time."""
@@ -328,8 +358,7 @@ class StepLoop:
                     self.scheduler.cancel(event.req, FinishReason.STOP)
                     self._end(generation, FinishReason.STOP)
                 elif stream.full:
-                    stream.wake = partial(self._wake_reader, generation)
-                    self.scheduler.pause(event.req)
+                    self.hold(generation)
             except Exception:
                 # Whatever a request's tokens do to its own text stays that request's error.
                 self._broken_text(event)
@@ -409,6 +438,17 @@ def _no_token(req: Req) -> Refusal:
     if req.grammar is not None and (trouble := req.grammar.trouble):
         return Refusal("server_error", f"the answer's grammar cannot go on: {trouble}")
     return Refusal("server_error", "the model produced no finite number for this request")
+
+
+def retell(generation: Generation, token: int, text: str) -> None:
+    """The reader of a generation that is about to begin is told `token` as if it had been generated."""
+    stream, splitter = generation.stream, generation.splitter
+    if splitter is None:
+        stream.push(Entry(token, text))
+        return
+    stream.push(_typed(stream, Retired(generation.req, token, None), text, splitter))
+    if splitter.plain:
+        generation.splitter = None
 
 
 def _typed(stream: TokenStream, event: Retired, text: str, splitter: TextSplitter) -> Entry:

@@ -24,6 +24,8 @@ class Refusal(Exception):
             "unsupported_parameter",
             "unknown_parameter",
             "context_length_exceeded",
+            "fork_not_supported",
+            "fork_point_invalid",
             "model_not_found",
             "previous_response_not_found",
             "rate_limit_exceeded",

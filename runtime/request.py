@@ -100,6 +100,14 @@ class ForkPoint:
     at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a live Req is to become: its next sampling parameters, and its next `max_len`."""
+
+    params: SamplingParams
+    max_len: int
+
+
 @dataclass(slots=True, eq=False)
 class Req:
     """One generation.
@@ -139,6 +147,8 @@ class Req:
     retracting: bool = field(default=False, init=False)  # mark: give pages back when nothing is in flight
     retractions: int = field(default=0, init=False)
     admitted: bool = field(default=False, init=False)  # it has had a slot: `cached_len` is settled
+    changing: Change | None = field(default=None, init=False)  # mark: take effect when nothing is in flight
+    changed_at: int = field(default=0, init=False)  # known tokens when the last change took effect
     spoilt: bool = field(default=False, init=False)  # a row of it was not finite: its KV is for nobody else
     exhibits: dict[int, Exhibit] = field(
         default_factory=dict, init=False

@@ -17,6 +17,7 @@ class Counters:
     decode_tokens_computed: int = 0  # sampled positions
     cached_tokens: int = 0  # input tokens that a prefix hit or a fork saved
     admissions: int = 0
+    regrants: int = 0  # slots written again for the request that has them, because its parameters changed
     retractions: int = 0
     evicted_pages: int = 0
     copied_pages: int = 0

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.parsers.pieces import Piece, TextPiece, joined
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, SamplingParams
+from headrace.runtime.request import FinishReason, Req, SamplingParams
+
+if TYPE_CHECKING:
+    from headrace.runtime.interface import Prompt
 
 
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
@@ -53,9 +57,10 @@ def _nobody(stream: TokenStream) -> None:
 class TokenStream:
     """A ring of entries between the step loop (writer) and one connection (reader), both on the loop thread.
 
-    Indices count tokens from 0: `floor <= sent <= head`. Entries in [floor, sent) are kept for a reader that
-    comes back; [sent, head) wait for the reader. When `head - sent` reaches `window` the loop pauses the
-    request (`full`), and wakes it when the reader has drained below half of it (`drained`).
+    Indices count tokens from 0: `floor <= sent <= head`, and `sent <= limit` where the reader counts its credit
+    (`limit` None: it does not). Entries in [floor, sent) are kept for a reader that comes back; [sent, head) wait
+    for the reader. When `head - sent` reaches `window` the loop pauses the request (`full`), and wakes it when the
+    reader has drained below half of it (`drained`).
     `tail` is text that became certain only with the end (after the last entry), `tail_pieces` the same typed; both
     are final once `finish` is.
 
@@ -68,14 +73,17 @@ class TokenStream:
         "finish",
         "head",
         "keep",
+        "limit",
         "listener",
         "logprobs",
         "matched_stop",
         "params",
+        "prompt",
         "prompt_ids",
         "prompt_logprobs",
         "prompt_tokens",
         "reasoning_tokens",
+        "req",
         "ring",
         "sent",
         "spell",
@@ -94,6 +102,7 @@ class TokenStream:
             None  # set by the loop while it waits for the reader
         )
         self.window = window
+        self.limit: int | None = None  # how many entries may be told in all; None: as many as there are
         self.keep = keep
         self.ring: deque[Entry] = deque()
         self.head = 0
@@ -104,6 +113,9 @@ class TokenStream:
         self.error: Refusal | None = None
         self.matched_stop: str | int | None = None  # which stop string or stop id ended it
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
+        # Whose tokens these are, once the prompt is prepared: it outlives the request, for its forks.
+        self.req: Req | None = None
+        self.prompt: Prompt | None = None  # what it was prepared from, without a grammar: for its forks
         self.prompt_tokens = 0
         self.prompt_ids: tuple[int, ...] = ()  # where the ask wants the prompt back
         self.logprobs: list[TokenLogprob] | None = None  # where the ask wants them: of entries taken
@@ -140,6 +152,9 @@ class TokenStream:
         self.finish = finish
         self.tail = tail
         self.tail_pieces = pieces if pieces is not None else [TextPiece(tail)] if tail else []
+        if finish in (FinishReason.CANCELLED, FinishReason.ERROR):
+            # A reader that spends no more credit still hears of this end, behind what waited.
+            self.limit = None
         # A raised error remembers the frames it came through, and one of them holds this stream.
         self.error = None if error is None else error.with_traceback(None)
         # The last word. Both callbacks usually hold something that holds this stream: letting go of them here
@@ -153,7 +168,35 @@ class TokenStream:
         """The reader is a whole window behind: the request should leave the batch."""
         return self.head - self.sent >= self.window
 
+    @property
+    def said(self) -> int:
+        """Tokens that are part of the answer: the one that stopped it is not."""
+        return self.head - (self.finish is FinishReason.STOP and isinstance(self.matched_stop, int))
+
+    @property
+    def held(self) -> bool:
+        """The request was paused for the sake of this reader, and waits to be woken."""
+        return self.wake is not None
+
     # -- reader side -------------------------------------------------------------------------------------------
+
+    def grant(self, tokens: int) -> None:
+        """The reader may be told so many entries more. Only for streams that were born with a credit."""
+        assert self.limit is not None and tokens > 0
+        self.limit += tokens
+
+    @property
+    def starved(self) -> bool:
+        """Entries wait, and the reader's credit is used up."""
+        return self.limit is not None and self.sent == self.limit < self.head
+
+    def attach(self, listener: Callable[[TokenStream], None], window: int) -> None:
+        """`listener` hears of this stream from now on, and nobody else; the loop pauses the request when `window`
+        entries wait. One that was paused and now has room is woken."""
+        self.listener = listener if self.finish is None else _nobody
+        self.window = window
+        if self.wake is not None and self.pending <= window // 2:
+            self.wake(self)
 
     @property
     def floor(self) -> int:
@@ -169,18 +212,27 @@ class TokenStream:
         """Finished and fully read: only the tail and the finish remain to be told."""
         return self.finish is not None and self.sent == self.head
 
+    @property
+    def _alone(self) -> bool:
+        """One entry is there, it waits, and nothing but its text is asked for: the usual case, and a short way."""
+        return (
+            self.head - self.sent == 1 == len(self.ring)
+            and not self.keep
+            and self.wake is None
+            and self.logprobs is None
+            and self.limit is None
+        )
+
     def take_text(self) -> str:
-        """The text of all waiting entries; they count as sent."""
-        alone = self.head - self.sent == 1 == len(self.ring)
-        if alone and not self.keep and self.wake is None and self.logprobs is None:
+        """The text of all waiting entries that the credit covers; they count as sent."""
+        if self._alone:
             self.sent += 1
             return self.ring.popleft().text
         return "".join([entry.text for entry in self.take()])
 
     def take_plain(self) -> str | None:
         """The text of all waiting entries, if none is typed; they count as sent. Else None, and they wait."""
-        alone = self.head - self.sent == 1 == len(self.ring)
-        if alone and not self.keep and self.wake is None and self.logprobs is None:
+        if self._alone:
             if self.ring[0].pieces is not None:
                 return None
             self.sent += 1
@@ -202,8 +254,11 @@ class TokenStream:
         return joined(said)
 
     def take(self, limit: int | None = None) -> list[Entry]:
-        """The next waiting entries, oldest first, at most `limit`; they count as sent."""
+        """The next waiting entries, oldest first, at most `limit` and no more than the credit covers; they count
+        as sent."""
         count = self.pending if limit is None else min(limit, self.pending)
+        if self.limit is not None:
+            count = min(count, self.limit - self.sent)
         start = self.sent - self.floor
         taken = [self.ring[start + i] for i in range(count)]
         self.sent += count
@@ -228,4 +283,5 @@ class TokenStream:
 
     def check(self) -> None:
         assert 0 <= self.floor <= self.sent <= self.head, self
+        assert self.limit is None or self.sent <= self.limit, self
         assert self.sent - self.floor <= self.keep, self

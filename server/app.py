@@ -34,7 +34,7 @@ from headrace.server.config import ServerConfig, describe, is_loopback
 from headrace.server.conversation import Conversations
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.faces.table import build_routes
+from headrace.server.faces.table import build_routes, held_responses
 from headrace.server.listener import Listener, make_outbox
 from headrace.server.metrics import CONTENT_TYPE, Metrics
 from headrace.server.session import LaneLimits
@@ -138,12 +138,15 @@ class App:
                 named=limits.lanes_per_socket,
             ),
             connection_limit=limits.ws_age_limit,
+            drain=self.config.drain,
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )
         self.archive = self._open_archive(settings)
         self.running = Running(self.runtime, Conversations(archive=self.archive))
         self.metrics.add_source(self._count_stored)
+        self.held = held_responses(settings)
+        self.metrics.add_source(self.held.stats)
         routes = build_routes(
             self.runtime,
             settings,
@@ -152,6 +155,7 @@ class App:
             page_files(),
             alive=lambda: self.runtime.alive,
             running=self.running,
+            held=self.held,
         )
         self.listener = await Listener.start(
             self.config, routes, keys=self.keys, outbox=self.outbox, metrics=self.metrics

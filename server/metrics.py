@@ -36,6 +36,8 @@ COUNTERS = frozenset(
         "retractions",
         "evicted_pages",
         "copied_pages",
+        "reader_pauses",
+        "stream_resumes",
         "cached_tokens",
         "prompt_tokens",
         "requests_finished",

@@ -19,7 +19,7 @@ from headrace.server.conversation import Conversations
 from headrace.server.exchange import STREAM_END, Answer, HttpReply, HttpRequest, StreamHead
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.faces.table import build_routes
+from headrace.server.faces.table import build_routes, held_responses
 
 ALICE = Tenant("alice", "salt-a")
 BOB = Tenant("bob", "salt-b")
@@ -277,6 +277,7 @@ class FaceBench:
         )
         self.store = Conversations(clock=self.clock, **(store or {}))
         self.running = Running(self.runtime, self.store)
+        self.held = held_responses(self.settings)
         self.routes = build_routes(
             self.runtime,
             self.settings,
@@ -284,6 +285,7 @@ class FaceBench:
             lambda: (b"up 1\n", "text/plain; version=0.0.4; charset=utf-8"),
             {"/": (b"<!doctype html>", "text/html; charset=utf-8")},
             running=self.running,
+            held=self.held,
         )
         self.readers: list[Socket | Fetch] = []
         self.loop.on_flush = self.flush

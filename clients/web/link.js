@@ -1,7 +1,8 @@
 // One WebSocket for the whole page: lanes, reconnecting, and noticing a dead link. No DOM.
 //
 // An exchange is one question and its answer: {owner, body(lane, epoch), event(e), lost(why)}. The link adds `phase`
-// ("waiting" for a socket, "sent", "live" after response.created), `lane`, `shown`, `tries`, `stopped`, `responseId`.
+// ("waiting" for a socket, "sent", "live" after response.created, "away" while its socket is lost), `lane`, `shown`,
+// `tries`, `stopped`, `responseId`, and what the server tells an answer on by: its `token` and the `last` number heard.
 
 import { isTerminal } from "./protocol.js";
 
@@ -12,6 +13,10 @@ export const PROBE_MS = 10_000;
 const UNANSWERED_MS = 30_000; // a request without response.created on a server that is otherwise fine
 const ASLEEP_MS = 45_000; // the timer was not run for this long: the machine slept, the socket is most likely gone
 const RESENDS = 2;
+const BARREN = 5; // resumes in a row that brought nothing; then the answer is lost
+const COMING_BACK = 4100; // close code: we leave this socket, not its answers
+// After these the server holds no answer of ours any more.
+const FINAL = new Set([1000, 1001, 1008, 1009, "renew", "left"]);
 
 const realClock = {
   now: () => performance.now(),
@@ -88,7 +93,7 @@ export class Link {
   }
 
   send(exchange) {
-    Object.assign(exchange, { phase: "waiting", shown: false, stopped: false, responseId: null });
+    Object.assign(exchange, { phase: "waiting", shown: false, stopped: false, responseId: null, token: null, last: -1 });
     exchange.tries ??= 0;
     if (this.state === "open") this.#transmit(exchange);
     else {
@@ -104,6 +109,8 @@ export class Link {
       this.socket.send(JSON.stringify({ type: "response.cancel", response_id: exchange.responseId }));
       return true;
     }
+    // Away: the server works on until it hears of it, so it is resumed to be cancelled.
+    if (exchange.phase === "away") return false;
     // Sent but not created: the cancel needs the id, so it goes out with response.created (see #receive).
     this.waiting = this.waiting.filter((other) => other !== exchange);
     return false;
@@ -166,9 +173,22 @@ export class Link {
       exchange.lost("lanes");
       return;
     }
+    if (exchange.phase === "away") {
+      this.#resume(exchange, lane);
+      return;
+    }
     Object.assign(exchange, { lane, phase: "sent", sentAt: this.clock.now() });
     this.flying.push(exchange);
     this.socket.send(JSON.stringify(exchange.body(lane, this.epoch)));
+  }
+
+  /** The answer goes on behind the last event that was heard. */
+  #resume(exchange, lane) {
+    Object.assign(exchange, { lane, phase: "live" });
+    this.flying.push(exchange);
+    this.socket.send(JSON.stringify({ type: "x.resume", response_id: exchange.responseId, stream_id: lane,
+      starting_after: exchange.last, resume_token: exchange.token }));
+    if (exchange.stopped) this.cancel(exchange);
   }
 
   /** The owner's lane; a new owner gets a fresh one, or the one that has been idle longest. */
@@ -205,10 +225,16 @@ export class Link {
       if (exchange) {
         exchange.phase = "live";
         exchange.responseId = event.response.id;
+        exchange.token = event.response.x_resume_token ?? null;
         if (exchange.stopped) this.cancel(exchange);
       }
     } else exchange = inLane("live");
     if (!exchange) return;
+    if (event.type.startsWith("x.")) {
+      if (event.type === "x.error") this.#forget(exchange);
+      return;
+    }
+    if (event.sequence_number !== undefined) Object.assign(exchange, { last: event.sequence_number, barren: 0 });
     if (event.type.endsWith(".delta")) exchange.shown = true;
     if (event.type === "error" || isTerminal(event.type)) {
       this.flying = this.flying.filter((x) => x !== exchange);
@@ -217,14 +243,28 @@ export class Link {
     exchange.event(event);
   }
 
+  /** The server no longer has this answer. */
+  #forget(exchange) {
+    this.flying = this.flying.filter((x) => x !== exchange);
+    exchange.phase = "done";
+    exchange.lost(exchange.cut);
+  }
+
   #down(why, opened, reason = "") {
     const socket = this.socket;
+    const holds = !FINAL.has(why) && !(why >= 4000);
     socket.onopen = socket.onmessage = socket.onclose = null;
-    socket.close();
+    if (holds) socket.close(COMING_BACK);
+    else socket.close();
     this.socket = null;
     const steady = opened && this.clock.now() - this.openedAt > TICK_MS;
     this.attempt = steady ? 0 : this.attempt + 1;
     for (const exchange of this.flying.splice(0)) {
+      if (exchange.token && holds && (exchange.barren ?? 0) < BARREN) {
+        Object.assign(exchange, { phase: "away", cut: why, barren: (exchange.barren ?? 0) + 1 });
+        this.waiting.push(exchange);
+        continue;
+      }
       // Nothing of it was seen, and the server cancels what belongs to a closed socket: asking again is safe.
       if (why !== "renew") exchange.tries += 1;
       if (!exchange.shown && !exchange.stopped && exchange.tries <= RESENDS) {

@@ -115,6 +115,7 @@ ABOUT: dict[str, dict[str, About]] = {
             event=ev.Event,
         )
     },
+    "/v1/responses/compact": _said("Refused: conversations are not compacted here."),
     "/v1/responses/{id}": {
         "GET": About(
             summary="A response, running or stored: the object, or with stream=true its events.",

@@ -8,7 +8,7 @@ from typing import Any
 from headrace.runtime.interface import Runtime
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import error_reply
-from headrace.server.faces.later import LaterAnswer
+from headrace.server.faces.later import Later
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import WireError
@@ -80,18 +80,18 @@ class EngineFace:
             return error_reply(WireError("invalid_value", what, "timeout"))
         found = self._runtime.flush_cache()
         if found is None and timeout:
-            answer = LaterAnswer(wire)
+            answer = Later(wire)
             self._look(answer, self._settings.clock() + timeout)
             return answer
         return _flushed(found)
 
-    def _look(self, answer: LaterAnswer, until: float) -> None:
+    def _look(self, answer: Later, until: float) -> None:
         def look() -> None:
             found = self._runtime.flush_cache()
             if found is None and self._settings.clock() < until:
                 self._settings.call_later(LOOK_EVERY, look)
             else:
-                answer.tell(_flushed(found))
+                answer.settle(_flushed(found))
 
         self._settings.call_later(LOOK_EVERY, look)
 

@@ -12,7 +12,7 @@ from headrace.runtime.interface import FinishReason, Refusal, Runtime, TokenStre
 from headrace.server.exchange import WITH_IMAGES, Answer, HttpReply, HttpRequest, HttpRoute, Wire
 from headrace.server.faces.answers import StreamAnswer, ignored_header
 from headrace.server.faces.asks import check_model
-from headrace.server.faces.later import LaterAnswer
+from headrace.server.faces.later import Later
 from headrace.server.faces.messages_ask import count_ask, messages_ask
 from headrace.server.faces.messages_blocks import AnswerBlocks
 from headrace.server.faces.settings import FaceSettings, new_id, rfc3339
@@ -86,13 +86,13 @@ class MessagesFace:
         headers = {"request-id": request.request_id}
         try:
             body = self._decoded(request, m.CountTokensRequest, headers)
-            answer = LaterAnswer(wire)
+            answer = Later(wire)
 
             def counted(count: int | Refusal) -> None:
                 if isinstance(count, Refusal):
-                    answer.tell(_refusal(count, headers))
+                    answer.settle(_refusal(count, headers))
                 else:
-                    answer.tell(HttpReply(200, encode(m.InputTokens(count)), headers=headers))
+                    answer.settle(HttpReply(200, encode(m.InputTokens(count)), headers=headers))
 
             self._runtime.count(count_ask(body, request.tenant), counted)
             return answer

@@ -6,7 +6,7 @@ import asyncio
 
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, HttpRoute, RouteTable, Wire
 from headrace.server.faces.answers import error_reply
-from headrace.server.faces.later import LaterAnswer
+from headrace.server.faces.later import Later
 from headrace.server.openapi import openapi
 from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import WireError
@@ -28,9 +28,9 @@ class OpenApiFace:
         """GET /openapi.json."""
         if self._reply is not None:
             return self._reply
-        answer = LaterAnswer(wire)
+        answer = Later(wire)
         made = asyncio.get_running_loop().run_in_executor(None, self._made)
-        made.add_done_callback(lambda done: answer.tell(self._kept(done)))
+        made.add_done_callback(lambda done: answer.settle(self._kept(done)))
         return answer
 
     def _made(self) -> HttpReply:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
 from headrace.server.conversation import Turn
 from headrace.server.faces.asks import check_response, response_ask, response_messages
 from headrace.server.faces.input_items import input_items
@@ -45,3 +45,26 @@ def open_response(
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, tenant, parent, added, items, background=background)
+
+
+def fork_response(
+    runtime: Runtime,
+    settings: FaceSettings,
+    running: Running,
+    parent: RunningResponse,
+    turn: Turn | None,
+    place: ForkPlace,
+    request: ResponseRequest,
+    listener: Callable[[TokenStream], None],
+    lane: str,
+) -> RunningResponse:
+    """A response that begins as `parent` does up to `place` and goes on as `request` says. `turn` is what both
+    continue. Raises WireError or Refusal; then nothing was begun."""
+    check_response(request)
+    history = () if turn is None else turn.history()
+    ask = response_ask(request, history, parent.added, parent.tenant, warm_up=False)
+    stream, shared = runtime.fork(parent.run.stream, place, ask, listener)
+    run = ResponseRun(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
+    run.forked_from = ev.ForkedFrom(parent.run.id, shared)
+    items = input_items(request, run.id) if request.store is not False else []
+    return running.begin(run, parent.tenant, turn, parent.added, items)

@@ -32,11 +32,6 @@ def picture(given: ImageUrl | str | None, detail: str | None, at: int, path: str
     return Picture(at, url, small=detail == "low", name=where)
 
 
-def coded_picture(kind: str, data: str, at: int, where: str) -> Picture:
-    """The picture that is given as base64 of its file, in front of character `at` of its message."""
-    return Picture(at, f"data:{kind};base64,{data}", name=where)
-
-
 def picture_url(shown: Picture) -> str:
     """The picture as its client may see it again: the data URL that it sent, or one made of its bytes."""
     if isinstance(shown.source, str):

@@ -14,6 +14,7 @@ from msgspec import UNSET, Raw
 from headrace.runtime.interface import Ask, Message, Tenant, Tool, ToolChoice
 from headrace.runtime.refusal import shorten
 from headrace.server.faces.asks import join_leading_system, sampling
+from headrace.server.faces.offered import object_schema
 from headrace.server.faces.settings import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import realtime as rt
@@ -196,9 +197,7 @@ def _tools(given: list[rt.Tool], path: str) -> tuple[ev.FunctionTool, ...]:
             raise WireError("invalid_value", f"{at}: a second tool named {tool.name}", f"{at}.name")
         parameters: Any = UNSET
         if compact(tool.parameters) != "null":
-            parameters = free_form(tool.parameters, f"{at}.parameters")
-            if not isinstance(parameters, dict):
-                raise WireError("invalid_value", f"{at}.parameters: expected an object", f"{at}.parameters")
+            parameters = object_schema(free_form(tool.parameters, f"{at}.parameters"), f"{at}.parameters")
         description = UNSET if tool.description is None else tool.description
         strict = UNSET if tool.strict is None else tool.strict
         tools.append(ev.FunctionTool(tool.name, description, parameters, strict))

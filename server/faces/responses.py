@@ -6,7 +6,7 @@ the prompt is ready (`times.joined`), so a request that cannot run is still refu
 
 from __future__ import annotations
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from headrace.runtime.interface import (
     FinishReason,
@@ -68,6 +68,7 @@ class ResponseRun:
         self.lane = lane
         self.created = int(created)
         self.model = model
+        self.forked_from: ev.ForkedFrom | UnsetType = UNSET
         # Its id was told before it began: then even a refusal is an end of this response.
         self.announced = False
         self.began = False
@@ -99,6 +100,11 @@ class ResponseRun:
     def usage(self) -> ev.Usage:
         """The token counts so far."""
         return usage_of(self.stream)
+
+    def move(self, lane: ev.Lane) -> None:
+        """Events carry this lane from now on."""
+        self.lane = self.output.lane = lane
+        self._delta_of = None  # the next delta needs another template
 
     @property
     def said(self) -> int:
@@ -268,6 +274,7 @@ class ResponseRun:
             store=request.store is not False,
             usage=None if status in ("queued", "in_progress") else self.usage,
             service_tier=UNSET if request.service_tier is None else "default",
+            x_forked_from=self.forked_from,
         )
 
 

@@ -16,10 +16,9 @@ from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
 from headrace.server.faces.asks import check_model, check_response, response_ask, response_messages
 from headrace.server.faces.following import FollowAnswer, sse_event
-from headrace.server.faces.later import LaterAnswer
-from headrace.server.faces.lookup import Later
+from headrace.server.faces.frames import not_found
+from headrace.server.faces.later import Later
 from headrace.server.faces.opening import open_response
-from headrace.server.faces.responses_ws import not_found
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tape import Tape
@@ -48,6 +47,14 @@ class ResponsesFace:
     def count(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """POST /v1/responses/input_tokens: how long the prompt of such a request is."""
         return self._continued(request, wire, "responses", self._count)
+
+    def compact(self, request: HttpRequest, wire: Wire) -> HttpReply:
+        """POST /v1/responses/compact: refused by name, because the path reads like a response's id."""
+        what = (
+            "Conversations are not compacted here: leave out old items, or send truncation 'auto', "
+            "which drops the oldest."
+        )
+        return error_reply(WireError("unsupported_endpoint", what))
 
     def _continued(
         self,
@@ -94,13 +101,13 @@ class ResponsesFace:
             check_response(body)
             history = () if parent is None else parent.history()
             ask = response_ask(body, history, response_messages(body), request.tenant)
-            answer = LaterAnswer(wire)
+            answer = Later(wire)
 
             def counted(count: int | Refusal) -> None:
                 if isinstance(count, Refusal):
-                    answer.tell(error_reply(count, headers))
+                    answer.settle(error_reply(count, headers))
                 else:
-                    answer.tell(HttpReply(200, encode(ev.InputTokens(count)), headers=headers))
+                    answer.settle(HttpReply(200, encode(ev.InputTokens(count)), headers=headers))
 
             self._runtime.count(ask, counted)
             return answer

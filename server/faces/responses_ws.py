@@ -1,29 +1,43 @@
 """OpenAI Responses over WebSocket: one Session per connection. Knows events and lanes; knows no socket.
 
 A request is refused with an `error` frame as long as no response exists; after `response.created` everything,
-failure included, is told by response events. What is in flight when the connection goes is cancelled at once.
+failure included, is told by response events. What is in flight when the connection goes is cancelled at once,
+unless its client asked to come back to it (`held.py`).
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from functools import partial
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, Struct
 
-from headrace.runtime.interface import Refusal, Runtime, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
 from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
+from headrace.server.faces.extension import VERBS, verb_error
+from headrace.server.faces.frames import (
+    LANE_NAME,
+    absent,
+    bad_lane,
+    error_frame,
+    lane_of,
+    lanes_named,
+    not_found,
+    stopping,
+    too_many,
+)
+from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
-from headrace.server.faces.opening import open_response
+from headrace.server.faces.jobs import Fetching, Job, Parked, equip
+from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
+from headrace.server.faces.reports import Reports
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
     Steer,
-    Steering,
     SteerRefused,
     fate,
     required_input,
@@ -33,6 +47,7 @@ from headrace.server.faces.steering import (
     with_steers,
 )
 from headrace.server.faces.warm_up import WarmUpRun
+from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
@@ -40,35 +55,10 @@ from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, R
 from headrace.server.session import Lanes, Latest, WaitingBudget
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
-_LANE = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A response in flight: its lane, and the steers that it has accepted, or that its beginning commits."""
-
-    lane: str | None
-    response: RunningResponse
-    continues_lane: bool  # its parent is this lane's own last response
-    own: bool  # the client asked for it itself; otherwise it follows a steered one
-    commits: list[Steer]
-    steering: Steering = field(default_factory=Steering)
-
-
-@dataclass(slots=True, eq=False)
-class Fetching:
-    """What takes a lane while the response that its request continues is looked up."""
-
-    cancelled: bool = False
-    later: bool = False  # it was not in memory
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """Accepted steers that wait, after the response `target`, for the client's next request in this lane."""
-
-    target: str
-    steers: list[Steer]
+EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
+# How a connection goes when its answers are not done with: no close frame, no pong, no reading, taken over, and a
+# client that says so itself (it gave up the connection, not the answers).
+ACCIDENTS = frozenset({1006, 1011, 1013, 4001, 4100})
 
 
 class ResponsesSocket:
@@ -82,7 +72,12 @@ class ResponsesSocket:
         settings: FaceSettings,
         running: Running,
         budget: WaitingBudget,
+        held: HeldResponses,
     ) -> None:
+        self.held = held
+        self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
+        self._reports = Reports()
+        self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
         self._settings = settings
@@ -118,13 +113,15 @@ class ResponsesSocket:
         try:
             match string(fields.get("type")):
                 case "response.create":
-                    lane = _lane(fields)
+                    lane = lane_of(fields)
                     self._create(message, fields, lane)
                 case "response.cancel":
                     self._cancel(message, fields)
                 case "response.steer":
                     self._steer(message, fields)
-                case None if _absent(fields.get("type")):
+                case verb if verb is not None and verb in VERBS:
+                    self._verb(verb, message, fields)
+                case None if absent(fields.get("type")):
                     self._unreadable(WireError("missing_required_parameter", "missing field: type", "type"))
                 case None:
                     self._unreadable(WireError("invalid_value", "type: expected a string", "type"))
@@ -143,18 +140,28 @@ class ResponsesSocket:
                     self._tell(job)
             self._start_waiting()
         self._close_if_over()
+        behind, self._behind = self._behind, []
+        for stream in behind:
+            self.mark(stream)
         frames, self._frames = self._frames, []
         return frames
 
     def closed(self, code: int) -> None:
-        """Cancel everything in flight and let go of what the connection remembered."""
+        """Cancel or detach everything in flight and let go of what the connection remembered."""
         self._closing = True
         self._timer.cancel()
         self._lanes.take_waiting()
         self._pictures.release()
         for job in self._jobs.values():
+            if (held := job.held) is not None:
+                # What was never told has no key that a client could know.
+                if code in ACCIDENTS and held.next:
+                    self.held.detach(held)
+                    continue
+                self.held.let_go(held)
             job.response.abandon()
         self._jobs.clear()
+        self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
         for latest in self._lanes.latest.values():
@@ -164,15 +171,17 @@ class ResponsesSocket:
     def drain(self) -> None:
         """Refuse what waits and what comes; close with 1012 when the running responses have ended."""
         self._draining = True
+        if self._extended:
+            self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
-            self._refuse(_stopping(), UNSET if lane is None else lane)
+            self._refuse(stopping(), UNSET if lane is None else lane)
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
 
     # -- client events -----------------------------------------------------------------------------------------
 
     def _hold(self, picture: bytes) -> None:
         try:
-            self._send(ev.PictureHeld(self._pictures.take(picture), len(picture)))
+            self.say(ev.PictureHeld(self._pictures.take(picture), len(picture)))
         except WireError as error:
             self._refuse(error, UNSET)
 
@@ -182,7 +191,7 @@ class ResponsesSocket:
         if decoded.ignored:
             settings.on_ignored_fields("responses_ws", len(decoded.ignored))
         if self._draining:
-            raise _stopping()
+            raise stopping()
         if self._expired:
             raise WireError(
                 "websocket_connection_limit_reached",
@@ -191,25 +200,11 @@ class ResponsesSocket:
         name = None if lane is UNSET else lane
         assert name is None or isinstance(name, str)
         if not self._lanes.name(name):
-            raise WireError(
-                "websocket_stream_limit_reached",
-                f"A connection has at most {settings.lanes.named} named streams.",
-                "stream_id",
-            )
+            raise lanes_named(settings.lanes.named)
         request, pictures = self._pictures.resolved(decoded.value)
         size = len(message) + pictures
         if not self._lanes.wait(name, request, size):
-            if not self._lanes.budget.fits(size):
-                raise WireError(
-                    "server_is_overloaded", "Too much is waiting already; try again.", retry_after=1.0
-                )
-            raise WireError(
-                "websocket_stream_limit_reached",
-                f"{self._lanes.in_flight} requests run and {self._lanes.waiting} ({self._lanes.waiting_bytes} "
-                "bytes) wait on this connection: no more may wait. Ask again when one of them has ended.",
-                "stream_id",
-                retry_after=1.0,
-            )
+            raise too_many(self._lanes, size)
         self._start_waiting()
 
     def _cancel(self, message: str | bytes, fields: dict[str, Raw]) -> None:
@@ -227,6 +222,10 @@ class ResponsesSocket:
             stream = job.response.run.stream
             if stream.finish is None:
                 self._runtime.cancel(stream)
+            elif stream.limit is not None:
+                # It had ended by itself, and its reader's credit did not reach that far: the end is what is wanted.
+                stream.limit = None
+                self.mark(stream)
 
     def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
         target = string(fields.get("previous_response_id")) or ""
@@ -253,7 +252,7 @@ class ResponsesSocket:
             self._refuse_steer(job, target, given, refused)
             return
         job.response.say(ev.SteerAccepted(run.next_number(), steer.name, run.lane))
-        self._mark(run.stream)
+        self.mark(run.stream)
 
     def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
         if job is None or job.response.over:
@@ -262,13 +261,13 @@ class ResponsesSocket:
                 lane = job.response.run.lane
                 # Steers of one response are told apart by their order alone: earlier ones are answered first.
                 self._frames += job.response.take()
-            self._send(steer_failed(0, refused.code, refused.message, target, given, lane))
+            self.say(steer_failed(0, refused.code, refused.message, target, given, lane))
             return
         run = job.response.run
         job.response.say(
             steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane)
         )
-        self._mark(run.stream)
+        self.mark(run.stream)
 
     def _no_target(self, target: str) -> SteerRefused:
         """Why there is no response to steer under this id."""
@@ -285,7 +284,7 @@ class ResponsesSocket:
     # -- the life of a response --------------------------------------------------------------------------------
 
     def _start_waiting(self) -> None:
-        while (waiting := self._lanes.next()) is not None:
+        while not self._closing and (waiting := self._lanes.next()) is not None:
             lane, request = waiting
             parked = self._parked.get(lane)
             commits: list[Steer] = []
@@ -342,7 +341,7 @@ class ResponsesSocket:
                 request,
                 parent,
                 self._wire.tenant,
-                self._mark,
+                self.mark,
                 lane=UNSET if lane is None else lane,
             )
         except (WireError, Refusal) as error:
@@ -352,9 +351,10 @@ class ResponsesSocket:
         self._lanes.start(lane, job)
         stream = response.run.stream
         self._jobs[stream] = job
+        equip(job, request, self.held, self, extended=self._extended)
         if cancelled:
             self._runtime.cancel(stream)
-        self._mark(stream)  # the stream may have spoken, or ended, before it was known here
+        self.mark(stream)  # the stream may have spoken, or ended, before it was known here
 
     def _fail(
         self,
@@ -372,16 +372,28 @@ class ResponsesSocket:
             self._refuse(error, UNSET if lane is None else lane)
         self._fail_steers(commits, lane, "successor_creation_failed", error.message)
 
-    def _mark(self, stream: TokenStream) -> None:
+    def mark(self, stream: TokenStream) -> None:
+        """The stream has something to tell."""
         if not self._closing:
             if not self._marked:
                 self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
+            if stream.full and (job := self._jobs.get(stream)) is not None:
+                self._drop_if_slow(job)
 
     def _tell(self, job: Job) -> None:
         response = job.response
-        self._frames += response.take()
         run = response.run
+        if job.reports:
+            again = job.held is not None and job.held.must_replay
+            self._frames += self._reports.tell(job)
+            if job.held is not None and job.held.behind:
+                self._behind.append(run.stream)
+                return
+            if again:
+                self.mark(run.stream)
+        else:
+            self._frames += response.take()
         if run.refusal is not None:
             if job.own:
                 self._refuse(run.refusal, run.lane)
@@ -393,11 +405,25 @@ class ResponsesSocket:
         elif job.steering.stop(run):
             self._runtime.cancel(run.stream)
 
+    def _drop_if_slow(self, job: Job) -> None:
+        """The policy of a client that would rather lose an answer than wait for it."""
+        request, stream = job.response.run.request, job.response.run.stream
+        if isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None:
+            # Not from inside the step that is being told.
+            self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
+            self._close(4002, "reading too slowly")
+
     def _finish(self, job: Job) -> None:
-        response = job.response
+        response, held = job.response, job.held
         run = response.run
         del self._jobs[run.stream]
         self._lanes.leave(job.lane)
+        self._reports.paused.pop(run.stream, None)
+        if held is not None:
+            self.held.ended(held)
+            if held.finished:
+                return  # it was told again
+            held.finished = True
         turn, response.turn = response.turn, None
         if turn is not None:
             self._forget(job.lane)
@@ -422,7 +448,7 @@ class ResponsesSocket:
         if required := required_input(run.final):
             self._parked[lane] = Parked(run.id, steers)
             for steer in steers:
-                self._send(ev.SteerPending(0, required, steer.name, stream_id=run.lane))
+                self.say(ev.SteerPending(0, required, steer.name, stream_id=run.lane))
         elif self._draining:
             self._fail_steers(steers, lane, "successor_creation_failed", "The server is stopping; try again.")
         else:
@@ -430,7 +456,7 @@ class ResponsesSocket:
 
     def _fail_steers(self, steers: list[Steer], lane: str | None, code: str, why: str) -> None:
         for steer in steers:
-            self._send(steer.failed(0, code, why, UNSET if lane is None else lane))
+            self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
     def _latest_turn(self, response_id: str) -> Turn | None:
         """The turn of a lane's latest response: it continues even if it was not stored."""
@@ -447,6 +473,101 @@ class ResponsesSocket:
         if (latest := self._lanes.latest.pop(lane, None)) is not None:
             self._store.release(latest.turn)
 
+    # -- verbs of ours (extension.py) --------------------------------------------------------------------------
+
+    def _verb(self, verb: str, message: str | bytes, fields: dict[str, Raw]) -> None:
+        try:
+            VERBS[verb](self, message, fields)
+        except (WireError, Refusal) as error:
+            self.say(verb_error(WireError.of(error), fields))
+
+    @property
+    def tenant(self) -> Tenant:
+        return self._wire.tenant
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
+
+    def running(self, lane: str | None) -> Job | None:
+        """The job that runs in this lane."""
+        found = self._lanes.running(lane)
+        return found if isinstance(found, Job) else None
+
+    def fork(
+        self,
+        parent: RunningResponse,
+        turn: Turn | None,
+        place: ForkPlace,
+        request: ResponseRequest,
+        lane: str,
+    ) -> None:
+        """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal if it
+        cannot; then nothing has changed."""
+        if not LANE_NAME.match(lane):
+            raise bad_lane()
+        if self._draining or self._expired:
+            raise stopping()
+        self._free_lane(lane)
+        if self._lanes.in_flight >= self._settings.lanes.in_flight:
+            raise too_many(self._lanes, 0)
+        response = fork_response(
+            self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
+        )
+        job = Job(lane, response, False, True, [])
+        self._lanes.start(lane, job)
+        self._jobs[response.run.stream] = job
+        equip(job, request, self.held, self, extended=self._extended)
+        self.mark(response.run.stream)
+
+    def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
+        """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
+        if not self._lanes.name(lane):
+            raise lanes_named(self._settings.lanes.named)
+        if self._lanes.running(lane) not in (None, own):
+            raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
+
+    def find(self, response_id: str) -> Job | None:
+        """The job of this response, if it is told here."""
+        return next((job for job in self._jobs.values() if job.response.run.id == response_id), None)
+
+    def take_over(self, held: Held, lane: str | None, start: int) -> None:
+        """This connection reads a held response from event `start`, in `lane`. Raises WireError if the lane is not
+        to be had."""
+        job = held.job
+        run = job.response.run
+        self._free_lane(lane, job)
+        if held.desk is self:
+            self.give_up(held)
+        self.held.attach(held, self, self.mark, start)
+        job.lane = lane
+        run.move(UNSET if lane is None else lane)
+        self._lanes.start(lane, job)
+        self._jobs[run.stream] = job
+        status = "in_progress" if run.final is None else run.final.status
+        self.say(x.Resumed(run.id, "reconnect", run.stream.sent, start, status, run.lane))
+        self.mark(run.stream)
+
+    def give_up(self, held: Held) -> None:
+        """Another connection reads it now: this one is told so by its close code."""
+        job = self._jobs.pop(held.job.response.run.stream, None)
+        if job is None:
+            return  # told to its end here
+        stream = job.response.run.stream
+        self._marked.pop(stream, None)
+        self._reports.paused.pop(stream, None)
+        self._lanes.leave(job.lane)
+        if held.desk is not self:
+            self._close(4001, "the answer was resumed on another connection")
+
+    def say(self, event: Struct) -> None:
+        """An event that belongs to no stream goes out behind everything that was told before."""
+        if not self._closing:
+            self._frames.append(encode(event).decode())
+            if len(self._frames) > UNREAD_FRAMES:
+                self._close(1008, "answers are not being read")
+            self._wire.dirty()
+
     # -- frames and the end ------------------------------------------------------------------------------------
 
     def _unreadable(self, error: WireError) -> None:
@@ -455,15 +576,7 @@ class ResponsesSocket:
         self._wire.malformed()
 
     def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
-        self._send(error_frame(WireError.of(error), lane))
-
-    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending | ev.PictureHeld) -> None:
-        if self._closing:
-            return  # nothing follows the close
-        self._frames.append(encode(frame).decode())
-        if len(self._frames) > UNREAD_FRAMES:
-            self._close(1008, "answers are not being read")
-        self._wire.dirty()
+        self.say(error_frame(WireError.of(error), lane))
 
     def _expire(self) -> None:
         self._expired = True
@@ -481,46 +594,3 @@ class ResponsesSocket:
         if not self._closing:
             self._closing = True
             self._wire.close(code, reason)
-
-
-def error_frame(error: WireError, lane: ev.Lane = UNSET) -> ev.ErrorFrame:
-    """The frame that answers a request for which no response exists."""
-    inner = error.fields()
-    headers = error.headers()
-    return ev.ErrorFrame(
-        error.status,
-        ev.ErrorBody(inner.type, inner.code, inner.message, inner.param, headers or UNSET),
-        lane,
-    )
-
-
-def not_found(response_id: str) -> WireError:
-    """Clients compare this sentence."""
-    return WireError(
-        "previous_response_not_found",
-        f"Previous response with id '{shorten(response_id)}' not found.",
-        "previous_response_id",
-    )
-
-
-def _stopping() -> WireError:
-    return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
-
-
-def _absent(raw: Raw | None) -> bool:
-    return raw is None or bytes(raw).strip() == b"null"
-
-
-def _lane(fields: dict[str, Raw]) -> ev.Lane:
-    """The lane that a create names; UNSET for the unnamed one."""
-    raw = fields.get("stream_id")
-    if _absent(raw):
-        return UNSET
-    name = string(raw)
-    if name is None or not _LANE.match(name):
-        raise WireError(
-            "invalid_stream_id",
-            "stream_id must have 1 to 256 characters of A-Z, a-z, 0-9, '_', '.' and '-'.",
-            "stream_id",
-        )
-    return name

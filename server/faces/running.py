@@ -78,9 +78,28 @@ class RunningResponse:
         self._untaken.append(raw.decode())
         self._tell_followers()
 
+    @property
+    def store(self) -> Conversations:
+        """Where it is kept at its end, and who counts its turns."""
+        return self._running.store
+
+    def pause(self) -> None:
+        """The request leaves the batch until its reader is back (`TokenStream.attach`)."""
+        self._running.runtime.hold(self.run.stream)
+
+    @property
+    def untaken(self) -> list[str]:
+        """What was said beside the owner's reading, and waits to be taken."""
+        return self._untaken
+
+    def reread(self) -> None:
+        """The owner reads what was said from the tape: nothing of it waits to be taken."""
+        self._untaken.clear()
+
     def cancel(self) -> None:
         """Stop the generation, because a request asks for that, and say how it ended."""
         self.cancelled = True
+        self.run.stream.limit = None  # whatever credit its reader had left: the end is told
         if self.run.stream.finish is None:
             self._running.runtime.cancel(self.run.stream)
         self.advance()

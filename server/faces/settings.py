@@ -36,6 +36,8 @@ class FaceSettings:
     connection_limit: float = 3600.0  # seconds after which a socket takes no new request
     lanes: LaneLimits = field(default_factory=LaneLimits)
     waiting_bytes: int = 256 << 20  # of requests that wait, on all sockets together
+    linger: float = 60.0  # seconds that a held response outlives its connection
+    drain: float = 30.0  # seconds that running answers have when the server stops
     version: str = "0"
     now: Callable[[], float] = time.time
     clock: Callable[[], float] = time.monotonic

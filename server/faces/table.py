@@ -24,11 +24,12 @@ from headrace.server.faces.completions_http import CompletionsFace
 from headrace.server.faces.engine_http import NOT_GENERATIVE, EngineFace
 from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.generate_http import GenerateFace
+from headrace.server.faces.held import HeldResponses
 from headrace.server.faces.openapi_http import OpenApiFace
 from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
 from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
-from headrace.server.faces.responses_ws import ResponsesSocket
+from headrace.server.faces.responses_ws import EXTENDED, ResponsesSocket
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tokenizer_http import TokenizerFace
@@ -48,12 +49,14 @@ def build_routes(
     page_files: Mapping[str, tuple[bytes, str]],
     alive: Callable[[], bool] = lambda: True,
     running: Running | None = None,
+    held: HeldResponses | None = None,
 ) -> RouteTable:
     """The route table of one server.
 
     `metrics_text()` gives (text, content type). `page_files` maps a path ("/", "/app.js") to (bytes, content
-    type). `alive()` says whether the step loop runs. `running` is the table of responses under way, for who wants
-    to look into it. Health and page need no key; everything else does.
+    type). `alive()` says whether the step loop runs. `running` is the table of responses under way, `held` that of
+    those which outlive their connections, for who wants to look into them. Health and page need no key; everything
+    else does.
     """
     chat = ChatFace(runtime, settings)
     completions = CompletionsFace(runtime, settings)
@@ -63,6 +66,7 @@ def build_routes(
     running = running if running is not None else Running(runtime, store)
     responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
+    kept = held if held is not None else held_responses(settings)
     conversations = WaitingBudget(
         settings.waiting_bytes
     )  # of the Realtime sockets: they last as long as those
@@ -83,6 +87,7 @@ def build_routes(
         "/v1/completions": HttpRoute(POST, completions.respond),
         "/v1/responses": HttpRoute(POST, responses.create, body_limit=WITH_IMAGES),
         "/v1/responses/input_tokens": HttpRoute(POST, responses.count, body_limit=WITH_IMAGES),
+        "/v1/responses/compact": HttpRoute(POST, responses.compact),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
         "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),
@@ -120,9 +125,11 @@ def build_routes(
         http[path] = HttpRoute(GET, _page(body, content_type), public=True)
     sockets = {
         "/v1/responses": SocketRoute(
-            open=lambda request, wire: ResponsesSocket(request, wire, runtime, settings, running, budget),
+            open=lambda request, wire: ResponsesSocket(
+                request, wire, runtime, settings, running, budget, kept
+            ),
             refuse=refuse_socket,
-            protocols=("openai-beta.responses.v1",),
+            protocols=(EXTENDED, "openai-beta.responses.v1"),
         ),
         "/v1/realtime": SocketRoute(
             open=lambda request, wire: RealtimeSocket(request, wire, runtime, settings, conversations),
@@ -132,6 +139,11 @@ def build_routes(
     }
     document.table = RouteTable(http, sockets)
     return document.table
+
+
+def held_responses(settings: FaceSettings) -> HeldResponses:
+    """An empty table of held responses for one server."""
+    return HeldResponses(settings.call_later, linger=settings.linger)
 
 
 def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:

@@ -47,9 +47,9 @@ class Tape:
 
     def since(self, number: int, most: int | None = None) -> list[str]:
         """The events from `number` on, at most `most`, as JSON, each exactly as it was said."""
-        stop = len(self._items)
+        count = len(self._items)
         said = []
-        for at in range(number, stop if most is None else min(stop, number + most)):
+        for at in range(number, count if most is None else min(count, number + most)):
             item = self._items[at]
             if isinstance(item, bytes):
                 said.append(item.decode())

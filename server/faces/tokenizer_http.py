@@ -9,7 +9,7 @@ from headrace.runtime.interface import Ask, Refusal, Runtime
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import error_reply, ignored_header
 from headrace.server.faces.asks import chat_messages, check_model
-from headrace.server.faces.later import LaterAnswer
+from headrace.server.faces.later import Later
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import tokenizing as wire
@@ -115,13 +115,13 @@ class TokenizerFace:
     def _later(
         self, wire_: Wire, headers: dict[str, str], size: int, work: Callable[[], object]
     ) -> HttpReply | Answer:
-        answer = LaterAnswer(wire_)
+        answer = Later(wire_)
 
         def told(found: bytes | Refusal | WireError) -> None:
             if isinstance(found, bytes):
-                answer.tell(HttpReply(200, found, headers=headers))
+                answer.settle(HttpReply(200, found, headers=headers))
             else:
-                answer.tell(error_reply(found, headers))
+                answer.settle(error_reply(found, headers))
 
         def made() -> bytes | WireError:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,13 @@ import msgspec
 from msgspec import Raw
 
 from headrace.runtime.interface import Tool, ToolCall, ToolChoice
+from headrace.server.faces.offered import check_offered, object_schema, offered
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.codec import compact, free_form, typed
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import HOSTED_TOOLS, ResponseRequest
 from headrace.server.protocol.responses import Tool as WireTool
 from headrace.server.protocol.tools import (
-    TOOLS_BYTES,
     ChatCall,
     CustomTool,
     FunctionTool,
@@ -61,9 +61,8 @@ def chat_tools(request: ChatRequest) -> Tools:
             raise _missing(f"{path}.function")
         size += len(bytes(spec.parameters)) + len(spec.description or "")
         at = f"{path}.function.parameters"
-        parameters = _schema(free_form(spec.parameters, at), at)
-        tools.append(Tool(spec.name, spec.description, parameters, bool(spec.strict)))
-    _check(tools, size)
+        tools.append(offered(spec.name, spec.description, spec.parameters, at, strict=bool(spec.strict)))
+    check_offered(tools, size)
     parallel = request.parallel_tool_calls is not False
     return Tools(tuple(tools), _choice(request.tool_choice, tools, frozenset(), parallel, nested=True))
 
@@ -86,7 +85,7 @@ def response_tools(request: ResponseRequest) -> Tools:
         path = f"tools[{index}]"
         if wire.type == "function":
             function = _typed(wire, FunctionTool, path, ("name", "description", "parameters", "strict"))
-            schema = _schema(function.parameters, f"{path}.parameters")
+            schema = object_schema(function.parameters, f"{path}.parameters")
             tools.append(Tool(function.name, function.description, schema, bool(function.strict)))
             shown: dict[str, Any] = {"type": "function", "name": function.name}
             if function.description is not None:
@@ -107,7 +106,7 @@ def response_tools(request: ResponseRequest) -> Tools:
             raise WireError("invalid_value", f"{path}: unknown tool type '{wire.type[:200]}'", path)
         if wire.type in ("function", "custom"):
             size += sum(len(bytes(raw)) for raw in (wire.description, wire.parameters, wire.format))
-    _check(tools, size)
+    check_offered(tools, size)
     if size > ECHO_LIMIT:
         echo = [_briefly(tool) for tool in echo]
     names = frozenset(custom)
@@ -142,27 +141,6 @@ def _told_format(tool: CustomTool) -> str | None:
 
 
 # -- both ------------------------------------------------------------------------------------------------------
-
-
-def _schema(parameters: Any, path: str) -> Mapping[str, Any] | None:
-    if parameters is None:
-        return None
-    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
-        raise WireError("invalid_value", f"{path} must be a JSON schema of type object", path)
-    return parameters
-
-
-def _check(tools: Sequence[Tool], size: int) -> None:
-    if size > TOOLS_BYTES:
-        raise WireError(
-            "invalid_value", f"tools has more than {TOOLS_BYTES} bytes of descriptions and schemas", "tools"
-        )
-    seen: set[str] = set()
-    for index, tool in enumerate(tools):
-        if tool.name in seen:
-            path = f"tools[{index}].name"
-            raise WireError("invalid_value", f"{path}: there is another tool named '{tool.name}'", path)
-        seen.add(tool.name)
 
 
 def _choice(

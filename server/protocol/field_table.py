@@ -10,6 +10,7 @@ import sys
 import msgspec
 import msgspec.inspect as shapes
 
+from headrace.server.protocol import extension
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.completions import CompletionRequest
 from headrace.server.protocol.fields import extra_of
@@ -50,6 +51,10 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("response.create on the /v1/responses socket", ResponseCreate),
     ("response.cancel on the /v1/responses socket", ResponseCancel),
     ("response.steer on the /v1/responses socket", ResponseSteer),
+    ("x.credit on the /v1/responses socket", extension.GrantCredit),
+    ("x.resume on the /v1/responses socket", extension.Resume),
+    ("x.update on the /v1/responses socket", extension.Update),
+    ("x.fork on the /v1/responses socket", extension.Fork),
     ("session.update on the /v1/realtime socket: `session`", SessionFields),
     ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )

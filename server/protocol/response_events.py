@@ -103,6 +103,13 @@ class TextEcho(msgspec.Struct, frozen=True):
     format: dict[str, Any]
 
 
+class ForkedFrom(msgspec.Struct, frozen=True):
+    """The response that this one begins as, and how many of its output tokens are kept."""
+
+    response_id: str
+    at_token: int
+
+
 class Response(msgspec.Struct, frozen=True, kw_only=True):
     """The response object; a new one is made for each event that carries it."""
 
@@ -130,6 +137,8 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     store: bool
     usage: Usage | None = None
     service_tier: str | UnsetType = UNSET
+    x_forked_from: ForkedFrom | UnsetType = UNSET
+    x_resume_token: str | UnsetType = UNSET  # in response.created, for clients that asked to come back
 
 
 class Created(msgspec.Struct, tag_field="type", tag="response.created"):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Raw
 
+from headrace.server.protocol import extension as x
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.tools import TOOLS
@@ -212,6 +213,17 @@ class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type
         bool | None, honoured("false reads the prompt into the cache, and answers nothing")
     ] = None
     background: Annotated[bool | None, refused(False, note="a socket's responses end with it")] = None
+    x_credit: Annotated[
+        x.Credit | None, honoured("tokens that may be told until x.credit grants more; unlimited without it")
+    ] = None
+    x_on_slow: Annotated[
+        x.OnSlow | None,
+        honoured("at the unread mark: pause (default), pause at `buffer` tokens, or drop the connection"),
+    ] = None
+    x_on_disconnect: Annotated[
+        x.OnDisconnect | None,
+        honoured("default continue on a connection with ?ext=1 or engine.v1, else cancel"),
+    ] = None
     event_id: Annotated[f.ShortText | None, ignored()] = None
 
 

@@ -165,7 +165,7 @@ class ScriptedServer:
 
     async def _session(self, socket: ServerConnection) -> None:
         assert socket.request is not None
-        assert socket.request.path == "/v1/responses"
+        assert socket.request.path == "/v1/responses?ext=1"
         self.sockets.append(socket)
         async for message in socket:
             fields = json.loads(message)

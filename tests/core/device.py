@@ -39,14 +39,15 @@ def cells_of(tokens: Sequence[int]) -> list[int]:
     return cells
 
 
-def alone(prompt: Sequence[int], count: int, params: SamplingParams, width: int) -> list[int]:
-    """The oracle: what this request answers when nobody else is there; at most `count` tokens."""
+def alone(prompt: Sequence[int], count: int, params: SamplingParams, width: int, said: int = 0) -> list[int]:
+    """The oracle: what this request answers when nobody else is there; at most `count` tokens. The last `said`
+    tokens of `prompt` were answered before."""
     cells = cells_of(prompt)
     answer: list[int] = []
     while len(answer) < count:
         token = choose(cells, params.seed, width)
         answer.append(token)
-        if token in params.stop_ids and len(answer) > params.min_tokens:
+        if token in params.stop_ids and said + len(answer) > params.min_tokens:
             break
         cells.append(cell_after(cells[-1], token))
     return answer

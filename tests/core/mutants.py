@@ -22,6 +22,7 @@ import sys
 
 planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
+changes = sys.modules["core_simulation"].load("mutants_of_changes")
 
 S = "scheduler"
 V = "victims"
@@ -450,10 +451,8 @@ MUTANTS = (
     Mutant(
         "sample_in_mid_prompt",
         S,
-        """        last = start + count == req.total_len
-        ids""",
-        """        last = start + count >= req.total_len - 1
-        ids""",
+        """        last, ids = start + count == req.total_len, tuple""",
+        """        last, ids = start + count >= req.total_len - 1, tuple""",
     ),
     Mutant(
         "stop_ignored_after_resume",
@@ -527,9 +526,9 @@ MUTANTS = (
     ),
     Mutant(
         "history_of_the_prompt_alone",
-        S,
-        """        history = tuple(req.tokens) if""",
-        """        history = tuple(req.tokens[: req.prompt_len]) if""",
+        "prospect",
+        """    history = tuple(req.tokens) if""",
+        """    history = tuple(req.tokens[: req.prompt_len]) if""",
     ),
     # -- pools
     Mutant(
@@ -567,10 +566,11 @@ MUTANTS = (
     ),
     Mutant(
         "grant_without_the_new_pages",
-        S,
-        """        pages, guided = tuple(req.pages), req""",
-        """        pages, guided = tuple(req.pages[: max(hit, 1)]), req""",
+        "prospect",
+        """    pages, guided = tuple(req.pages), req""",
+        """    pages, guided = tuple(req.pages[:1]), req""",
     ),
+    *changes.MUTANTS,
 )
 
 

@@ -45,9 +45,7 @@ def load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-cells = load("device")
-ledger = load("watch")
-swarm = load("swarm")
+cells, ledger, swarm, changes = map(load, ("device", "watch", "swarm", "changes"))
 
 EVENT_LIMIT = 20_000
 
@@ -62,6 +60,7 @@ class Core:
     Phase: Any = request.Phase
     FinishReason: Any = request.FinishReason
     SamplingParams: Any = request.SamplingParams
+    Change: Any = request.Change
     Refusal: Any = refusal.Refusal
 
 
@@ -268,7 +267,7 @@ class World:
             presence_penalty=rng.choice((0.0, 0.5)),
         )
         req = core.Req(len(self.stories) + 1, salt, list(tokens), len(tokens), max_len, params, fork)
-        story = self.stories[req.id] = ledger.Story(req, tuple(tokens))
+        story = self.stories[req.id] = ledger.Story(req, tuple(tokens), params)
         parent = None if fork is None else self.stories[fork.parent.id]
         too_big = max_len > found.capacity + 1
         full = len(scheduler.waiting) >= found.waiting_limit
@@ -294,6 +293,8 @@ class World:
         self._settled()
 
     # -- faults ------------------------------------------------------------------------------------------------
+
+    _do_change = changes.do_change
 
     def _meddle(self) -> None:
         rng = self.rng
@@ -478,7 +479,7 @@ class World:
                 continue
             assert story.ends == 1, f"request {req.id} ended {story.ends} times"
             assert req.finish is story.end and req.phase is self.core.Phase.DONE
-            wanted = cells.alone(story.prompt, req.max_len - len(story.prompt), req.params, found.width)
+            wanted = changes.alone(self, story)
             if story.end in (Reason.STOP, Reason.LENGTH):
                 assert story.told == wanted, f"request {req.id} said {story.told}, alone it says {wanted}"
                 stopped = story.told[-1] in req.params.stop_ids and len(story.told) > req.params.min_tokens

@@ -6,7 +6,9 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-FAULTS = ("cancel", "pause", "resume", "fork", "budget", "spoil", "flush", "evict", "retract", "echo")
+FAULTS = (
+    "cancel", "pause", "resume", "fork", "change", "budget", "spoil", "flush", "evict", "retract", "echo",
+)  # fmt: skip
 # What 1,000 seeds must have shown at least 10 times each; a run that never met a state says nothing about it.
 GATES = (
     "retraction under pressure",
@@ -42,6 +44,21 @@ GATES = (
     "pause taken back before it took place",
     "resumed with its pages",
     "resumed after its pages were taken",
+    "change: queued",
+    "change: prompt chunk in flight",
+    "change: between prompt chunks",
+    "change: decoding, nothing in flight",
+    "change: one step in flight",
+    "change: two steps in flight",
+    "change: last token in flight",
+    "change: pausing",
+    "change: retracting",
+    "change: paused with pages",
+    "change of a change",
+    "change: penalties on",
+    "change: a shorter answer",
+    "change: a longer answer",
+    "ended before its change",
     "fork: part page",
     "fork: page edge",
     "fork: nothing to share",

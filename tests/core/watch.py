@@ -13,11 +13,22 @@ from headrace.runtime.plan import NON_FINITE, StepPlan, StepResult
 
 
 @dataclass(slots=True)
+class Changing:
+    """A change that was asked for: when the request knew `known` tokens and `latest` were to come at most."""
+
+    change: Any
+    known: int
+    latest: int
+    settled: int | None = None  # known tokens when it took effect
+
+
+@dataclass(slots=True)
 class Story:
     """One request as an outsider saw it."""
 
     req: Any
     prompt: tuple[int, ...]
+    params: Any  # those it was born with
     told: list[int] = field(default_factory=list)
     ends: int = 0  # how often it was told that it ended
     end: Any = None  # the FinishReason it was told
@@ -35,6 +46,7 @@ class Story:
     shared: int = 0  # tokens of KV taken over from the parent at `add`
     copies: bool = False  # it waits with the hold on a part page
     spoilt_by: int | None = None
+    changes: list[Changing] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -47,6 +59,8 @@ class Launched:
 
 
 class Watch:
+    Changing = Changing
+
     def __init__(self, core: Any, scheduler: Any, device: Any, cells: Any, seen: Counter[str]) -> None:
         self.core = core
         self.cells = cells  # the module that says what a cell holds
@@ -70,6 +84,8 @@ class Watch:
         """After any operation: the scheduler's own check, then pages in flight, freed pages, and the tree."""
         scheduler = self.scheduler
         scheduler.check()
+        for story in self.stories.values():
+            self._changed(story)
         pool = scheduler.pool
         for launched in self.flight:
             for page, salt in launched.pages.items():
@@ -92,6 +108,22 @@ class Watch:
             for row in launched.plan.rows:
                 req = self.stories[row.req_id].req
                 assert req.slot == row.slot, f"slot {row.slot} went back under a launched step"
+
+    def _changed(self, story: Story) -> None:
+        """A change takes effect behind the tokens that were in flight, at the latest, and not before it was asked
+        for."""
+        req = story.req
+        if not story.changes or story.changes[-1].settled is not None or story.refused is not None:
+            return
+        asked = story.changes[-1]
+        if req.finish is None and req.changing is not None:
+            assert len(req.tokens) <= asked.latest, "it runs on as if nothing had been asked for"
+        if req.changing is None and req.finish is None:
+            asked.settled = req.changed_at
+            assert asked.known <= req.changed_at <= asked.latest, "a change came too late, or too early"
+            assert req.changed_at == len(story.prompt) + len(story.told), "a token was told between"
+            assert req.params is asked.change.params
+            assert req.max_len == max(asked.change.max_len, req.changed_at + 1)
 
     def _read_node(self, node: Any) -> None:
         """A page in the tree holds what its path says, so it was written by a step that has landed."""
@@ -312,4 +344,4 @@ class Watch:
         assert facts.decode_tokens_computed == self.rows_sampled
         assert self.rows_fed - self.single_fed <= facts.prefill_tokens_computed <= self.rows_fed
         assert facts.copied_pages == self.copied
-        assert facts.admissions == self.granted
+        assert facts.admissions + facts.regrants == self.granted

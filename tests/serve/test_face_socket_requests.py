@@ -180,9 +180,9 @@ async def test_empty_input_needs_something_to_continue() -> None:
             False,
         ),
         (
-            '{"type":"response.create","model":"fake","input":"x","x_credit":5}',
+            '{"type":"response.create","model":"fake","input":"x","x_nothing":5}',
             "unknown_parameter",
-            "x_credit",
+            "x_nothing",
             False,
         ),
         ('{"type":"response.create","model":"fake","input":5}', "invalid_value", "input", False),

@@ -183,6 +183,19 @@ async def test_unknown_fields_are_counted_or_refused() -> None:
     assert (event["error"]["code"], event["error"]["param"]) == ("unknown_parameter", "session.voice")
 
 
+async def test_the_parameters_of_a_tool_are_the_schema_of_an_object() -> None:
+    """As on every other route: no call could carry a bare number."""
+    bench = FaceBench()
+    talk = Talk(bench)
+    talk.said_now()
+    for schema in ({"type": "integer"}, [], "object"):
+        tool = {"type": "function", "name": "look", "parameters": schema}
+        talk.send({"type": "session.update", "session": {"tools": [tool]}})
+        (event,) = talk.said_now()
+        where = "session.tools[0].parameters"
+        assert (event["error"]["code"], event["error"]["param"]) == ("invalid_value", where)
+
+
 async def test_event_ids_come_back_whatever_they_are() -> None:
     bench = FaceBench()
     talk = Talk(bench)

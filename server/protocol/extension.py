@@ -1,0 +1,162 @@
+"""headrace's own verbs on the Responses socket (`x.…`): what a client says, and what it is told. Fields only.
+
+Events of these types carry no `sequence_number` and are never told again: they say how a stream is doing, not what
+the answer is. A verb that fails is answered with `x.error`, never with `error`, which means a refused request.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from headrace.server.protocol import fields as f
+from headrace.server.protocol.fields import honoured
+
+Credit = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Number = Annotated[int, Meta(ge=-1, le=(1 << 53) - 1)]
+MOST_BUFFERED = 1 << 16
+
+
+class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`x_on_slow: {"buffer": n}`: so many tokens may wait for a reader before the answer pauses."""
+
+    buffer: Annotated[int, Meta(ge=1, le=MOST_BUFFERED)]
+
+
+OnSlow = Literal["pause", "drop"] | Buffer
+OnDisconnect = Literal["cancel", "pause", "continue"]
+
+
+# -- what a client says ----------------------------------------------------------------------------------------
+
+
+class Verb(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A verb is ours alone: a field that it does not know is a mistake, and is never passed over."""
+
+
+class GrantCredit(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.credit"):
+    """More credit for the answer that runs in a lane; it must have been asked for with `x_credit`."""
+
+    tokens: Annotated[Annotated[int, Meta(ge=1, le=(1 << 31) - 1)], honoured("added to what is left")]
+    stream_id: Annotated[f.ShortText | None, honoured("the lane; without one, the unnamed lane")] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
+class Resume(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.resume"):
+    """Tell an answer on, on this connection, from behind event `starting_after`."""
+
+    response_id: Annotated[f.ShortText, honoured()]
+    starting_after: Annotated[Number, honoured("the last sequence_number that arrived; -1: none")]
+    resume_token: Annotated[f.ShortText, honoured("x_resume_token of its response.created")]
+    stream_id: Annotated[f.ShortText | None, honoured("its lane here; without one, the lane it had")] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
+class Update(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.update"):
+    """Other parameters for an answer that runs; what is not named stays as it is."""
+
+    response_id: Annotated[f.ShortText, honoured()]
+    temperature: Annotated[f.Temperature | None, honoured()] = None
+    top_p: Annotated[f.TopP | None, honoured()] = None
+    top_k: Annotated[f.TopK | None, honoured("0 and -1 are off")] = None
+    min_p: Annotated[f.MinP | None, honoured()] = None
+    frequency_penalty: Annotated[f.Penalty | None, honoured()] = None
+    presence_penalty: Annotated[f.Penalty | None, honoured()] = None
+    repetition_penalty: Annotated[f.RepetitionPenalty | None, honoured("1 is off")] = None
+    logit_bias: Annotated[f.LogitBias | None, honoured("replaces what was asked for before")] = None
+    max_output_tokens: Annotated[
+        f.Count | None, honoured("counted from the beginning; if it is passed already, one token more comes")
+    ] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed in the reply")] = None
+
+
+class Fork(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.fork"):
+    """Another answer that begins as an earlier one does, in a lane of its own. Fields that are not given are those
+    of the request for the earlier one."""
+
+    response_id: Annotated[f.ShortText, honoured("the earlier one: running on this connection, or held")]
+    stream_id: Annotated[f.ShortText, honoured("the new answer's lane; it must be free")]
+    at_token: Annotated[
+        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("so many of its output tokens are kept")
+    ] = None
+    at_char: Annotated[
+        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("or so many characters of its text")
+    ] = None
+    force_text: Annotated[str | None, honoured("comes next, as if the model had written it")] = None
+    drop_parent: Annotated[bool | None, honoured("true cancels the earlier one: a rewind")] = None
+    max_output_tokens: Annotated[f.Count | None, honoured("of the whole answer, what is kept included")] = (
+        None
+    )
+    temperature: Annotated[f.Temperature | None, honoured()] = None
+    top_p: Annotated[f.TopP | None, honoured()] = None
+    top_k: Annotated[f.TopK | None, honoured("0 and -1 are off")] = None
+    min_p: Annotated[f.MinP | None, honoured()] = None
+    frequency_penalty: Annotated[f.Penalty | None, honoured()] = None
+    presence_penalty: Annotated[f.Penalty | None, honoured()] = None
+    repetition_penalty: Annotated[f.RepetitionPenalty | None, honoured("1 is off")] = None
+    logit_bias: Annotated[f.LogitBias | None, honoured()] = None
+    seed: Annotated[f.Seed | None, honoured("the same seed and parameters go on as the earlier one did")] = (
+        None
+    )
+    stop: Annotated[f.Stop | None, honoured()] = None
+    metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
+    store: Annotated[bool | None, honoured()] = None
+    x_credit: Annotated[Credit | None, honoured("as on response.create")] = None
+    event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
+# -- what it is told -------------------------------------------------------------------------------------------
+
+Lane = str | UnsetType
+
+
+class Paused(msgspec.Struct, frozen=True, tag_field="type", tag="x.paused"):
+    """Nothing more is told, and soon nothing more is computed, until the reason is gone."""
+
+    response_id: str
+    reason: str  # credit, slow
+    sent_tokens: int
+    stream_id: Lane = UNSET
+
+
+class Resumed(msgspec.Struct, frozen=True, tag_field="type", tag="x.resumed"):
+    """The stream flows again. After `x.resume` (reason reconnect) it says what comes next and how the answer is."""
+
+    response_id: str
+    reason: str  # credit, slow, reconnect
+    sent_tokens: int
+    next_sequence: int | UnsetType = UNSET
+    status: str | UnsetType = UNSET
+    stream_id: Lane = UNSET
+
+
+class Updated(msgspec.Struct, frozen=True, tag_field="type", tag="x.updated"):
+    """An `x.update` has taken effect: from this output token on (the first one is 0)."""
+
+    response_id: str
+    effective_at_token: int
+    event_id: str | UnsetType = UNSET
+    stream_id: Lane = UNSET
+
+
+class Goaway(msgspec.Struct, frozen=True, tag_field="type", tag="x.goaway"):
+    """The server stops: answers that end within the deadline end well, then the connection closes with 1012."""
+
+    deadline_ms: int
+
+
+class VerbError(msgspec.Struct, frozen=True):
+    type: str
+    code: str
+    message: str
+    param: str | None
+
+
+class Error(msgspec.Struct, frozen=True, tag_field="type", tag="x.error"):
+    """A verb was refused; whatever runs goes on as if it had not been said."""
+
+    error: VerbError
+    event_id: str | UnsetType = UNSET
+    stream_id: Lane = UNSET

@@ -1,0 +1,40 @@
+"""The examples of docs/streams.md run as they stand there."""
+
+from __future__ import annotations
+
+import functools
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import LiveServer
+
+from headrace.clients import client as client_module
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def live() -> Iterator[LiveServer]:
+    server = LiveServer()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize(("title", "code"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
+async def test_an_example_runs(title: str, code: str, live: LiveServer) -> None:
+    assert len(code.splitlines()) <= 10, "short enough to be read"
+    found: dict[str, Any] = {
+        "URL": live.url,
+        "connect": functools.partial(client_module.connect, open_timeout=120, reconnect_within=120),
+    }
+    exec("async def example():\n" + textwrap.indent(code, "    "), found)
+    await found["example"]()
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == 4
