@@ -10,9 +10,10 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from babble import Want
+from babble import END, Want
 from face_bench import FaceBench
 from fake_engine import likely
+from ollama import ChatResponse, GenerateResponse
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from strict_messages import check_events, check_message, events_of
@@ -172,16 +173,16 @@ class Chat(Sent):
 
 def check_logprobs(want: Want, told: Told, entries: list[dict[str, Any]]) -> None:
     """Each entry is that of the token after the ones before, by the oracle; they become `told.ids`."""
-    tokens = list(want.prompt.encode())
-    told.ids = []
-    for entry in entries:
-        token = entry["bytes"][0] if entry["bytes"] else 0
-        assert len(entry["bytes"] or (0,)) == 1
-        ranked = likely(tokens, 256)
-        assert entry["logprob"] == dict(ranked)[token], (want, told)
-        assert entry["top_logprobs"][0]["logprob"] == ranked[0][1]
-        tokens.append(token)
-        told.ids.append(token)
+    assert all(len(entry["bytes"] or (END,)) == 1 for entry in entries)
+    told.ids = [entry["bytes"][0] if entry["bytes"] else END for entry in entries]
+    assert [entry["logprob"] for entry in entries] == oracle(want, told.ids), (want, told)
+
+
+def oracle(want: Want, ids: list[int]) -> list[float]:
+    """How likely the model finds each of `ids` after the prompt and those before it."""
+    tokens = [*want.prompt.encode(), *ids]
+    first = len(tokens) - len(ids)
+    return [dict(likely(tokens[:place], 256))[tokens[place]] for place in range(first, len(tokens))]
 
 
 class Completions(Sent):
@@ -249,6 +250,7 @@ class Generate(Sent):
         self.wants = [Want(prompt_of(each), want.seed, want.limit, want.stop) for each in words[:count]]
         self.counted = sum(len(each.prompt.encode()) for each in self.wants)
         self.as_ids = rng.random() < 0.4
+        self.logprobs = rng.random() < 0.3
         self.rid = f"rid-{rng.getrandbits(60)}"
 
     def body(self, want: Want) -> dict[str, Any]:
@@ -263,6 +265,7 @@ class Generate(Sent):
                 "stop": list(want.stop),
             },
             "rid": self.rid,
+            "return_logprob": self.logprobs,
             "stream": self.streamed,
         }
 
@@ -288,6 +291,11 @@ class Generate(Sent):
                 usages[index] = Counted(
                     meta["prompt_tokens"], meta["completion_tokens"], meta["cached_tokens"]
                 )
+            if self.logprobs and each.why is not None:
+                values = meta["output_token_logprobs"]
+                assert values == [
+                    [v, i, None] for v, i in zip(oracle(self.wants[index], each.ids), each.ids, strict=True)
+                ]
         if len(usages) < len(told):
             return told, None
         sums = [
@@ -337,6 +345,7 @@ class OllamaChat(Sent):
         return {"messages": [{"role": "user", "content": self.words}]}
 
     def said(self, line: dict[str, Any]) -> str:
+        ChatResponse.model_validate_json(json.dumps(line), strict=True)
         assert line["message"]["role"] == "assistant"
         return line["message"]["content"]
 
@@ -371,6 +380,7 @@ class OllamaGenerate(OllamaChat):
         return {"prompt": prompt_of(self.words), "raw": True} if self.raw else {"prompt": self.words}
 
     def said(self, line: dict[str, Any]) -> str:
+        GenerateResponse.model_validate_json(json.dumps(line), strict=True)
         return line["response"]
 
 

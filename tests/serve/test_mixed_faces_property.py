@@ -31,6 +31,7 @@ LANES = (None, "a", "b")
 TENANTS = (ALICE, ALICE, BOB)
 WORDS = ("tell me of a boat", "tell me of 🦀 and é", "tell me of a boat on a river", "€ 5", "no")
 PAGES, PAGE, SLOTS = 30, 8, 6
+WINDOW = 6
 WEIGHTS = {
     "http": 6.0, "respond": 3.0, "ask": 2.0, "leave": 2.0, "abort": 0.6, "http cancel": 0.6, "cancel": 0.7,
     "realtime cancel": 0.5, "steer": 1.5, "hang up": 0.4, "read": 1.0, "land": 9.0,
@@ -38,7 +39,7 @@ WEIGHTS = {
 REACHED = {  # what all seeds together must have seen, and how often at least
     "stop": 200, "stop string": 50, "length": 200, "half a character": 100, "wide": 200, "cached": 200, "cut": 40,
     "cancelled": 50, "steered": 20, "successor": 20, "continued": 50, "lost": 20, "retraction": 100,
-    "eviction": 1000, "six faces at once": 10, "previous_response_not_found": 5,
+    "eviction": 1000, "paused": 30, "six faces at once": 10, "previous_response_not_found": 5,
 }  # fmt: skip
 
 
@@ -54,6 +55,8 @@ class Play:
             page_count=PAGES,
             page_size=PAGE,
             slots=SLOTS,
+            depth=self.rng.choice((1, 2)),
+            polled=self.rng.random() < 0.5,
             waiting_limit=512,
         )
         self.bench.scheduler.ahead_tokens = 2  # so many are let in that pages run out: some are retracted
@@ -62,9 +65,18 @@ class Play:
 
         def joined(generation: Generation) -> None:
             self.reqs.append(generation.req)
+            generation.stream.window = WINDOW  # so that who reads slowly is waited for
             join(generation)
 
         self.bench.loop.join = joined  # type: ignore[method-assign]
+        self.pauses = 0
+        pause = self.bench.scheduler.pause
+
+        def paused(req: Req) -> None:
+            self.pauses += 1
+            pause(req)
+
+        self.bench.scheduler.pause = paused  # type: ignore[method-assign]
         self.sent: list[Sent] = []
         self.sockets = [self.bench.socket(tenant) for tenant in TENANTS]
         self.talks = [Talk(self.bench, tenant) for tenant in (ALICE, BOB)]
@@ -432,6 +444,7 @@ async def whole_play(seed: int) -> Counter[str]:
     counters = bench.scheduler.counters
     heard.seen["retraction"] = counters.retractions
     heard.seen["eviction"] = counters.evicted_pages
+    heard.seen["paused"] = play.pauses
     heard.seen["six faces at once"] = play.busiest >= 6
     return heard.seen
 
