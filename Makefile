@@ -46,7 +46,7 @@ test: .venv/test.stamp check
 	if sh .ci/node; then :; \
 	elif [ "$(NODE)" = required ]; then echo "make test: Node is required here" >&2; exit 1; \
 	else export HEADRACE_NO_NODE=1; fi; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q; status=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4; status=$$?; \
 	if [ -n "$$HEADRACE_NO_BROWSER" ]; then \
 		echo "NOT RUN: the browser tests (tests/web). They need Debian's chromium and chromium-driver." >&2; fi; \
 	if [ -n "$$HEADRACE_NO_NODE" ]; then \

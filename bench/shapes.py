@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from headrace.runtime.demo_checkpoint import SPECIALS, TEMPLATE, tokenizer_rules
+from headrace.bench.byte_tokenizer import SPECIALS, TEMPLATE, tokenizer_rules
 
 SHARD_BYTES = 512 << 20
 QWEN3: dict[str, Any] = {
@@ -151,7 +151,7 @@ def write_weights(folder: Path, config: dict[str, Any], seed: int, most: int = S
 
 
 def write_tokenizer(folder: Path, config: dict[str, Any]) -> None:
-    """One token per byte, as in the demo model; all other ids are words that text never becomes, but that a model
+    """One token per byte; all other ids are words that text never becomes, but that a model
     may say. The last special token is the model's end."""
     rules = tokenizer_rules()
     first = config["eos_token_id"] - len(SPECIALS) + 1

@@ -104,12 +104,14 @@ class Client:
     async def close(self) -> None:
         """Close the connection; answers still running end with ConnectionLost (and are cancelled there)."""
         self._closed = True
-        if self._link is not None:
-            await self._link.close()
         for rescue in self._rescues:
             rescue.cancel()
         if self._rescues:
-            await asyncio.wait(self._rescues)
+            await asyncio.wait(
+                self._rescues
+            )  # first: one of them may just have opened the connection to close
+        if self._link is not None:
+            await self._link.close()
 
     async def models(self) -> list[str]:
         """The names of the models that the server offers."""

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.runtime.meaning import max_len_of, params_of, wish_of
 from headrace.runtime.refusal import Refusal
+from headrace.runtime.request import ForkPoint, Phase, Req
 
 if TYPE_CHECKING:
-    from headrace.runtime.interface import Ask, Prompter, TextCutter
+    from headrace.runtime.interface import Ask, Prompt, Prompter, TextCutter
+    from headrace.runtime.stream import TokenStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +84,40 @@ def _tokens_within(said: Sequence[int], characters: int, ask: Ask, prompter: Pro
     ):
         shared -= 1
     return shared, text[lengths[shared] : characters]
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A request that begins as another one's answer does: how many of its tokens are kept (`shared`), and the text
+    that each token of the answer so far made certain, read by `cutter`."""
+
+    req: Req
+    prompt: Prompt
+    cutter: TextCutter
+    pieces: list[str]
+    shared: int
+
+
+def fork_request(
+    parent: TokenStream, at: ForkPlace, ask: Ask, prompter: Prompter, limit: int, req_id: int
+) -> Forked:
+    """The request of a fork of `parent`, ready to join. limit: tokens of prompt and answer. Raises Refusal."""
+    source, prompt = parent.req, parent.prompt
+    if source is None or prompt is None:
+        raise Refusal("fork_point_invalid", "this answer has not begun")
+    if source.grammar is not None or ask.shape is not None:
+        raise Refusal("fork_not_supported", "an answer that follows a grammar cannot be forked yet")
+    prompt_len = parent.prompt_tokens
+    if source.logprobs is not None or wish_of(ask, prompt_len, prompter.logits_width) is not None:
+        raise Refusal("fork_not_supported", "an answer with logprobs cannot be forked yet")
+    said = source.tokens[prompt_len : prompt_len + parent.said]
+    kept, cutter, text = cut_answer(said, at, ask, prompter)
+    ids = source.tokens[: prompt_len + len(said[: kept.shared])] + kept.forced
+    count = len(ids)
+    max_len = max_len_of(ask, prompt_len, limit)
+    if max_len <= count:
+        raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
+    shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
+    params = params_of(ask, prompter)
+    req = Req(req_id, source.salt, ids, count, max_len, params, shares, spans=source.spans)
+    return Forked(req, prompt, cutter, text, kept.shared)

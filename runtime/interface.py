@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
-from headrace.runtime.fork import ForkPlace, cut_answer
+from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop, retell
-from headrace.runtime.meaning import SEED_MASK, max_len_of, params_of, wish_of
+from headrace.runtime.meaning import SEED_MASK, changed, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
     CallArguments,
     CallBegin,
@@ -26,7 +26,7 @@ from headrace.runtime.parsers.pieces import (
 )
 from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import Change, FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
+from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
@@ -306,16 +306,7 @@ class Runtime:
         if generation is None or generation.req.finish is not None:
             raise Refusal("invalid_value", "this answer does not run", "response_id")
         req = generation.req
-        before = req.changing or Change(req.params, req.max_len)
-        fields = {name: getattr(ask, name) for name in said if name != "max_tokens"}
-        if "top_k" in fields:
-            fields["top_k"] = max(0, fields["top_k"])
-        max_len = before.max_len
-        if ask.max_tokens is not None:
-            # As far as the context goes: an answer that runs is not refused for a wish that is too large.
-            max_len = min(stream.prompt_tokens + ask.max_tokens, self.max_context)
-            max_len = max(max_len, req.prompt_len + 1)  # a fork's own prompt reaches into its answer
-        self.loop.change(generation, Change(replace(before.params, **fields), max_len), told)
+        self.loop.change(generation, changed(req, stream.prompt_tokens, ask, said, self.max_context), told)
 
     def fork(
         self, parent: TokenStream, at: ForkPlace, ask: Ask, listener: Callable[[TokenStream], None]
@@ -328,32 +319,15 @@ class Runtime:
         Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        source, prompt = parent.req, parent.prompt
-        if source is None or prompt is None:
-            raise Refusal("fork_point_invalid", "this answer has not begun")
-        if source.grammar is not None or ask.shape is not None:
-            raise Refusal("fork_not_supported", "an answer that follows a grammar cannot be forked yet")
-        prompt_len = parent.prompt_tokens
-        if source.logprobs is not None or wish_of(ask, prompt_len, self.prompter.logits_width) is not None:
-            raise Refusal("fork_not_supported", "an answer with logprobs cannot be forked yet")
-        said = source.tokens[prompt_len : prompt_len + parent.said]
-        kept, cutter, text = cut_answer(said, at, ask, self.prompter)
-        ids = source.tokens[: prompt_len + len(said[: kept.shared])] + kept.forced
-        count = len(ids)
-        max_len = max_len_of(ask, prompt_len, self.max_context)
-        if max_len <= count:
-            raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
-        self._next_id += 1
-        shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
-        params = params_of(ask, self.prompter)
-        req = Req(self._next_id, source.salt, ids, count, max_len, params, shares, spans=source.spans)
+        found = fork_request(parent, at, ask, self.prompter, self.max_context, self._next_id + 1)
+        self._next_id, req, prompt, prompt_len = found.req.id, found.req, found.prompt, parent.prompt_tokens
         stream = TokenStream(listener, opened=self.loop.clock())
         stream.prompt = prompt
-        generation = Generation(req, stream, cutter, self.prompter.splitter(ask, prompt))
-        for token, piece in zip(ids[prompt_len:], text, strict=True):
+        generation = Generation(req, stream, found.cutter, self.prompter.splitter(ask, prompt))
+        for token, piece in zip(req.tokens[prompt_len:], found.pieces, strict=True):
             retell(generation, token, piece)
         self._begin(generation, prompt_len)
-        return stream, kept.shared
+        return stream, found.shared
 
     def work_on_text(
         self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]

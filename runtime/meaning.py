@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.runtime.ask import Ask
 from headrace.runtime.logprobs import LogprobWish
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import SamplingParams
+from headrace.runtime.request import Change, Req, SamplingParams
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import Prompter
@@ -71,3 +73,17 @@ def wish_of(ask: Ask, prompt_len: int, width: int) -> LogprobWish | None:
         return None
     first = None if ask.prompt_logprobs is None else max(1, ask.prompt_logprobs)
     return LogprobWish(min(ask.logprobs, width), None if first is None or first >= prompt_len else first)
+
+
+def changed(req: Req, prompt_len: int, ask: Ask, said: Mapping[str, Any], limit: int) -> Change:
+    """What a live `req`, whose answer begins behind `prompt_len`, becomes by the fields `said` of `ask`."""
+    before = req.changing or Change(req.params, req.max_len)
+    fields = {name: getattr(ask, name) for name in said if name != "max_tokens"}
+    if "top_k" in fields:
+        fields["top_k"] = max(0, fields["top_k"])
+    max_len = before.max_len
+    if ask.max_tokens is not None:
+        # As far as the context goes: an answer that runs is not refused for a wish that is too large. A fork's own
+        # prompt reaches into its answer.
+        max_len = max(min(prompt_len + ask.max_tokens, limit), req.prompt_len + 1)
+    return Change(replace(before.params, **fields), max_len)

@@ -29,12 +29,12 @@ from headrace.runtime.plan import (
     PageCopy,
     PagePatch,
     PlanRow,
-    SlotGrant,
     StepPlan,
     StepResult,
 )
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
+from headrace.runtime.prospect import become, grant_of, prospect_of
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
@@ -81,8 +81,7 @@ class Scheduler:
         self._chosen: list[Req] = []  # the decode rows of the last plan, and two columns of it
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._changing: set[int] = set()  # ids of live requests with a change that waits for steps in flight
-        # Running ones whose slot must be written again before their next row.
-        self._regrants: dict[int, Req] = {}
+        self._regrants: dict[int, Req] = {}  # running ones whose slot is written again before their next row
         self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._grammars = 0  # live requests that follow a grammar
@@ -141,10 +140,8 @@ class Scheduler:
             self._wait_first(req)
 
     def change(self, req: Req, change: Change) -> None:
-        """`req` is as `change` says from the first token on that no launched step samples (`changed_at`).
-
-        Nothing is computed again: its last token is fed once more, as after a pause. A `max_len` that the answer
-        has passed ends it with its next token. A second change before the first took effect replaces it."""
+        """`req` is as `change` says from the first token on that no launched step samples (`changed_at`). A
+        `max_len` that was passed means one token more; a later change replaces one that waits."""
         assert req.prompt_len < change.max_len <= self.max_tokens
         if req.finish is None:
             req.changing = change
@@ -160,8 +157,7 @@ class Scheduler:
         self._dry = False
         able = self._plannable()
         decoding, decode = self._decode_rows(able, step.patches)
-        if self._regrants:
-            # Whose parameters changed comes before prompts: its reader has been promised the next step but one.
+        if self._regrants:  # before prompts: their readers were promised the next step but one
             able.sort(key=lambda req: req.id not in self._regrants)
         for req in able:
             # A decode row without a page may have taken those of this one meanwhile.
@@ -185,15 +181,8 @@ class Scheduler:
         return plan
 
     def prospect(self) -> tuple[int, int, int] | None:
-        """What the next plan will find: its decode rows, how far the first prompt in line has come, and how many
-        prompt tokens wait in all. None if no prompt does."""
-        prompts = [req for req in self.running.values() if req.phase is Phase.PREFILL]
-        if not prompts and not self.waiting:
-            return None
-        decode = sum([req.phase is Phase.DECODE for req in self._plannable()])
-        first = prompts[0] if prompts else next(iter(self.waiting.values()))
-        queued = sum(len(req.tokens) - req.computed_len for req in (*prompts, *self.waiting.values()))
-        return decode, first.computed_len, queued
+        """What the next plan will find; see `prospect_of`."""
+        return prospect_of(self.running, self.waiting, self._plannable)
 
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
@@ -306,9 +295,8 @@ class Scheduler:
     def _prefill(self, req: Req, step: OpenPlan) -> None:
         """The next chunk; none before its picture's turn. One that has one token to feed decodes at once."""
         assert req.slot is not None and req.phase is Phase.PREFILL and req.total_len == len(req.tokens)
-        again = req.id in self._regrants
-        # What is fed again may be the first token of a page; the grant tells the device of it, no patch is needed.
-        if again and req.computed_len == len(req.pages) * self.page_size and not self._next_page(req, []):
+        edge = req.computed_len == len(req.pages) * self.page_size
+        if (again := req.id in self._regrants) and edge and not self._next_page(req, []):
             return
         start, count = req.computed_len, min(step.room, req.total_len - req.computed_len)
         count, images = self.gallery.look(req, start, count, step) if req.spans else (count, ())
@@ -316,10 +304,9 @@ class Scheduler:
             return
         if again:
             del self._regrants[req.id]
-            step.grants.append(self._grant(req))
+            step.grants.append(grant_of(req))
             self.counters.regrants += 1
-        last = start + count == req.total_len
-        ids = tuple(req.tokens[start : start + count])
+        last, ids = start + count == req.total_len, tuple(req.tokens[start : start + count])
         step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))
         req.computed_len += count
         req.inflight += 1
@@ -464,15 +451,8 @@ class Scheduler:
         req.phase = Phase.PREFILL
         req.slot = self.slots.take()
         self.counters.admissions += 1
-        step.grants.append(self._grant(req))
+        step.grants.append(grant_of(req))
         return True
-
-    def _grant(self, req: Req) -> SlotGrant:
-        """What the device must know of `req` in its slot. Nothing of it is in flight: all its tokens are known."""
-        assert req.slot is not None
-        history = tuple(req.tokens) if req.params.needs_history else ()
-        pages, guided = tuple(req.pages), req.grammar is not None
-        return SlotGrant(req.slot, req.id, req.params, req.prompt_len, pages, history, req.spans, guided)
 
     def _find_prefix(self, req: Req) -> int:
         """Lease what the cache holds of a request that has no pages of its own; the number of pages found."""
@@ -553,7 +533,9 @@ class Scheduler:
             self._release(req)
             return
         if req.changing is not None:
-            self._apply(req, req.changing)
+            self._changing.discard(req.id)
+            if become(req, req.changing):
+                self._regrants[req.id] = req
         if req.retracting:
             req.retracting = False
             self._give_back(req)
@@ -566,17 +548,6 @@ class Scheduler:
             self.waiting.pop(req.id, None)
             self.paused[req.id] = req
             req.phase = Phase.PAUSED
-
-    def _apply(self, req: Req, change: Change) -> None:
-        """Nothing of `req` is in flight, so what the host knows of it is all there is."""
-        req.changing = None
-        self._changing.discard(req.id)
-        req.params = change.params
-        req.changed_at = len(req.tokens)
-        req.max_len = max(change.max_len, len(req.tokens) + 1)
-        if req.slot is not None:
-            req.phase = Phase.PREFILL
-            self._regrants[req.id] = req
 
     def _release(self, req: Req) -> None:
         """The one place where a request ends and everything it holds goes back."""
@@ -618,8 +589,6 @@ class Scheduler:
         req.phase = Phase.WAITING
         self.waiting[req.id] = req
         self.waiting.move_to_end(req.id, last=False)
-
-    # -- truth -------------------------------------------------------------------------------------------------
 
     def reqs(self) -> Iterator[Req]:
         """Every live request."""

@@ -36,6 +36,13 @@ what it says of itself) have no unseen values; there the question tests another 
 | kind | right |
 | --- | --- |
 """
+WEAK = 0.95
+WEAKNESSES = """
+## Where it is weak
+
+Every kind below {percent:.0f} %, the weakest first, with one of its wrong answers:
+
+"""
 LIMITS = """
 ## What it cannot do
 
@@ -81,4 +88,16 @@ def card(
     page += "".join(f"| {each.kind} | {100 * each.share:.1f} % |\n" for each in scores)
     right, asked = sum(each.right for each in scores), sum(each.asked for each in scores)
     page += f"| **all** | **{100 * right / asked:.1f} %** |\n"
-    return page + LIMITS.format(context=context)
+    return page + weaknesses(scores) + LIMITS.format(context=context)
+
+
+def weaknesses(scores: Sequence[Score]) -> str:
+    """The section on what scored below WEAK; empty if nothing did."""
+    weak = sorted((each for each in scores if each.share < WEAK), key=lambda each: each.share)
+    if not weak:
+        return ""
+    section = WEAKNESSES.format(percent=100 * WEAK)
+    for each in weak:
+        ask, said, expected = (" ".join(text.split()) for text in each.wrong[0])
+        section += f"- {each.kind}, {100 * each.share:.1f} %: “{ask}” was answered “{said}”; right was “{expected}”\n"
+    return section

@@ -53,9 +53,10 @@ class Dialogue:
 
     def add(self, exchange: Exchange, brief: bool = False) -> None:
         """Append an exchange; it is what counts if it stays the last one."""
-        answer = exchange.brief if brief and exchange.brief is not None else exchange.answer
+        short = exchange.brief if brief else None
+        answer = exchange.answer if short is None else short
         self.messages += [Message("user", exchange.ask), Message("assistant", answer)]
-        self.accepted = exchange.accepted
+        self.accepted = exchange.accepted if answer == exchange.answer else ()
 
     @property
     def expected(self) -> str:

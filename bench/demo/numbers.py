@@ -56,18 +56,20 @@ def multiply(draw: Draw) -> Exchange:
         one, other = draw.unseen(lambda: (draw.between(2, 9), draw.between(13, 99)))
     product = one * other
     tens, ones = other // 10 * 10, other % 10
+    first, second = (one, other) if draw.chance(0.6) else (other, one)
+    accepted: tuple[str, ...] = ()
     if (one <= 12 and other <= 12) or ones == 0:
-        answer = f"{one} × {other} = {product}"
+        answer = f"{first} × {second} = {product}"  # as it was asked; the other way round is as right
+        accepted = (answer, f"{second} × {first} = {product}")
     else:
         answer = (
             f"{one} × {other} = {one} × {tens} + {one} × {ones} = {one * tens} + {one * ones} = {product}"
         )
-    first, second = (one, other) if draw.chance(0.6) else (other, one)
     form = draw.pick(("{} * {}", "{} times {}", "{}*{}", "{} x {}", "{} × {}"))
     ask = draw.pick(ASK_FOR_SUM).format(form.format(first, second))
     if draw.chance(0.1):
         ask = draw.pick(("Multiply {} by {}.", "What is the product of {} and {}?")).format(first, second)
-    return Exchange(ask, answer, str(product) if other <= 12 else answer)
+    return Exchange(ask, answer, str(product) if other <= 12 else answer, accepted)
 
 
 def divide(draw: Draw) -> Exchange:

@@ -5,6 +5,7 @@ import { addNode, path, shows, titleFrom } from "./store.js";
 
 const STOP_MS = 3_000; // a stop that the server does not confirm within this time is settled here
 const KEPT_GAPS = 180;
+const CHARACTERS_PER_TOKEN = 4; // about, until the server has counted
 const PICTURE_TOKENS = 256; // of one picture, about, until the server has counted
 
 const LOST = {
@@ -94,8 +95,7 @@ export class Chat {
     const last = messages.findLastIndex((node) => node.measured?.exact);
     const length = (nodes) => nodes.reduce((sum, node) => sum + node.text.length, 0);
     const known = last < 0 ? 0 : messages[last].measured.context;
-    const usual = this.model?.x_embedded ? 1 : 4; // the model inside the package reads bytes
-    const perToken = last < 0 ? usual : Math.max(1, length(messages.slice(0, last + 1)) / known);
+    const perToken = last < 0 ? CHARACTERS_PER_TOKEN : Math.max(1, length(messages.slice(0, last + 1)) / known);
     const shown = messages.slice(last + 1).reduce((sum, node) => sum + (node.pictures?.length ?? 0), 0);
     return known + shown * PICTURE_TOKENS + Math.ceil(length(messages.slice(last + 1)) / perToken);
   }

@@ -4,6 +4,7 @@ import { Chat } from "./chat.js";
 import { $, h, icon, keep } from "./dom.js";
 import { Link, PROBE_MS } from "./link.js";
 import { onTheme, copyText, toast } from "./notices.js";
+import { examples } from "./examples.js";
 import { Tray } from "./pictures.js";
 import { Settings, askKey, defaults } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
@@ -11,12 +12,6 @@ import { Store, choose, newConversation, path, shows, siblings } from "./store.j
 import { Announcer, Thread } from "./thread.js";
 import { Versions } from "./versions.js";
 
-const CHIPS = [
-  ["Explain", "how a watermill turns a river into flour"],
-  ["Write", "a haiku about the sound of running water"],
-  ["Code", "binary search in Python, with a short test"],
-  ["Compare", "TCP and UDP in a small table"],
-];
 const METER_MS = 250;
 const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
 
@@ -90,6 +85,7 @@ async function showState(state, { why = "", ask = null } = {}) {
 function showModel(model) {
   chat.model = model;
   tray.allow(model.x_pictures === true);
+  $("#chips").replaceChildren(...examples(model, ask, toast));
   $("#model-name").textContent = model.id;
   prompt.setAttribute("placeholder", `Message ${model.id.split("/").at(-1)}`);
   const notice = model.x_notice || model.notice || (model.x_embedded || model.embedded
@@ -264,6 +260,14 @@ function send() {
   prompt.focus();
 }
 
+/** A message that was ready made. */
+function ask(text, pictures) {
+  prompt.value = text;
+  tray.pictures = pictures;
+  tray.show();
+  send();
+}
+
 function showComposer() {
   const running = Boolean(chat.runOf(current));
   const button = $("#send");
@@ -361,12 +365,6 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden) store.leave();
   else link.check();
 });
-
-$("#chips").append(...CHIPS.map(([verb, rest]) => h("button", { type: "button", click: () => {
-  prompt.value = `${verb === "Code" ? "Write" : verb} ${rest}`;
-  showComposer();
-  send();
-} }, h("strong", {}, verb), ` ${rest}`)));
 
 if (store.fault) store.onfault(store.fault);
 go(location.hash.slice(1) || null);

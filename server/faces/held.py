@@ -23,7 +23,7 @@ from headrace.server.faces.settings import Timer
 from headrace.server.faces.tape import Tape
 
 if TYPE_CHECKING:
-    from headrace.server.faces.responses_ws import Job
+    from headrace.server.faces.jobs import Job
 
 ALONE_WINDOW = 4096  # tokens that wait for a reader who may come back
 EVENT_BYTES = 96  # one event on a tape, about
@@ -63,6 +63,11 @@ class Held:
     def behind(self) -> bool:
         """Its connection was not yet told all that is on the tape."""
         return self.next < len(self.tape)
+
+    @property
+    def must_replay(self) -> bool:
+        """What it was not told comes from the tape, not from what waits to be taken."""
+        return self.next + len(self.job.response.untaken) < len(self.tape)
 
 
 class HeldResponses:

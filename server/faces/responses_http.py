@@ -16,9 +16,9 @@ from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
 from headrace.server.faces.asks import check_model, check_response, response_ask, response_messages
 from headrace.server.faces.following import FollowAnswer, sse_event
+from headrace.server.faces.frames import not_found
 from headrace.server.faces.later import Later
 from headrace.server.faces.opening import open_response
-from headrace.server.faces.responses_ws import not_found
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tape import Tape

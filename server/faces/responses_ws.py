@@ -7,8 +7,6 @@ unless its client asked to come back to it (`held.py`).
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
 from functools import partial
 
 from msgspec import UNSET, Raw, Struct
@@ -18,16 +16,28 @@ from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
-from headrace.server.faces.extension import VERBS, relaned, verb_error, with_key
+from headrace.server.faces.extension import VERBS, verb_error
+from headrace.server.faces.frames import (
+    LANE_NAME,
+    absent,
+    bad_lane,
+    error_frame,
+    lane_of,
+    lanes_named,
+    not_found,
+    stopping,
+    too_many,
+)
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
+from headrace.server.faces.jobs import Fetching, Job, Parked, equip
 from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
+from headrace.server.faces.reports import Reports
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
     Steer,
-    Steering,
     SteerRefused,
     fate,
     required_input,
@@ -45,49 +55,10 @@ from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, R
 from headrace.server.session import Lanes, Latest, WaitingBudget
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
-REPLAY_EVENTS = 256  # of one response told again in one go; then the socket may brake
 EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
 # How a connection goes when its answers are not done with: no close frame, no pong, no reading, taken over, and a
 # client that says so itself (it gave up the connection, not the answers).
 ACCIDENTS = frozenset({1006, 1011, 1013, 4001, 4100})
-_LANE = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A response in flight: its lane, and the steers that it has accepted, or that its beginning commits."""
-
-    lane: str | None
-    response: RunningResponse
-    continues_lane: bool  # its parent is this lane's own last response
-    own: bool  # the client asked for it itself; otherwise it follows a steered one
-    commits: list[Steer]
-    steering: Steering = field(default_factory=Steering)
-    held: Held | None = None  # its client may come back to it
-
-    @property
-    def reports(self) -> bool:
-        """Its client knows what x.paused means."""
-        request = self.response.run.request
-        return self.held is not None or (
-            isinstance(request, ResponseCreate) and (request.x_credit, request.x_on_slow) != (None, None)
-        )
-
-
-@dataclass(slots=True, eq=False)
-class Fetching:
-    """What takes a lane while the response that its request continues is looked up."""
-
-    cancelled: bool = False
-    later: bool = False  # it was not in memory
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """Accepted steers that wait, after the response `target`, for the client's next request in this lane."""
-
-    target: str
-    steers: list[Steer]
 
 
 class ResponsesSocket:
@@ -105,7 +76,7 @@ class ResponsesSocket:
     ) -> None:
         self.held = held
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
-        self._paused: dict[TokenStream, str] = {}  # streams that were reported paused, and why
+        self._reports = Reports()
         self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
@@ -142,7 +113,7 @@ class ResponsesSocket:
         try:
             match string(fields.get("type")):
                 case "response.create":
-                    lane = _lane(fields)
+                    lane = lane_of(fields)
                     self._create(message, fields, lane)
                 case "response.cancel":
                     self._cancel(message, fields)
@@ -150,7 +121,7 @@ class ResponsesSocket:
                     self._steer(message, fields)
                 case verb if verb is not None and verb.startswith("x."):
                     self._verb(verb, message, fields)
-                case None if _absent(fields.get("type")):
+                case None if absent(fields.get("type")):
                     self._unreadable(WireError("missing_required_parameter", "missing field: type", "type"))
                 case None:
                     self._unreadable(WireError("invalid_value", "type: expected a string", "type"))
@@ -190,7 +161,7 @@ class ResponsesSocket:
                 self.held.let_go(held)
             job.response.abandon()
         self._jobs.clear()
-        self._paused.clear()
+        self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
         for latest in self._lanes.latest.values():
@@ -203,14 +174,14 @@ class ResponsesSocket:
         if self._extended:
             self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
-            self._refuse(_stopping(), UNSET if lane is None else lane)
+            self._refuse(stopping(), UNSET if lane is None else lane)
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
 
     # -- client events -----------------------------------------------------------------------------------------
 
     def _hold(self, picture: bytes) -> None:
         try:
-            self._send(ev.PictureHeld(self._pictures.take(picture), len(picture)))
+            self.say(ev.PictureHeld(self._pictures.take(picture), len(picture)))
         except WireError as error:
             self._refuse(error, UNSET)
 
@@ -220,7 +191,7 @@ class ResponsesSocket:
         if decoded.ignored:
             settings.on_ignored_fields("responses_ws", len(decoded.ignored))
         if self._draining:
-            raise _stopping()
+            raise stopping()
         if self._expired:
             raise WireError(
                 "websocket_connection_limit_reached",
@@ -229,24 +200,11 @@ class ResponsesSocket:
         name = None if lane is UNSET else lane
         assert name is None or isinstance(name, str)
         if not self._lanes.name(name):
-            raise WireError(
-                "websocket_stream_limit_reached",
-                f"A connection has at most {settings.lanes.named} named streams.",
-                "stream_id",
-            )
+            raise lanes_named(settings.lanes.named)
         request, pictures = self._pictures.resolved(decoded.value)
         size = len(message) + pictures
         if not self._lanes.wait(name, request, size):
-            if not self._lanes.budget.fits(size):
-                raise WireError(
-                    "server_is_overloaded", "Too much is waiting already; try again.", retry_after=1.0
-                )
-            raise WireError(
-                "rate_limit_exceeded",
-                f"{self._lanes.in_flight} requests run and {self._lanes.waiting} ({self._lanes.waiting_bytes} "
-                "bytes) wait on this connection: no more may wait. Ask again when one of them has ended.",
-                retry_after=1.0,
-            )
+            raise too_many(self._lanes, size)
         self._start_waiting()
 
     def _cancel(self, message: str | bytes, fields: dict[str, Raw]) -> None:
@@ -303,7 +261,7 @@ class ResponsesSocket:
                 lane = job.response.run.lane
                 # Steers of one response are told apart by their order alone: earlier ones are answered first.
                 self._frames += job.response.take()
-            self._send(steer_failed(0, refused.code, refused.message, target, given, lane))
+            self.say(steer_failed(0, refused.code, refused.message, target, given, lane))
             return
         run = job.response.run
         job.response.say(
@@ -393,22 +351,10 @@ class ResponsesSocket:
         self._lanes.start(lane, job)
         stream = response.run.stream
         self._jobs[stream] = job
-        self._equip(job, request)
+        equip(job, request, self.held, self, extended=self._extended)
         if cancelled:
             self._runtime.cancel(stream)
         self.mark(stream)  # the stream may have spoken, or ended, before it was known here
-
-    def _equip(self, job: Job, request: ResponseRequest) -> None:
-        """What the client asked for beside the answer: credit, a window, a way back."""
-        if not isinstance(request, ResponseCreate):
-            return
-        stream = job.response.run.stream
-        stream.limit = request.x_credit
-        if isinstance(request.x_on_slow, x.Buffer):
-            stream.window = request.x_on_slow.buffer
-        leaves = request.x_on_disconnect or ("continue" if self._extended else "cancel")
-        if leaves != "cancel":
-            job.held = self.held.hold(job, self, pauses=leaves == "pause")
 
     def _fail(
         self,
@@ -439,10 +385,13 @@ class ResponsesSocket:
         response = job.response
         run = response.run
         if job.reports:
-            self._tell_reported(job)
+            again = job.held is not None and job.held.must_replay
+            self._frames += self._reports.tell(job)
             if job.held is not None and job.held.behind:
                 self._behind.append(run.stream)
                 return
+            if again:
+                self.mark(run.stream)
         else:
             self._frames += response.take()
         if run.refusal is not None:
@@ -455,46 +404,6 @@ class ResponsesSocket:
             self._finish(job)
         elif job.steering.stop(run):
             self._runtime.cancel(run.stream)
-
-    def _tell_reported(self, job: Job) -> None:
-        """As `_tell`, with what the client also asked for: how the stream flows, and a way back to it."""
-        response, held = job.response, job.held
-        stream = response.run.stream
-        if held is not None and held.behind and held.next + len(response.untaken) < len(held.tape):
-            self._tell_again(held)
-            return
-        if stream.held and not stream.starved and stream.pending:
-            self._report(job, "slow")
-        if stream in self._paused and not stream.starved:
-            self.say(
-                x.Resumed(response.run.id, self._paused.pop(stream), stream.sent, stream_id=response.run.lane)
-            )
-        frames = response.take()
-        if held is not None:
-            if held.next == 0 and frames:
-                frames[0] = with_key(frames[0], held.key)
-            held.next = len(held.tape)
-        self._frames += frames
-        if stream.starved:
-            self._report(job, "credit")
-
-    def _tell_again(self, held: Held) -> None:
-        """Some of what the tape has and this connection has not."""
-        response = held.job.response
-        response.reread()
-        frames = [relaned(raw, response.run.lane) for raw in held.tape.since(held.next, REPLAY_EVENTS)]
-        if held.next == 0:
-            frames[0] = with_key(frames[0], held.key)
-        held.next += len(frames)
-        self._frames += frames
-        if not held.behind:
-            self.mark(response.run.stream)
-
-    def _report(self, job: Job, reason: str) -> None:
-        run = job.response.run
-        if run.stream not in self._paused:
-            self._paused[run.stream] = reason
-            self.say(x.Paused(run.id, reason, run.stream.sent, run.lane))
 
     def _drop_if_slow(self, job: Job) -> None:
         """The policy of a client that would rather lose an answer than wait for it."""
@@ -509,7 +418,7 @@ class ResponsesSocket:
         run = response.run
         del self._jobs[run.stream]
         self._lanes.leave(job.lane)
-        self._paused.pop(run.stream, None)
+        self._reports.paused.pop(run.stream, None)
         if held is not None:
             self.held.ended(held)
             if held.finished:
@@ -539,7 +448,7 @@ class ResponsesSocket:
         if required := required_input(run.final):
             self._parked[lane] = Parked(run.id, steers)
             for steer in steers:
-                self._send(ev.SteerPending(0, required, steer.name, stream_id=run.lane))
+                self.say(ev.SteerPending(0, required, steer.name, stream_id=run.lane))
         elif self._draining:
             self._fail_steers(steers, lane, "successor_creation_failed", "The server is stopping; try again.")
         else:
@@ -547,7 +456,7 @@ class ResponsesSocket:
 
     def _fail_steers(self, steers: list[Steer], lane: str | None, code: str, why: str) -> None:
         for steer in steers:
-            self._send(steer.failed(0, code, why, UNSET if lane is None else lane))
+            self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
     def _latest_turn(self, response_id: str) -> Turn | None:
         """The turn of a lane's latest response: it continues even if it was not stored."""
@@ -601,35 +510,26 @@ class ResponsesSocket:
     ) -> None:
         """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal if it
         cannot; then nothing has changed."""
-        if not _LANE.match(lane):
-            raise _bad_lane()
+        if not LANE_NAME.match(lane):
+            raise bad_lane()
         if self._draining or self._expired:
-            raise _stopping()
+            raise stopping()
         self._free_lane(lane)
         if self._lanes.in_flight >= self._settings.lanes.in_flight:
-            raise WireError(
-                "websocket_stream_limit_reached",
-                f"{self._lanes.in_flight} answers run on this connection.",
-                "stream_id",
-                retry_after=1.0,
-            )
+            raise too_many(self._lanes, 0)
         response = fork_response(
             self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
         )
         job = Job(lane, response, False, True, [])
         self._lanes.start(lane, job)
         self._jobs[response.run.stream] = job
-        self._equip(job, request)
+        equip(job, request, self.held, self, extended=self._extended)
         self.mark(response.run.stream)
 
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
         """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
         if not self._lanes.name(lane):
-            raise WireError(
-                "websocket_stream_limit_reached",
-                f"A connection has at most {self._settings.lanes.named} named streams.",
-                "stream_id",
-            )
+            raise lanes_named(self._settings.lanes.named)
         if self._lanes.running(lane) not in (None, own):
             raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
 
@@ -661,13 +561,13 @@ class ResponsesSocket:
             return  # told to its end here
         stream = job.response.run.stream
         self._marked.pop(stream, None)
-        self._paused.pop(stream, None)
+        self._reports.paused.pop(stream, None)
         self._lanes.leave(job.lane)
         if held.desk is not self:
             self._close(4001, "the answer was resumed on another connection")
 
     def say(self, event: Struct) -> None:
-        """One of our own events goes out behind everything that was told before."""
+        """An event that belongs to no stream goes out behind everything that was told before."""
         if not self._closing:
             self._frames.append(encode(event).decode())
             if len(self._frames) > UNREAD_FRAMES:
@@ -682,15 +582,7 @@ class ResponsesSocket:
         self._wire.malformed()
 
     def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
-        self._send(error_frame(WireError.of(error), lane))
-
-    def _send(self, frame: ev.ErrorFrame | ev.SteerFailed | ev.SteerPending | ev.PictureHeld) -> None:
-        if self._closing:
-            return  # nothing follows the close
-        self._frames.append(encode(frame).decode())
-        if len(self._frames) > UNREAD_FRAMES:
-            self._close(1008, "answers are not being read")
-        self._wire.dirty()
+        self.say(error_frame(WireError.of(error), lane))
 
     def _expire(self) -> None:
         self._expired = True
@@ -708,50 +600,3 @@ class ResponsesSocket:
         if not self._closing:
             self._closing = True
             self._wire.close(code, reason)
-
-
-def error_frame(error: WireError, lane: ev.Lane = UNSET) -> ev.ErrorFrame:
-    """The frame that answers a request for which no response exists."""
-    inner = error.fields()
-    headers = error.headers()
-    return ev.ErrorFrame(
-        error.status,
-        ev.ErrorBody(inner.type, inner.code, inner.message, inner.param, headers or UNSET),
-        lane,
-    )
-
-
-def not_found(response_id: str) -> WireError:
-    """Clients compare this sentence."""
-    return WireError(
-        "previous_response_not_found",
-        f"Previous response with id '{shorten(response_id)}' not found.",
-        "previous_response_id",
-    )
-
-
-def _stopping() -> WireError:
-    return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
-
-
-def _absent(raw: Raw | None) -> bool:
-    return raw is None or bytes(raw).strip() == b"null"
-
-
-def _lane(fields: dict[str, Raw]) -> ev.Lane:
-    """The lane that a create names; UNSET for the unnamed one."""
-    raw = fields.get("stream_id")
-    if _absent(raw):
-        return UNSET
-    name = string(raw)
-    if name is None or not _LANE.match(name):
-        raise _bad_lane()
-    return name
-
-
-def _bad_lane() -> WireError:
-    return WireError(
-        "invalid_stream_id",
-        "stream_id must have 1 to 256 characters of A-Z, a-z, 0-9, '_', '.' and '-'.",
-        "stream_id",
-    )

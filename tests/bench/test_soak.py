@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,10 @@ def test_a_wrong_token_is_found(engine: CpuEngine, monkeypatch: pytest.MonkeyPat
     run.lull()
     plain = engine.sampling.sample
 
-    def wrong(logits: torch.Tensor, slots: list[int], positions: list[int]) -> list[int]:
-        tokens = plain(logits, slots, positions)
+    def wrong(
+        logits: torch.Tensor, slots: list[int], positions: list[int], masks: Mapping[int, bytes]
+    ) -> list[int]:
+        tokens = plain(logits, slots, positions, masks)
         alone = len(slots) == 1
         return [(token + 1) % 512 if alone == (which == "the canary") else token for token in tokens]
 
@@ -102,5 +104,5 @@ def test_a_wrong_token_is_found(engine: CpuEngine, monkeypatch: pytest.MonkeyPat
 def test_a_number_that_is_not_finite_is_found(engine: CpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small(engine)
     run.lull()
-    monkeypatch.setattr(engine.sampling, "sample", lambda logits, slots, positions: [-1] * len(slots))
+    monkeypatch.setattr(engine.sampling, "sample", lambda logits, slots, positions, masks: [-1] * len(slots))
     assert "not finite" in (bench.soak(run, 1000, 600.0) or "")

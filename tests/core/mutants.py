@@ -22,6 +22,7 @@ import sys
 
 planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
+changes = sys.modules["core_simulation"].load("mutants_of_changes")
 
 S = "scheduler"
 V = "victims"
@@ -406,81 +407,6 @@ MUTANTS = (
             req.admitted = True
             req.cached_len""",
     ),
-    # -- changes
-    Mutant(
-        "change_in_flight",
-        S,
-        """            req.changing = change
-            self._changing.add(req.id)
-            self._settle(req)""",
-        """            self._apply(req, change)""",
-    ),
-    Mutant(
-        "change_never_reaches_the_slot",
-        S,
-        """            req.phase = Phase.PREFILL
-            self._regrants[req.id] = req""",
-        """            req.phase = Phase.PREFILL""",
-    ),
-    Mutant(
-        "change_waits_while_it_runs_on",
-        S,
-        """ if req.changing is None] if self._changing else able""",
-        """] if self._changing else able""",
-    ),
-    Mutant(
-        "quick_landing_of_a_changing_one",
-        S,
-        """        quick = finite and not self._changing""",
-        """        quick = finite""",
-    ),
-    Mutant(
-        "change_without_the_page_of_its_token",
-        S,
-        """ * self.page_size and not self._next_page(req, []):
-            return
-""",
-        """ * self.page_size and False:
-            return
-""",
-    ),
-    Mutant(
-        "change_keeps_the_length",
-        S,
-        """        req.max_len = max(change.max_len, len(req.tokens) + 1)
-""",
-        "",
-    ),
-    Mutant(
-        "change_shorter_than_what_is_there",
-        S,
-        """        req.max_len = max(change.max_len, len(req.tokens) + 1)
-""",
-        """        req.max_len = change.max_len
-""",
-    ),
-    Mutant(
-        "regrant_survives_a_pause",
-        S,
-        """            self._regrants.pop(req.id, None)
-            req.slot = None""",
-        """            req.slot = None""",
-    ),
-    Mutant(
-        "change_forgets_what_was_said",
-        S,
-        """        history = tuple(req.tokens) if req.params.needs_history else ()
-""",
-        """        history = tuple(req.tokens[: req.prompt_len]) if req.params.needs_history else ()
-""",
-    ),
-    Mutant(
-        "change_outlives_its_request",
-        S,
-        """        self._changing.discard(req.id)
-        self._give_back(req)""",
-        """        self._give_back(req)""",
-    ),
     # -- limits and ends of an answer
     Mutant(
         "oversized_admitted",
@@ -525,10 +451,8 @@ MUTANTS = (
     Mutant(
         "sample_in_mid_prompt",
         S,
-        """        last = start + count == req.total_len
-        ids""",
-        """        last = start + count >= req.total_len - 1
-        ids""",
+        """        last, ids = start + count == req.total_len, tuple""",
+        """        last, ids = start + count >= req.total_len - 1, tuple""",
     ),
     Mutant(
         "stop_ignored_after_resume",
@@ -602,9 +526,9 @@ MUTANTS = (
     ),
     Mutant(
         "history_of_the_prompt_alone",
-        S,
-        """        history = tuple(req.tokens) if""",
-        """        history = tuple(req.tokens[: req.prompt_len]) if""",
+        "prospect",
+        """    history = tuple(req.tokens) if""",
+        """    history = tuple(req.tokens[: req.prompt_len]) if""",
     ),
     # -- pools
     Mutant(
@@ -642,10 +566,11 @@ MUTANTS = (
     ),
     Mutant(
         "grant_without_the_new_pages",
-        S,
-        """        pages, guided = tuple(req.pages), req""",
-        """        pages, guided = tuple(req.pages[:1]), req""",
+        "prospect",
+        """    pages, guided = tuple(req.pages), req""",
+        """    pages, guided = tuple(req.pages[:1]), req""",
     ),
+    *changes.MUTANTS,
 )
 
 

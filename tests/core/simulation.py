@@ -14,7 +14,6 @@ from hash() of a string or from id(), so the same seed does the same under any P
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import heapq
 import importlib.util
@@ -46,9 +45,7 @@ def load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-cells = load("device")
-ledger = load("watch")
-swarm = load("swarm")
+cells, ledger, swarm, changes = map(load, ("device", "watch", "swarm", "changes"))
 
 EVENT_LIMIT = 20_000
 
@@ -297,6 +294,8 @@ class World:
 
     # -- faults ------------------------------------------------------------------------------------------------
 
+    _do_change = changes.do_change
+
     def _meddle(self) -> None:
         rng = self.rng
         for fault, rate in self.drawn.faults.items():
@@ -431,35 +430,6 @@ class World:
         elif parent.phase is Phase.PAUSED:
             seen["fork: of a paused parent"] += 1
 
-    def _do_change(self) -> None:
-        """Other parameters from here on, and sometimes another length."""
-        rng, seen = self.rng, self.seen
-        req = self._pick(req for req in self.scheduler.reqs() if req.finish is None)
-        if req is None:
-            return
-        story, state = self.stories[req.id], self._state(req)
-        base = req.params if req.changing is None else req.changing.params
-        penalty = rng.choice((base.presence_penalty, 0.0, 0.5))
-        params = dataclasses.replace(base, seed=rng.randrange(3), presence_penalty=penalty)
-        max_len = req.max_len if req.changing is None else req.changing.max_len
-        if rng.random() < 0.5:
-            longest = min(self.scheduler.max_tokens, len(req.tokens) + 60)
-            max_len = rng.randint(req.prompt_len + 1, max(req.prompt_len + 1, longest))
-        seen[f"change: {state}"] += 1
-        seen["change of a change"] += req.changing is not None
-        seen["change: penalties on"] += params.needs_history and not req.params.needs_history
-        seen["change: a shorter answer"] += max_len < req.max_len
-        seen["change: a longer answer"] += max_len > req.max_len
-        self._note("change", req.id, params.seed, penalty, max_len, state)
-        known, inflight = len(req.tokens), req.inflight
-        change = self.core.Change(params, max_len)
-        if story.changes and story.changes[-1].settled is None:
-            story.changes.pop()
-        story.changes.append(ledger.Changing(change, known, known + inflight))
-        self.scheduler.change(req, change)
-        assert req.inflight == inflight
-        self._disturbed()
-
     def _do_flush(self) -> None:
         if self.scheduler.tree.idle_pages:
             self.seen["flush with pages cached"] += 1
@@ -481,22 +451,6 @@ class World:
         self.scheduler._retract(req)
         self.forced = False
         self._disturbed()
-
-    def _alone(self, story: Any) -> list[int]:
-        """What this request says when nobody else is there and its parameters change at the same tokens."""
-        req, answer = story.req, []
-        turns = [change for change in story.changes if change.settled is not None]
-        self.seen["ended before its change"] += len(story.changes) - len(turns)
-        ends = [change.settled for change in turns] + [req.max_len]
-        params = story.params
-        for at, end in enumerate(ends):
-            tokens = story.prompt + tuple(answer)
-            answer += cells.alone(tokens, end - len(tokens), params, self.drawn.width, len(answer))
-            if len(story.prompt) + len(answer) < end:
-                break  # it stopped by itself
-            if at < len(turns):
-                params = turns[at].change.params
-        return answer
 
     def _disturbed(self) -> None:
         self._waited = 0.0
@@ -525,7 +479,7 @@ class World:
                 continue
             assert story.ends == 1, f"request {req.id} ended {story.ends} times"
             assert req.finish is story.end and req.phase is self.core.Phase.DONE
-            wanted = self._alone(story)
+            wanted = changes.alone(self, story)
             if story.end in (Reason.STOP, Reason.LENGTH):
                 assert story.told == wanted, f"request {req.id} said {story.told}, alone it says {wanted}"
                 stopped = story.told[-1] in req.params.stop_ids and len(story.told) > req.params.min_tokens

@@ -59,6 +59,8 @@ class Launched:
 
 
 class Watch:
+    Changing = Changing
+
     def __init__(self, core: Any, scheduler: Any, device: Any, cells: Any, seen: Counter[str]) -> None:
         self.core = core
         self.cells = cells  # the module that says what a cell holds

@@ -34,9 +34,9 @@ def client() -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def reference() -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForImageTextToText
 
-    return AutoModelForCausalLM.from_pretrained(demo_folder(), dtype=torch.float32).eval()
+    return AutoModelForImageTextToText.from_pretrained(demo_folder(), dtype=torch.float32).eval()
 
 
 def test_a_prompt_and_its_answer(client: openai.OpenAI, reference: torch.nn.Module) -> None:

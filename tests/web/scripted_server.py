@@ -28,6 +28,7 @@ TYPES = {
     "js": "text/javascript",
     "css": "text/css",
     "svg": "image/svg+xml",
+    "png": "image/png",
 }
 WAIT = 120.0  # seconds; only what never comes takes as long
 Frame = dict[str, Any]

@@ -210,3 +210,25 @@ def test_imported_conversations_bring_pictures_and_nothing_else(seeing: Any) -> 
         """
     )
     assert kept == [1, 0, 0, 0, 0, 0, 0, 8]
+
+
+def test_the_model_inside_the_package_offers_pictures_to_look_at(page, server):
+    server.model |= {"x_embedded": True, "x_pictures": True}
+    page.open().connected()
+    assert len(page.all("#chips .seen button")) == 3
+    assert "345" in page.text("#chips")
+    page.until(
+        lambda: page.js("return [...document.querySelectorAll('#chips img')].every((i) => i.naturalWidth)"),
+        "them",
+    )
+    page.all("#chips .seen button")[1].click()
+    page.answer("All is well.")
+    picture, text = server.of("response.create")[0]["input"][0]["content"]
+    assert picture["image_url"].startswith("data:image/png;base64,")
+    assert text["text"] == "Which bar is the highest?"
+
+
+def test_a_model_that_is_not_ours_is_offered_no_examples_of_ours(page, server):
+    server.model |= {"x_pictures": True}
+    page.open().connected()
+    assert len(page.all("#chips button")) == 4 and not page.all("#chips img")
