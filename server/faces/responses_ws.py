@@ -244,9 +244,7 @@ class ResponsesSocket:
             if (why := None if run.stream.finish is None else fate(run)) is not None:
                 raise SteerRefused("response_not_active", why)
             if job.response.over:  # its end is recorded, and only waits to be read here
-                raise SteerRefused(
-                    "response_already_completed", "This response has ended; continue it instead."
-                )
+                raise SteerRefused("response_already_completed", "The response has ended: continue it.")
             steer = job.steering.accept(run, target, given, items)
         except SteerRefused as refused:
             self._refuse_steer(job, target, given, refused)
@@ -272,11 +270,11 @@ class ResponsesSocket:
     def _no_target(self, target: str) -> SteerRefused:
         """Why there is no response to steer under this id."""
         if any(latest.response_id == target for latest in self._lanes.latest.values()):
-            return SteerRefused("response_already_completed", "This response has ended; continue it instead.")
+            return SteerRefused("response_already_completed", "The response has ended: continue it.")
         if self._running.find(self._wire.tenant, target) is not None:
             return SteerRefused("response_not_active", "This response runs on another connection.")
         if self._store.get(self._wire.tenant, target) is not None:
-            return SteerRefused("response_already_completed", "This response has ended; continue it instead.")
+            return SteerRefused("response_already_completed", "The response has ended: continue it.")
         return SteerRefused(
             "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
         )

@@ -296,6 +296,7 @@ MUTANTS = (
         return None
 """,
         "",
+        within=400,
     ),
     Mutant(
         "retracted_goes_last",
