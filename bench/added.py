@@ -134,10 +134,11 @@ def serve(model: str, out: str) -> None:
     import uvloop
 
     from headrace.server.app import App, load_model, settle_interpreter
-    from headrace.server.config import ServerConfig
+    from headrace.server.config import Limits, ServerConfig
 
     async def run() -> dict[str, list[tuple[int, int]]]:
-        config = ServerConfig(port=0, model=model)
+        # The reader is a raw socket that answers no pings.
+        config = ServerConfig(port=0, model=model, limits=Limits(ws_ping_interval=3600))
         engine, prompter, card = await asyncio.get_running_loop().run_in_executor(None, load_model, config)
         watch: Any = Landings(engine, prompter)
         app = App(config, watch, watch, card)
