@@ -92,7 +92,9 @@ class Archive:
         self._claims: Counter[int] = Counter()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="headrace-archive")
         try:
-            self._db, self.next_turn, self.bytes, self.count = self._thread.submit(_open, path).result()
+            self._db, self.next_turn, self._bytes, self._count = self._thread.submit(_open, path).result()
+            # What the loop's thread reads: the sums as of the last commit.
+            self.bytes, self.count = self._bytes, self._count
         except (sqlite3.Error, OSError) as error:
             self._thread.shutdown()
             what = "it is used by another process" if "locked" in str(error) else str(error)
@@ -131,7 +133,7 @@ class Archive:
             with self._transaction() as db:
                 for row in turns:
                     messages = pack(row.messages)
-                    self.bytes += len(messages)
+                    self._bytes += len(messages)
                     db.execute(
                         "INSERT INTO turns VALUES(?,?,?,?)", (row.id, row.parent, len(messages), messages)
                     )
@@ -139,8 +141,8 @@ class Archive:
                     "INSERT INTO responses VALUES(?,?,?,?,?,?,?,?)",
                     (tenant, response_id, turn, born, size, response, kept, tape),
                 )
-                self.bytes += size
-                self.count += 1
+                self._bytes += size
+                self._count += 1
                 self._sweep(db)
 
         def written(outcome: object) -> None:
@@ -209,14 +211,15 @@ class Archive:
     @contextlib.contextmanager
     def _transaction(self) -> Any:
         """All or nothing, the sums included."""
-        before = self.bytes, self.count
+        before = self._bytes, self._count
         db = self._db
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
             db.execute("COMMIT")
+            self.bytes, self.count = self._bytes, self._count
         except BaseException:
-            self.bytes, self.count = before
+            self._bytes, self._count = before
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
@@ -249,8 +252,8 @@ class Archive:
             "DELETE FROM responses WHERE tenant=? AND id=? RETURNING turn, size", (tenant, response_id)
         ).fetchall()
         for turn, size in found:
-            self.bytes -= size
-            self.count -= 1
+            self._bytes -= size
+            self._count -= 1
             self._purge(db, turn)
         return bool(found)
 
@@ -266,7 +269,7 @@ class Archive:
             freed = db.execute("DELETE FROM turns WHERE id=? RETURNING parent, size", (row,)).fetchall()
             row = None
             for parent, size in freed:
-                self.bytes -= size
+                self._bytes -= size
                 row = parent
 
     def _sweep(self, db: sqlite3.Connection) -> None:
@@ -277,7 +280,7 @@ class Archive:
             old = "SELECT tenant, id FROM responses WHERE born < ?"
             for tenant, name in db.execute(old, (now - self.age_limit,)).fetchall():
                 self._remove(db, tenant, name)
-        while self.bytes > self.bytes_limit:
+        while self._bytes > self.bytes_limit:
             oldest = db.execute("SELECT tenant, id FROM responses ORDER BY born LIMIT 1").fetchone()
             if oldest is None:
                 return
