@@ -63,7 +63,7 @@ CUTS: dict[tuple[int, int], tuple[DecodeCut, ...]] = {
         DecodeCut(16, 128, DecodeTuning(64, 4, 3, programs=4)),
         DecodeCut(ANY, 1024, DecodeTuning(64, 4, 3, programs=4)),
     ),
-    # Measured on an H200 at 256 to 1024 tokens a row: bench/results/attention-h200.json.
+    # Measured on an H200 at 256 to 1024 tokens a row: bench/results/notes-h200.md.
     (128, 2): (
         DecodeCut(4, 64, DecodeTuning(64, 4, 3, programs=1)),
         DecodeCut(16, 128, DecodeTuning(32, 2, 3, programs=4)),
