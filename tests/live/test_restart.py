@@ -111,7 +111,7 @@ def test_while_one_lane_reads_the_file_others_go_on_and_its_own_order_stays(tmp_
     path = tmp_path / "store.db"
     with running(path) as server, socket(server) as ws:
         one = check_sequence(converse(ws, "one"))[-1]["response"]
-    with running(path) as server, socket(server) as ws:
+    with running(path, gated=True) as server, socket(server) as ws:
         for lane, text, previous in (
             ("a", "first", one["id"]),
             ("a", "second", None),
@@ -120,10 +120,16 @@ def test_while_one_lane_reads_the_file_others_go_on_and_its_own_order_stays(tmp_
             event = {"type": "response.create", "model": "fake", "input": text, "max_output_tokens": 4}
             ws.send(json.dumps({**event, "stream_id": lane, "previous_response_id": previous}))
         ws.send(json.dumps({"type": "response.cancel", "stream_id": "a"}))
+        ws.send(json.dumps({"type": "no.such.event"}))
         raws: list[str] = []
+        # Messages of a socket are taken in order: when this one is refused, the cancel has been read, and no token
+        # was computed before it.
+        while not raws or json.loads(raws[-1])["type"] != "error":
+            raws.append(str(ws.recv(timeout=WAIT)))
+        server.open_gate()
         while sum('"response.incomplete"' in raw for raw in raws) < 3:
             raws.append(str(ws.recv(timeout=WAIT)))
-    events = [json.loads(raw) for raw in raws]
+    events = [event for raw in raws if (event := json.loads(raw))["type"] != "error"]
     mine = [e for e in events if e["stream_id"] == "a" and e["type"] == "response.created"]
     assert [e["response"]["previous_response_id"] for e in mine] == [one["id"], None]
     ends = [e["response"] for e in events if e["stream_id"] == "a" and e["type"] == "response.incomplete"]
