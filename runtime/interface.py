@@ -49,6 +49,7 @@ __all__ = [
     "Picture",
     "Piece",
     "ProfileWish",
+    "Profiler",
     "Prompt",
     "Prompter",
     "ReasoningPiece",
@@ -213,14 +214,14 @@ class Runtime:
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
         self._check_room(1)
-        size = _characters(ask)
+        size = ask.characters
         if self._preparing and self._preparing_characters + size > _PREPARING_LIMIT:
             raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
         stream = TokenStream(listener, opened=self.loop.clock())
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
+        if size < _INLINE_CHARACTERS and not ask.guided and not ask.shows:
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
@@ -268,7 +269,7 @@ class Runtime:
     def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
         """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
         has, or with what is wrong with it. Raises Refusal when no text is taken now."""
-        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
+        self.work_on_text(ask.characters, lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -363,34 +364,6 @@ class Runtime:
         if self._preparing or self._siblings or self.loop.live or self.loop.flight:
             return None
         return self.loop.scheduler.flush_cache()
-
-    def start_profile(self, wish: ProfileWish, told: Callable[[Refusal | None], None]) -> None:
-        """Call `told` once, never from inside this call, when the steps are noted, or will be from the wish's first
-        step on. Raises Refusal if nobody makes profiles here, or one is being made."""
-        self._tell_later(self._profiler().start(wish), told)
-
-    def stop_profile(self, told: Callable[[str | Refusal], None]) -> None:
-        """Call `told` once, never from inside this call, with the name of the file that was written. Raises Refusal
-        if nobody makes profiles here, or none is being made."""
-        self._tell_later(self._profiler().stop(), told)
-
-    def _profiler(self) -> Profiler:
-        if self.profiler is None:
-            what = "this server makes no profiles: it was started without --profile-dir"
-            raise Refusal("unsupported_parameter", what)
-        return self.profiler
-
-    def _tell_later(self, future: Future[Worked], told: Callable[[Worked | Refusal], None]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def outcome() -> Worked | Refusal:
-            error = future.exception()
-            if error is None or isinstance(error, Refusal):
-                return future.result() if error is None else error
-            _log.error("a profile failed", exc_info=error)
-            return Refusal("server_error", f"the profile failed: {type(error).__name__}: {error}")
-
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(lambda: told(outcome())))
 
     def drain(self) -> None:
         """No new asks; what runs goes on."""
@@ -611,20 +584,6 @@ class _Siblings:
         self.prompts = tuple(
             replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
         )
-
-
-def _characters(ask: Ask) -> int:
-    if ask.messages is not None:
-        said = sum(len(text) for message in ask.messages for text in message.texts)
-        said += sum(message.picture_bytes for message in ask.messages)
-        return said + sum(tool.characters for tool in ask.tools)
-    assert ask.prompt is not None
-    return len(ask.prompt)
-
-
-def _shows(ask: Ask) -> bool:
-    """A picture of a few bytes may take long to decode."""
-    return any(message.pictures for message in ask.messages or ())
 
 
 def _log_fault(error: BaseException) -> None:

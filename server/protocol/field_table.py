@@ -92,7 +92,9 @@ def field_table() -> str:
                 if name not in ResponseCreate.__annotations__  # what a socket treats otherwise is told there
             )
         parts.append("| field | type and bounds | treatment |\n|---|---|---|")
-        for field in shapes.type_info(type_).fields:  # type: ignore[attr-defined]
+        # What must be there, then what takes effect, what is refused and what is without effect; a type's own order
+        # within each.
+        for field in sorted(shapes.type_info(type_).fields, key=_rank):  # type: ignore[attr-defined]
             if field.name in known:
                 continue
             parts.append(
@@ -100,6 +102,13 @@ def field_table() -> str:
             )
         parts.append("")
     return "\n".join(parts)
+
+
+def _rank(field: shapes.Field) -> int:
+    words = _treatment(field.type)
+    if words.startswith("honoured"):
+        return 1 - words.startswith("honoured; required")
+    return 2 if words.startswith("refused") else 3
 
 
 def _cell(text: str) -> str:
