@@ -17,6 +17,7 @@ from torch import Tensor
 from headrace.graphs.inputs import RowLayout, StepBuffers, StepInputs
 from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
+from headrace.runtime.backends.steady import SteadyBackend
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
 from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
@@ -94,9 +95,7 @@ class CpuEngine:
         )
         log.info("memory: %s", self.sizes)
         self.card = blueprint.card(self.config.dtype, self.max_context, sees=self.images is not None)
-        self.backend: Backend = CpuBackend(
-            self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
-        )
+        self.backend: Backend = self._backend()
 
         checkpoint = blueprint.checkpoint
         assert checkpoint is not None, "resolve refuses random weights on the CPU"
@@ -124,6 +123,12 @@ class CpuEngine:
             self.backend.close()
             raise
         log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
+
+    def _backend(self) -> Backend:
+        model = self.model_config
+        if self.config.deterministic:
+            return SteadyBackend(self.config.threads, self.dtype, model.heads, model.kv_heads, model.head_dim)
+        return CpuBackend(self.config.threads, self.dtype, model.kv_heads * model.head_dim)
 
     def launch(self, plan: StepPlan) -> Future[StepResult]:
         """Run `plan` after all plans launched before. Cheap; the future is resolved on the worker thread.
