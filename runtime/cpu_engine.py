@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -24,6 +25,7 @@ from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
 from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.probing import Probed
+from headrace.runtime.receipt import digest_facts, digest_files
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
@@ -122,6 +124,12 @@ class CpuEngine:
         except BaseException:
             self.backend.close()
             raise
+        if isinstance(self.backend, SteadyBackend):
+            self.card = replace(
+                self.card,
+                weights=digest_files(blueprint.folder.glob("*.safetensors")),
+                computing=digest_facts({**self.backend.plan, "dtype": self.config.dtype}),
+            )
         log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
 
     def _backend(self) -> Backend:
