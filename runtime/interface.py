@@ -25,6 +25,7 @@ from headrace.runtime.parsers.pieces import (
     joined,
 )
 from headrace.runtime.parsers.text_input import TextInput
+from headrace.runtime.receipt import Receipt, receipt_of
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
@@ -50,6 +51,7 @@ __all__ = [
     "Prompt",
     "Prompter",
     "ReasoningPiece",
+    "Receipt",
     "Refusal",
     "Runtime",
     "SamplingParams",
@@ -66,6 +68,7 @@ __all__ = [
     "ToolChoice",
     "Usage",
     "joined",
+    "receipt_of",
 ]
 
 
@@ -129,6 +132,8 @@ class ModelCard:
     embedded: bool = False
     notice: str = ""  # one plain sentence that the chat page shows about this model
     sees: bool = False  # it takes pictures
+    weights: str = ""  # digests for receipts (receipt.py), where the engine computes deterministically
+    computing: str = ""
 
 
 class Prompter(Protocol):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream, receipt_of
 from headrace.server.conversation import Turn
 from headrace.server.faces.asks import check_response, response_ask, response_messages
 from headrace.server.faces.input_items import input_items
@@ -15,6 +16,7 @@ from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.warm_up import WarmUpRun, ended_stream, is_warm_up
 from headrace.server.protocol import response_events as ev
+from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import ResponseRequest
 
 
@@ -32,6 +34,9 @@ def open_response(
 ) -> RunningResponse:
     """The response to `request` after `parent`. Raises WireError or Refusal; then nothing was begun."""
     check_response(request)
+    if request.x_receipt and not runtime.card.computing:
+        what = "x_receipt: this server computes faster than it could certify; start it with --deterministic"
+        raise WireError("unsupported_parameter", what, "x_receipt")
     if request.store is not False and running.store.behind:
         raise Refusal("server_is_overloaded", "too much waits to be stored already", retry_after=1.0)
     warm_up = is_warm_up(request)
@@ -43,6 +48,8 @@ def open_response(
         stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
     kind = WarmUpRun if warm_up else ResponseRun
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
+    if request.x_receipt:
+        run.certify = partial(receipt_of, stream, runtime.card)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, tenant, parent, added, items, background=background)
 

@@ -6,11 +6,15 @@ the prompt is ready (`times.joined`), so a request that cannot run is still refu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict
 
 from headrace.runtime.interface import (
     FinishReason,
     Message,
+    Receipt,
     Refusal,
     TextPiece,
     TokenStream,
@@ -69,6 +73,7 @@ class ResponseRun:
         self.created = int(created)
         self.model = model
         self.forked_from: ev.ForkedFrom | UnsetType = UNSET
+        self.certify: Callable[[], Receipt | None] | None = None  # at the end, for who asked for a receipt
         # Its id was told before it began: then even a refusal is an end of this response.
         self.announced = False
         self.began = False
@@ -242,6 +247,9 @@ class ResponseRun:
     ) -> ev.Response:
         request = self.request
         params = self.stream.params
+        receipt: ev.Receipt | UnsetType = UNSET
+        if self.certify is not None and self.stream.finish is not None and (found := self.certify()):
+            receipt = ev.Receipt(**asdict(found))
         reasoning = request.reasoning
         instructions = request.instructions
         if instructions is not None and len(instructions) > INSTRUCTIONS_ECHO:
@@ -275,6 +283,7 @@ class ResponseRun:
             usage=None if status in ("queued", "in_progress") else self.usage,
             service_tier=UNSET if request.service_tier is None else "default",
             x_forked_from=self.forked_from,
+            x_receipt=receipt,
         )
 
 

@@ -203,6 +203,12 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     image: Annotated[Raw, ignored()] = NULL
     stream_options: Annotated[Raw, ignored()] = NULL
     priority: Annotated[Raw, ignored()] = NULL
+    x_receipt: Annotated[
+        bool | None,
+        honoured(
+            "the terminal event tells what was computed, in hashes; only with a server that is --deterministic"
+        ),
+    ] = None
 
 
 class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type", tag="response.create"):
