@@ -13,10 +13,14 @@ from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who may share cached work: the owner of one API key (or everybody, where no key is set)."""
+    """Who may share cached work: the owner of one API key (or everybody, where no key is set).
+
+    salt: of cached work, another one in every process. secret: what is sealed for this tenant is sealed with it,
+    the same in every process; empty where there are no keys."""
 
     id: str
     salt: str
+    secret: bytes = field(default=b"", repr=False)
 
 
 PUBLIC_TENANT = Tenant("public", "public")

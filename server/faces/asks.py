@@ -40,14 +40,16 @@ def scoped(tenant: Tenant, cache_salt: str | None) -> Tenant:
 # -- Responses -------------------------------------------------------------------------------------------------
 
 
-def response_messages(request: ResponseRequest) -> tuple[Message, ...]:
-    """The request's own input as messages. Raises WireError for items that are not understood."""
-    if request.input is None:
+def response_messages(given: str | list[Item] | None, tenant: Tenant) -> tuple[Message, ...]:
+    """A request's own input as messages. Raises WireError for items that are not understood.
+
+    tenant: whose compacted conversations may stand in it."""
+    if given is None:
         return ()
-    if isinstance(request.input, str):
-        return (Message("user", request.input),) if request.input else ()
-    turns = Turns(_part_text)
-    for index, item in enumerate(request.input):
+    if isinstance(given, str):
+        return (Message("user", given),) if given else ()
+    turns = Turns(_part_text, tenant)
+    for index, item in enumerate(given):
         path = f"input[{index}]"
         if not turns.add_item(item, path):
             turns.add(_item_message(item, path))

@@ -40,7 +40,7 @@ def open_response(
     if request.store is not False and running.store.behind:
         raise Refusal("server_is_overloaded", "too much waits to be stored already", retry_after=1.0)
     warm_up = is_warm_up(request)
-    added = response_messages(request)
+    added = response_messages(request.input, tenant)
     history = () if parent is None else parent.history()
     if warm_up and not (history or added or request.instructions):
         stream = ended_stream(settings.clock())

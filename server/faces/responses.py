@@ -67,7 +67,7 @@ class ResponseRun:
         self.tools = response_tools(request)
         _, self.format_echo = response_shape(request)
         seal = "reasoning.encrypted_content" in (request.include or ())
-        self.output = Output(self.next_number, lane, self.tools.custom, seal)
+        self.output = Output(self.id, self.next_number, lane, self.tools.custom, seal)
         self.stream = stream
         self.lane = lane
         self.created = int(created)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, Raw, structs
 
-from headrace.runtime.interface import FinishReason
+from headrace.runtime.interface import PUBLIC_TENANT, FinishReason
 from headrace.server.faces.asks import response_messages
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.settings import new_id
@@ -87,7 +87,7 @@ def steer_items(steer: ResponseSteer) -> tuple[Item, ...]:
         )
     if not any(item.content for item in items):
         raise WireError("missing_required_parameter", "input must not be empty", "input")
-    response_messages(ResponseRequest(input=list(items)))
+    response_messages(list(items), PUBLIC_TENANT)  # nothing in them is anybody's own
     return items
 
 

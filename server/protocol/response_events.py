@@ -386,6 +386,39 @@ class InputTokens(msgspec.Struct, frozen=True):
     object: str = "response.input_tokens"
 
 
+class InputText(msgspec.Struct, frozen=True, tag_field="type", tag="input_text"):
+    text: str
+
+
+class InputImage(msgspec.Struct, frozen=True, tag_field="type", tag="input_image"):
+    image_url: str
+    detail: str
+
+
+class InputMessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
+    """What somebody else than the model said, as the input that it may be again."""
+
+    id: str
+    role: str
+    status: str
+    content: list[InputText | InputImage]
+
+
+class CompactionItem(msgspec.Struct, frozen=True, tag_field="type", tag="compaction"):
+    id: str
+    encrypted_content: str
+
+
+class CompactedResponse(msgspec.Struct, frozen=True):
+    """What was not said by the model, then the compaction of the rest: input of the request that goes on."""
+
+    id: str
+    created_at: int
+    output: list[Any]  # InputMessageItem, at the end one CompactionItem
+    usage: Usage
+    object: str = "response.compaction"
+
+
 class DeletedResponse(msgspec.Struct, frozen=True):
     id: str
     object: str = "response"
