@@ -7,7 +7,7 @@ The static inputs, the tables and the slab therefore have a single writer and ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import accumulate
@@ -143,6 +143,10 @@ class CpuEngine:
 
         A future that holds an exception means that the engine is broken: no later step may be trusted."""
         return self.backend.submit(lambda: self._run(plan))
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` on the worker thread, after all plans launched before."""
+        return self.backend.submit(work)
 
     def close(self) -> None:
         """Wait for launched steps and stop the worker. Harmless when called twice."""

@@ -224,6 +224,16 @@ class DeviceEngine:
             landing.future.set_result(StepResult(tuple(found_tokens), logprobs))
         return found
 
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` now: steps are launched from this thread, and what the device does is nobody's thread."""
+        future: Future[None] = Future()
+        try:
+            work()
+            future.set_result(None)
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
     def close(self) -> None:
         """Wait for launched steps and resolve them. Harmless when called twice."""
         self.queue.wait()

@@ -218,5 +218,12 @@ class FakeEngine:
             future.set_result(result)
         return found
 
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Its steps run on the thread that lets them land: so does this."""
+        future: Future[None] = Future()
+        work()
+        future.set_result(None)
+        return future
+
     def close(self) -> None:
         self.closed = True

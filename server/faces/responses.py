@@ -21,11 +21,11 @@ from headrace.runtime.interface import (
     joined,
 )
 from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tape import Template
 from headrace.server.faces.token_logprobs import response_logprobs
 from headrace.server.faces.tool_asks import response_tools
+from headrace.server.ids import new_id
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import STATUS

@@ -13,8 +13,8 @@ from msgspec import UNSET, Raw, structs
 from headrace.runtime.interface import PUBLIC_TENANT, FinishReason
 from headrace.server.faces.asks import response_messages
 from headrace.server.faces.responses import ResponseRun
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.tool_items import OUTPUTS
+from headrace.server.ids import new_id
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import Item, Part, ResponseRequest, ResponseSteer
