@@ -20,6 +20,7 @@ from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefuse
 from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
 from headrace.runtime.turns import described
+from headrace.runtime.woven import replaced
 
 # Names that a template gets from the server; a client may not set them (reliability.md, SEC-16).
 _RESERVED = frozenset(
@@ -300,12 +301,24 @@ class FolderPrompter:
             rendered = template.render(messages, ask.template_options, weaving=guarded, tools=tools)
         except TemplateRefused as refused:
             raise Refusal("invalid_value", str(refused), wire) from refused
+        rendered = self._framed(rendered)
         self._check_length(wire, rendered)
         marks = self._form.reasoning
         thinking = marks is not None and str.__str__(rendered).rstrip().endswith(marks.begin)
         if not guarded:
             return self._tokenizer.encode_rendered(rendered), thinking
         return self._encode_woven(wire, rendered), thinking
+
+    def _framed(self, rendered: str) -> str:
+        """The text with all that stands around a picture, where the template writes its first token alone. Paragraphs
+        around it are part of the text: they may become one token with their neighbours."""
+        frame = None if self.images is None else self.images.frame
+        if self.images is None or frame is None:
+            return rendered
+        begin, row, end = (
+            self._tokenizer.name_of(token) or "" for token in (frame[0], self.images.token_id, frame[1])
+        )
+        return replaced(rendered, begin, f"\n\n{begin}{row}{end}\n\n") if begin else rendered
 
     def _check_tools(self, ask: Ask, template: ChatTemplate) -> None:
         wire = ask.wire_name("tools")

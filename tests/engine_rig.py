@@ -248,6 +248,8 @@ def scheduler_for(engine: CpuEngine, **settings: Any) -> Scheduler:
         "chunk_tokens": engine.chunk_tokens,
         "image_blocks": engine.image_blocks,
         "image_block_rows": engine.image_block_rows,
+        "image_stages": engine.image_stages,
+        "whole_pictures": engine.whole_pictures,
     }
     return Scheduler(**{**given, **settings})
 

@@ -1,4 +1,4 @@
-"""Gemma 3, text alone: heads normalised one by one, five of six layers slide and turn by a base of their own."""
+"""Gemma 3's decoder: heads normalised one by one, five of six layers slide and turn by a base of their own."""
 
 from __future__ import annotations
 
