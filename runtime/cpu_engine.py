@@ -21,7 +21,7 @@ from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, phys
 from headrace.runtime.backends.steady import SteadyBackend
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
-from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks, image_stages, sees_mutually
 from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.probing import Probed
@@ -41,9 +41,9 @@ class CpuEngine:
     """`launch` plans, get results. Raises CheckpointError or SettingError when it cannot be built.
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
-    page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows: what a Scheduler for this
-    engine needs. Prompt ids lie below `embedding_rows`, sampled ones below `logits_width`. images: how the model
-    wants pictures, None if it takes none.
+    page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows, image_stages, whole_pictures:
+    what a Scheduler for this engine needs. Prompt ids lie below `embedding_rows`, sampled ones below
+    `logits_width`. images: how the model wants pictures, None if it takes none.
     """
 
     masks = True  # it asks the grammars of a plan for their masks
@@ -78,12 +78,18 @@ class CpuEngine:
         self.chunk_tokens = self.config.chunk_tokens
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
         pages_per_slot = -(-self.max_context // self.page_size)
-        step_tokens = self.chunk_tokens + self.max_running
         self.images = blueprint.images(self.config.image_tokens)
         self.image_blocks = image_blocks(
             self.model_config, self.images, self.config.image_memory_mb, self.dtype.itemsize
         )
         self.image_block_rows = BLOCK_ROWS
+        self.image_stages, self.whole_pictures = (
+            image_stages(self.model_config),
+            sees_mutually(self.model_config),
+        )
+        most_tokens = self.chunk_tokens
+        if self.whole_pictures and self.images is not None:
+            most_tokens = max(most_tokens, self.images.row_limit)  # what no chunk may split
         self.sizes = measure(
             self.model_config,
             self.dtype,
@@ -92,7 +98,7 @@ class CpuEngine:
             self.page_size,
             self.max_running,
             pages_per_slot,
-            self.chunk_tokens,
+            most_tokens,
             self.image_blocks * BLOCK_ROWS,
         )
         log.info("memory: %s", self.sizes)
@@ -114,7 +120,7 @@ class CpuEngine:
                 pages_per_slot,
             )
             self.sampling = SamplingTable(self.max_running, self.logits_width)
-            self.buffers = StepBuffers(step_tokens, self.max_running)
+            self.buffers = StepBuffers(most_tokens + self.max_running, self.max_running)
             self.eyes: Eyes | None = None
             if self.images is not None:
                 self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)

@@ -36,7 +36,7 @@ from headrace.runtime.device_sampler import DeviceSampler
 from headrace.runtime.device_sizes import DeviceSizes
 from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceWeights, RandomParts
-from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks, image_stages
 from headrace.runtime.lone_future import LoneFuture
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
@@ -124,6 +124,7 @@ class DeviceEngine:
             self.model_config, self.images, config.image_memory_mb, self.dtype.itemsize
         )
         self.image_block_rows = BLOCK_ROWS
+        self.image_stages, self.whole_pictures = image_stages(self.model_config), False
         self.card = blueprint.card(config.dtype, config.max_context, sees=self.images is not None)
         largest = self.keys.largest
         device = queue.device

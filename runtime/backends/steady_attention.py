@@ -6,6 +6,7 @@ it. Scores, weights and sums are float32 whatever the slab holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +25,15 @@ TRIALS = 2  # draws of numbers that two tiles must agree on
 @dataclass(frozen=True, slots=True)
 class SteadyRow:
     """One row of a step: its tokens [begin, end), their first position, and the cells of its sequence from `first`
-    (a multiple of BLOCK) on, padded to whole blocks with the newest one."""
+    (a multiple of BLOCK) on, padded to whole blocks with the newest one. mutual: positions [begin, end) whose tokens
+    read each other too."""
 
     begin: int
     end: int
     position: int
     first: int
     cells: Tensor
+    mutual: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,19 @@ class SteadyAttention:
         hidden = torch.arange(2 * BLOCK)[None].expand(max(TILES), -1) > 300
 
         def compute(query: Tensor) -> Tensor:
-            return self._tile(query, *self._blocks(keys, values), hidden[: len(query)], 0.1)
+            return self._tile(query, *self._blocks(keys, values), hidden[: len(query)], 0.1, 0.0)
 
         draws = [torch.randn((max(TILES), heads, head_dim), generator=made) for _ in range(TRIALS)]
         self.tiles = agreeing(TILES, compute, draws)
 
-    def reach(self, inputs: StepInputs, page_table: Tensor, page_size: int, window: int) -> SteadyReach:
+    def reach(
+        self,
+        inputs: StepInputs,
+        page_table: Tensor,
+        page_size: int,
+        window: int,
+        mutual: Sequence[tuple[int, int]] = (),
+    ) -> SteadyReach:
         """Host work, once per step and window."""
         table = page_table.numpy()
         slots, lengths, edges = inputs.slots.numpy(), inputs.lengths.numpy(), inputs.row_offsets.numpy()
@@ -69,11 +79,22 @@ class SteadyAttention:
             begin, end = int(edges[row]), int(edges[row + 1])
             position = length - (end - begin)
             first = max(0, position - window + 1) // BLOCK * BLOCK if window else 0
-            rows.append(SteadyRow(begin, end, position, first, _cells(table[slot], first, length, page_size)))
+            cells = _cells(table[slot], first, length, page_size)
+            shift = position - begin
+            mine = tuple(
+                (span[0] + shift, span[1] + shift) for span in mutual if begin <= span[0] and span[1] <= end
+            )
+            rows.append(SteadyRow(begin, end, position, first, cells, mine))
         return SteadyReach(tuple(rows), window)
 
     def attend(
-        self, query: Tensor, key_cells: Tensor, value_cells: Tensor, reach: SteadyReach, scale: float
+        self,
+        query: Tensor,
+        key_cells: Tensor,
+        value_cells: Tensor,
+        reach: SteadyReach,
+        scale: float,
+        cap: float = 0.0,
     ) -> Tensor:
         """query [T, H, D] -> [T, H, D]."""
         out = torch.empty_like(query)
@@ -85,12 +106,14 @@ class SteadyAttention:
             for begin, end, count in pieces(row.end - row.begin, self.tiles):
                 own = torch.arange(row.position + begin, row.position + begin + count)[:, None]
                 hidden = read > own
+                for first, last in row.mutual:
+                    hidden &= ~((own >= first) & (own < last) & (read >= first) & (read < last))
                 if reach.window:
                     hidden |= read <= own - reach.window
                 part = query[row.begin + begin : row.begin + end].float()
                 if end - begin < count:
                     part = torch.cat((part, part.new_zeros((count - len(part), *part.shape[1:]))))
-                found = self._tile(part, keys, values, hidden, scale)
+                found = self._tile(part, keys, values, hidden, scale, cap)
                 out[row.begin + begin : row.begin + end] = found[: end - begin]
         return out
 
@@ -102,14 +125,17 @@ class SteadyAttention:
             values.view(shape).permute(0, 2, 1, 3).contiguous(),
         )
 
-    def _tile(self, query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    def _tile(
+        self, query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale: float, cap: float
+    ) -> Tensor:
         """query [R, H, D], hidden [R, N] -> [R, H, D], all float32. Query heads that share a kv head are
         so many rows of its products."""
         count, heads, size = query.shape
         blocks, groups, rows = len(keys), self.kv_heads, count * self.shared
         turned = query.view(count, groups, self.shared, size).permute(1, 0, 2, 3).reshape(groups, rows, size)
         scores = torch.stack([torch.bmm(turned, block) for block in keys], 2)  # [G, rows, blocks, BLOCK]
-        scores = scores.mul_(scale).view(groups, count, self.shared, blocks * BLOCK)
+        scores = scores.mul_(scale / cap).tanh_().mul_(cap) if cap else scores.mul_(scale)
+        scores = scores.view(groups, count, self.shared, blocks * BLOCK)
         scores.masked_fill_(hidden[:, None], float("-inf"))
         # Which key is highest does not depend on the order of looking, so the weights need no correction later.
         weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_().view(groups, rows, blocks, BLOCK)

@@ -91,6 +91,7 @@ def alone(start: Any, drive: Any, folder: Any, **settings: Any) -> list[tuple[li
         ("qwen3", "float32", 7, 1),
         ("mixtral", "bfloat16", 64, 1),
         ("phi3", "bfloat16", 7, 1),
+        ("gemma2", "bfloat16", 7, 1),
     ],
 )
 def test_the_same_bits_whatever_else_runs(
