@@ -20,6 +20,7 @@ from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
 from headrace.server.faces.settings import new_id
 from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tape import Template
+from headrace.server.faces.telemetry import TELEMETRY, summary_of
 from headrace.server.faces.token_logprobs import response_logprobs
 from headrace.server.faces.tool_asks import response_tools
 from headrace.server.protocol import response_events as ev
@@ -258,7 +259,7 @@ class ResponseRun:
             error=error,
             incomplete_details=incomplete,
             instructions=instructions,
-            metadata=request.metadata or {},
+            metadata=self._metadata(status),
             temperature=params.temperature if params else _given(request.temperature),
             top_p=params.top_p if params else _given(request.top_p),
             top_logprobs=request.top_logprobs or 0,
@@ -276,6 +277,12 @@ class ResponseRun:
             service_tier=UNSET if request.service_tier is None else "default",
             x_forked_from=self.forked_from,
         )
+
+    def _metadata(self, status: str) -> dict[str, str]:
+        given, meter = self.request.metadata or {}, self.stream.meter
+        if meter is None or status in ("queued", "in_progress"):
+            return given
+        return {**given, TELEMETRY: encode(summary_of(self.stream, meter)).decode()}
 
 
 def usage_of(stream: TokenStream) -> ev.Usage:
