@@ -39,7 +39,7 @@ class WaitForecast:
     def wait(self, position: int, left: Sequence[int]) -> float | None:
         """Seconds until the request at `position` (1: the next one) gets its turn; None where nothing is known.
 
-        left: how many tokens each running request may still generate, ascending."""
+        left: how many tokens each running request may still get, ascending."""
         guesses = []
         if self._interval is not None:
             guesses.append(position * self._interval)

@@ -318,7 +318,7 @@ class StepMeters:
             found = self._meters.get(req_id)
             if found is not None and position != found[0].position:
                 if left is None:
-                    left = sorted([req.max_len - req.total_len for req in scheduler.running.values()])
+                    left = sorted([req.max_len - len(req.tokens) for req in scheduler.running.values()])
                 found[0].waits(position, self.forecast.wait(position, left))
 
 
