@@ -30,6 +30,7 @@ from headrace.server.protocol.responses import ResponseRequest
 
 INSTRUCTIONS_ECHO = 64 << 10  # longer ones are not repeated three times; the field is null then
 
+BEGINNING = 2  # events that say that a response has begun
 NUMBER_IS, DELTA_IS = '"sequence_number":', '"delta":'
 
 _ERROR_CODES = {"rate_limit_exceeded": "rate_limit_exceeded", "server_error": "server_error"}

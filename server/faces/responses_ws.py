@@ -35,6 +35,7 @@ from headrace.server.faces.jobs import Fetching, Job, Parked, equip
 from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
 from headrace.server.faces.reports import Reports
+from headrace.server.faces.responses import BEGINNING
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
@@ -58,7 +59,6 @@ UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
 EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
 # How a connection goes when its answers are not done with: no close frame, no pong, no reading, taken over, and a
 # client that says so itself (it gave up the connection, not the answers).
-BEGINNING = 2  # events that say that a response begins
 ACCIDENTS = frozenset({1006, 1011, 1013, 4001, 4100})
 
 

@@ -540,7 +540,7 @@ async def test_what_cannot_be_told_is_refused_by_name(fields: Any, code: str, pa
     (error,) = of(socket, "error")
     assert (error["error"]["code"], error["error"]["param"]) == (code, param)
     assert not bench.asks
-    fetch = bench.respond(**fields)
+    fetch = bench.respond(stream=True, **fields)
     assert (fetch.status, fetch.error["code"], fetch.error["param"]) == (400, code, param)
 
 
