@@ -19,6 +19,8 @@ from headrace.clients.events import (
     ErrorFrame,
     Failed,
     Paused,
+    PrefillProgress,
+    Queue,
     Response,
     Resumed,
     TextDelta,
@@ -29,6 +31,7 @@ from headrace.clients.events import (
     failure_of,
     refusal_of,
 )
+from headrace.clients.timeline import Timeline
 
 log = logging.getLogger("headrace.client")
 
@@ -63,6 +66,7 @@ class ResponseStream:
         self.response_id: str | None = None
         self.usage: Usage | None = None
         self.final: Response | None = None  # the response object of the last event
+        self.timeline = Timeline()  # where its time went, if it was asked for with `telemetry`
         self._ended = ended
         self._post: Callable[[dict[str, Any]], object] = _nowhere
         self._leave: Callable[[], None] = _nothing
@@ -227,6 +231,9 @@ class ResponseStream:
             if reply is not None and not reply.done():
                 reply.set_result(event.effective_at_token)
             return
+        if isinstance(event, Queue | PrefillProgress):
+            self.timeline.hear(event)
+            return
         if isinstance(event, Paused):
             self.paused = event.reason
             return
@@ -251,6 +258,7 @@ class ResponseStream:
         if isinstance(event, TERMINAL):
             self.final = event.response
             self.usage = event.response.usage
+            self.timeline.end(event.response)
             self.end(event.response.status, self._error)
 
     def end(self, status: str, error: ClientError | None) -> None:

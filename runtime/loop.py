@@ -28,7 +28,7 @@ from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
-from headrace.runtime.telemetry import StepMeters
+from headrace.runtime.telemetry import StepMeters, micros
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import TextCutter, TextSplitter
@@ -83,7 +83,8 @@ class Generation:
 
 @dataclass(slots=True)
 class StepFacts:
-    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it.
+    """One landed step, for metrics: its seconds, rounded as they are told to readers, and rows and prompt tokens in
+    it. It begins when it was launched or, behind another one, when that one landed.
 
     gap: seconds in which the device had nothing to do before this step because the host was not ready with it. lag:
     the longest time between two looks at the device while it ran: so late its landing may have been seen."""
@@ -289,7 +290,8 @@ class StepLoop:
             else:
                 events += retired
             rows, tokens = len(plan.decode), plan.prefill_tokens
-            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens, self._gap, self._lag))
+            seconds = (micros(now) - micros(began)) / 1e6
+            self.on_step(StepFacts(seconds, rows, len(plan.prefill), tokens, self._gap, self._lag))
             self._gap = self._lag = 0.0
             if self.engine.pace is not None and not plan.encodes:
                 # A step that was launched behind another kept the device busy only once that one had landed.
