@@ -22,6 +22,8 @@ from headrace.clients.events import (
     ErrorFrame,
     Failed,
     Paused,
+    PrefillProgress,
+    Queue,
     Response,
     Resumed,
     TextDelta,
@@ -32,6 +34,7 @@ from headrace.clients.events import (
     failure_of,
     refusal_of,
 )
+from headrace.clients.timeline import Timeline
 
 log = logging.getLogger("headrace.client")
 
@@ -67,6 +70,7 @@ class ResponseStream:
         self.usage: Usage | None = None
         self.final: Response | None = None  # the response object of the last event
         self.request: dict[str, Any] = {}  # the event that asked for it
+        self.timeline = Timeline()  # where its time went, if it was asked for with `telemetry`
         self._ended = ended
         self._post: Callable[[dict[str, Any]], object] = _nowhere
         self._leave: Callable[[], None] = _nothing
@@ -243,6 +247,9 @@ class ResponseStream:
             if reply is not None and not reply.done():
                 reply.set_result(event.effective_at_token)
             return
+        if isinstance(event, Queue | PrefillProgress):
+            self.timeline.hear(event)
+            return
         if isinstance(event, Paused):
             self.paused = event.reason
             return
@@ -267,6 +274,7 @@ class ResponseStream:
         if isinstance(event, TERMINAL):
             self.final = event.response
             self.usage = event.response.usage
+            self.timeline.end(event.response)
             self.end(event.response.status, self._error)
 
     def end(self, status: str, error: ClientError | None) -> None:

@@ -151,6 +151,21 @@ class Ask:
         return self.shape is not None or self.tool_choice.mode == "required"
 
     @property
+    def characters(self) -> int:
+        """How much text it has to prepare, pictures as they were sent included."""
+        if self.messages is not None:
+            said = sum(len(text) for message in self.messages for text in message.texts)
+            said += sum(message.picture_bytes for message in self.messages)
+            return said + sum(tool.characters for tool in self.tools)
+        assert self.prompt is not None
+        return len(self.prompt)
+
+    @property
+    def shows(self) -> bool:
+        """It has a picture: one of a few bytes may take long to decode."""
+        return any(message.pictures for message in self.messages or ())
+
+    @property
     def callable_tools(self) -> tuple[Tool, ...]:
         """The tools whose calls count, by the tool choice."""
         only = self.tool_choice.only

@@ -51,6 +51,8 @@ class CpuEngine:
     poll = None
     pace = None
     idle_work = None
+    replays = 0  # no step is a captured graph
+    bucket = 0  # rows of the step launched last; nothing is padded
 
     def __init__(self, blueprint: Blueprint, config: EngineConfig) -> None:
         self.model_config = blueprint.config
@@ -148,6 +150,7 @@ class CpuEngine:
         """Run `plan` after all plans launched before. Cheap; the future is resolved on the worker thread.
 
         A future that holds an exception means that the engine is broken: no later step may be trusted."""
+        self.bucket = len(plan.decode) + len(plan.prefill)
         return self.backend.submit(lambda: self._run(plan))
 
     def aside(self, work: Callable[[], None]) -> Future[None]:

@@ -160,6 +160,7 @@ class DeviceEngine:
             self._tokens = torch.zeros(largest.samples, dtype=torch.int32, device=device)
             self._probe = DeviceProbe(self.decoder, largest, self._tokens)
             self._ring = deque(self._make_block(words + SPILL_WORDS, largest) for _ in range(BLOCKS))
+        self.bucket = self.replays = 0  # rows of the last step as padded; steps that were captured graphs
         self._flight: deque[_Landing] = deque()
         self._replays: dict[StepKey, Callable[[], None]] = {}
         self._uncaptured = deque(self.keys.captured())
@@ -184,12 +185,14 @@ class DeviceEngine:
             key, chunk, probes = self._send(plan, block)
             seen = None if self.eyes is None else self._look(self.eyes, plan, key)
             if key is not None:
+                self.bucket = key.samples
                 replay = self._replays.get(key)
                 if replay is None or seen is not None:
                     with torch.no_grad():
                         self._step(self._view(key), seen)
                 else:
                     replay()
+                    self.replays += 1
                 lane = self._lane(key, block)
                 lane.host_tokens.copy_(lane.device_tokens, non_blocking=True)
                 if probes is not None:

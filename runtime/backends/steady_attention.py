@@ -25,8 +25,8 @@ TRIALS = 2  # draws of numbers that two tiles must agree on
 @dataclass(frozen=True, slots=True)
 class SteadyRow:
     """One row of a step: its tokens [begin, end), their first position, and the cells of its sequence from `first`
-    (a multiple of BLOCK) on, padded to whole blocks with the newest one. mutual: positions [begin, end) whose tokens
-    read each other too."""
+    (a multiple of BLOCK) on, padded to whole blocks with the newest one. mutual: positions [begin, end) whose
+    tokens read each other too."""
 
     begin: int
     end: int

@@ -23,6 +23,7 @@ from headrace.runtime.interface import (
 from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
 from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tape import Template
+from headrace.server.faces.telemetry import TELEMETRY, summary_of
 from headrace.server.faces.token_logprobs import response_logprobs
 from headrace.server.faces.tool_asks import response_tools
 from headrace.server.ids import new_id
@@ -33,6 +34,7 @@ from headrace.server.protocol.responses import ResponseRequest
 
 INSTRUCTIONS_ECHO = 64 << 10  # longer ones are not repeated three times; the field is null then
 
+BEGINNING = 2  # events that say that a response has begun
 NUMBER_IS, DELTA_IS = '"sequence_number":', '"delta":'
 
 _ERROR_CODES = {"rate_limit_exceeded": "rate_limit_exceeded", "server_error": "server_error"}
@@ -266,7 +268,7 @@ class ResponseRun:
             error=error,
             incomplete_details=incomplete,
             instructions=instructions,
-            metadata=request.metadata or {},
+            metadata=self._metadata(status),
             temperature=params.temperature if params else _given(request.temperature),
             top_p=params.top_p if params else _given(request.top_p),
             top_logprobs=request.top_logprobs or 0,
@@ -285,6 +287,12 @@ class ResponseRun:
             x_forked_from=self.forked_from,
             x_receipt=receipt,
         )
+
+    def _metadata(self, status: str) -> dict[str, str]:
+        given, meter = self.request.metadata or {}, self.stream.meter
+        if meter is None or status in ("queued", "in_progress"):
+            return given
+        return {**given, TELEMETRY: encode(summary_of(self.stream, meter)).decode()}
 
 
 def usage_of(stream: TokenStream) -> ev.Usage:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
+from headrace.server.protocol.extension import Summary
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.logprobs import ChatLogprobs
 from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool, ToolName
@@ -114,6 +115,10 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         honoured("functions; refused where the model's chat template has no place for them"),
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
+    x_telemetry: Annotated[
+        Literal["off", "response"] | None,
+        honoured("extra; where the time went, on the usage chunk or the whole reply; needs n 1"),
+    ] = None
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL
@@ -202,6 +207,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChunkChoice, ...]
     usage: ChatUsage | UnsetType = UNSET
+    x_telemetry: Summary | UnsetType = UNSET
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
@@ -230,3 +236,4 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChatChoice, ...]
     usage: ChatUsage
+    x_telemetry: Summary | UnsetType = UNSET

@@ -179,6 +179,10 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[
         f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
     ] = None
+    x_telemetry: Annotated[
+        x.Telemetry | None,
+        honoured("extra; response: where the time went, in the metadata of the end; step: each step too"),
+    ] = None
     background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
         None
     )
