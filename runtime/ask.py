@@ -14,10 +14,14 @@ from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who may share cached work: the owner of one API key (or everybody, where no key is set)."""
+    """Who may share cached work: the owner of one API key (or everybody, where no key is set).
+
+    salt: of cached work, another one in every process. secret: what is sealed for this tenant is sealed with it,
+    the same in every process; empty where there are no keys."""
 
     id: str
     salt: str
+    secret: bytes = field(default=b"", repr=False)
 
 
 PUBLIC_TENANT = Tenant("public", "public")
@@ -148,7 +152,7 @@ class Ask:
 
     @property
     def characters(self) -> int:
-        """About how much there is to read in it: characters of text, bytes of pictures."""
+        """How much text it has to prepare, pictures as they were sent included."""
         if self.messages is not None:
             said = sum(len(text) for message in self.messages for text in message.texts)
             said += sum(message.picture_bytes for message in self.messages)
@@ -158,7 +162,7 @@ class Ask:
 
     @property
     def shows(self) -> bool:
-        """It has pictures, of which one of a few bytes may take long to decode."""
+        """It has a picture: one of a few bytes may take long to decode."""
         return any(message.pictures for message in self.messages or ())
 
     @property

@@ -26,10 +26,22 @@ from headrace.runtime.parsers.pieces import (
 )
 from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.profile import Profiler, ProfileWish
+from headrace.runtime.receipt import Receipt, receipt_of
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
+from headrace.runtime.siblings import Siblings
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.telemetry import (
+    Reading,
+    StepBoard,
+    StepReport,
+    StepRow,
+    StreamMeter,
+    StreamSummary,
+    Waiting,
+    micros,
+)
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
@@ -52,10 +64,17 @@ __all__ = [
     "Profiler",
     "Prompt",
     "Prompter",
+    "Reading",
     "ReasoningPiece",
+    "Receipt",
     "Refusal",
     "Runtime",
     "SamplingParams",
+    "StepBoard",
+    "StepReport",
+    "StepRow",
+    "StreamMeter",
+    "StreamSummary",
     "StreamTimes",
     "Tenant",
     "TextCutter",
@@ -68,7 +87,10 @@ __all__ = [
     "ToolCall",
     "ToolChoice",
     "Usage",
+    "Waiting",
     "joined",
+    "micros",
+    "receipt_of",
 ]
 
 
@@ -132,6 +154,8 @@ class ModelCard:
     embedded: bool = False
     notice: str = ""  # one plain sentence that the chat page shows about this model
     sees: bool = False  # it takes pictures
+    weights: str = ""  # digests for receipts (receipt.py), where the engine computes deterministically
+    computing: str = ""
 
 
 class Prompter(Protocol):
@@ -201,7 +225,7 @@ class Runtime:
         self._preparing_characters = 0
         self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
-        self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
+        self._siblings: dict[TokenStream, Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
@@ -256,7 +280,7 @@ class Runtime:
             )
             for index in range(1, count)
         )
-        self._siblings[first] = _Siblings(waiting)
+        self._siblings[first] = Siblings(waiting)
         return (first, *(stream for stream, _ in waiting))
 
     def _check_room(self, count: int) -> None:
@@ -285,6 +309,13 @@ class Runtime:
     def grant(self, stream: TokenStream, tokens: int) -> None:
         """The reader of `stream`, which got a credit at its birth (`limit`), may be told so many tokens more."""
         stream.grant(tokens)
+
+    def meter(self, stream: TokenStream, board: StepBoard | None) -> StreamMeter:
+        """The stream's meter from now on, before its first step; `board` hears of each of its steps."""
+        stream.meter = meter = StreamMeter(stream, self.loop.clock, board)
+        if (generation := self._generations.get(stream)) is not None:
+            self.loop.meter(generation)
+        return meter
 
     def hold(self, stream: TokenStream) -> None:
         """The request leaves the batch until its reader comes back (`TokenStream.attach`) or is done reading."""
@@ -413,6 +444,8 @@ class Runtime:
         counters = scheduler.counters
         return {
             "steps": counters.steps,
+            "graph_replays": self.loop.engine.replays,
+            "eager_steps": counters.steps - self.loop.engine.replays,
             "prefill_tokens_computed": counters.prefill_tokens_computed,
             "decode_tokens_computed": counters.decode_tokens_computed,
             "cached_tokens": counters.cached_tokens,
@@ -569,21 +602,6 @@ class Runtime:
         assert stream.finish is not None
         self.ends[stream.finish] += 1
         self.on_end(stream)
-
-
-@dataclass(slots=True)
-class _Siblings:
-    """Streams that wait for the first one of their prompt, and what each will answer, once that is prepared."""
-
-    waiting: tuple[tuple[TokenStream, Ask], ...]
-    prompts: tuple[Prompt, ...] = ()
-
-    def take(self, prompt: Prompt) -> None:
-        """The prompt of the first one: a grammar moves with its answer, so everybody gets his own."""
-        own = prompt.grammar
-        self.prompts = tuple(
-            replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
-        )
 
 
 def _log_fault(error: BaseException) -> None:

@@ -21,6 +21,7 @@ from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefuse
 from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
 from headrace.runtime.turns import described
+from headrace.runtime.woven import replaced
 
 # Names that a template gets from the server; a client may not set them (reliability.md, SEC-16).
 _RESERVED = frozenset(
@@ -325,6 +326,7 @@ class FolderPrompter:
         except SeamLost as lost:
             what = "this model's chat template does not write the last message so that it can be continued"
             raise Refusal("unsupported_parameter", f"{wire}: {what}", wire) from lost
+        rendered = self._framed(rendered)
         self._check_length(wire, rendered)
         marks = self._form.reasoning
         if seam is not None:
@@ -334,6 +336,17 @@ class FolderPrompter:
         if not guarded:
             return self._tokenizer.encode_rendered(rendered), thinking
         return self._encode_woven(wire, rendered), thinking
+
+    def _framed(self, rendered: str) -> str:
+        """The text with all that stands around a picture, where the template writes its first token alone.
+        Paragraphs around it are part of the text: they may become one token with their neighbours."""
+        frame = None if self.images is None else self.images.frame
+        if self.images is None or frame is None:
+            return rendered
+        begin, row, end = (
+            self._tokenizer.name_of(token) or "" for token in (frame[0], self.images.token_id, frame[1])
+        )
+        return replaced(rendered, begin, f"\n\n{begin}{row}{end}\n\n") if begin else rendered
 
     def _check_tools(self, ask: Ask, template: ChatTemplate) -> None:
         wire = ask.wire_name("tools")

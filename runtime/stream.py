@@ -14,6 +14,7 @@ from headrace.runtime.request import FinishReason, Req, SamplingParams
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import Prompt
+    from headrace.runtime.telemetry import StreamMeter
 
 
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
@@ -75,6 +76,7 @@ class TokenStream:
         "listener",
         "logprobs",
         "matched_stop",
+        "meter",
         "params",
         "prompt",
         "prompt_ids",
@@ -121,6 +123,7 @@ class TokenStream:
         self.cached_tokens = 0
         self.reasoning_tokens = 0  # output tokens that were thought, not said
         self.times = StreamTimes(opened)
+        self.meter: StreamMeter | None = None  # where its reader wants to know what became of its time
 
     # -- writer side -------------------------------------------------------------------------------------------
 

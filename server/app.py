@@ -70,6 +70,8 @@ class SizedEngine(Engine, Protocol):
     chunk_tokens: int
     image_blocks: int
     image_block_rows: int
+    image_stages: int
+    whole_pictures: bool
 
     @property
     def images(self) -> ImageSettings | None:
@@ -103,6 +105,8 @@ class App:
             waiting_limit=config.engine.waiting_limit,
             image_blocks=engine.image_blocks,
             image_block_rows=engine.image_block_rows,
+            image_stages=engine.image_stages,
+            whole_pictures=engine.whole_pictures,
         )
         self.loop = StepLoop(self.scheduler, engine)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)

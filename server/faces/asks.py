@@ -9,6 +9,7 @@ from typing import Any, Literal
 from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
 from headrace.server.faces.pictures import picture
 from headrace.server.faces.shapes import chat_shape, response_shape
+from headrace.server.faces.telemetry import TELEMETRY
 from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
 from headrace.server.faces.tool_items import Turns, check_outputs
 from headrace.server.protocol import fields as f
@@ -41,14 +42,16 @@ def scoped(tenant: Tenant, cache_salt: str | None) -> Tenant:
 # -- Responses -------------------------------------------------------------------------------------------------
 
 
-def response_messages(request: ResponseRequest) -> tuple[Message, ...]:
-    """The request's own input as messages. Raises WireError for items that are not understood."""
-    if request.input is None:
+def response_messages(given: str | list[Item] | None, tenant: Tenant) -> tuple[Message, ...]:
+    """A request's own input as messages. Raises WireError for items that are not understood.
+
+    tenant: whose compacted conversations may stand in it."""
+    if given is None:
         return ()
-    if isinstance(request.input, str):
-        return (Message("user", request.input),) if request.input else ()
-    turns = Turns(_part_text)
-    for index, item in enumerate(request.input):
+    if isinstance(given, str):
+        return (Message("user", given),) if given else ()
+    turns = Turns(_part_text, tenant)
+    for index, item in enumerate(given):
         path = f"input[{index}]"
         if not turns.add_item(item, path):
             turns.add(_item_message(item, path))
@@ -100,6 +103,10 @@ def check_response(request: ResponseRequest) -> None:
     """Raise WireError for what is not offered here."""
     f.check_supported(request)
     _check_response_options(request)
+    if request.x_telemetry in ("response", "step") and TELEMETRY in (request.metadata or {}):
+        raise WireError(
+            "invalid_value", f"metadata.{TELEMETRY}: what x_telemetry asks for goes there", "metadata"
+        )
 
 
 def response_ask(

@@ -89,7 +89,7 @@ def build_routes(
         "/v1/completions": HttpRoute(POST, completions.respond),
         "/v1/responses": HttpRoute(POST, responses.create, body_limit=WITH_IMAGES),
         "/v1/responses/input_tokens": HttpRoute(POST, responses.count, body_limit=WITH_IMAGES),
-        "/v1/responses/compact": HttpRoute(POST, responses.compact),
+        "/v1/responses/compact": HttpRoute(POST, responses.compact, body_limit=WITH_IMAGES),
         "/v1/responses/{id}": HttpRoute(frozenset({"GET", "DELETE"}), responses.one),
         "/v1/responses/{id}/cancel": HttpRoute(POST, responses.cancel),
         "/v1/responses/{id}/input_items": HttpRoute(GET, responses.input_items),

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
+from headrace.server.protocol.extension import Summary
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.logprobs import ChatLogprobs
 from headrace.server.protocol.openai_request import ChatUsage, OpenAiRequest
@@ -88,6 +89,10 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True):
         honoured("functions; refused where the model's chat template has no place for them"),
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
+    x_telemetry: Annotated[
+        Literal["off", "response"] | None,
+        honoured("extra; where the time went, on the usage chunk or the whole reply; needs n 1"),
+    ] = None
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL
@@ -140,6 +145,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChunkChoice, ...]
     usage: ChatUsage | UnsetType = UNSET
+    x_telemetry: Summary | UnsetType = UNSET
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
@@ -168,3 +174,4 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChatChoice, ...]
     usage: ChatUsage
+    x_telemetry: Summary | UnsetType = UNSET

@@ -26,6 +26,7 @@ from headrace.server.protocol.ollama import (
 from headrace.server.protocol.profile import StartProfile
 from headrace.server.protocol.realtime import ResponseFields, SessionFields
 from headrace.server.protocol.responses import (
+    CompactRequest,
     ResponseCancel,
     ResponseCreate,
     ResponseRequest,
@@ -43,6 +44,7 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /tokenize", TokenizeRequest),
     ("POST /detokenize", DetokenizeRequest),
     ("POST /v1/responses", ResponseRequest),
+    ("POST /v1/responses/compact", CompactRequest),
     ("POST /v1/messages", MessagesRequest),
     ("POST /v1/messages/count_tokens", CountTokensRequest),
     ("POST /api/chat", OllamaChatRequest),
