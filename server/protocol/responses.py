@@ -161,7 +161,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
         honoured(
-            "function and custom, where the model's chat template has a place; hosted types are left out"
+            "function and custom, where the model's chat template has a place; hosted types are left out; a custom "
+            "tool's grammar is enforced, except for models that write calls in qwen_coder's way"
         ),
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
