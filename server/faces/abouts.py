@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace.server.exchange import About, HttpRoute
 from headrace.server.faces.engine_http import NOT_GENERATIVE
-from headrace.server.protocol import chat, completions, generate, messages, ollama, tokenizing
+from headrace.server.protocol import chat, completions, generate, messages, ollama, profile, tokenizing
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.responses import CompactRequest, ResponseRequest
 
@@ -93,6 +93,17 @@ ABOUT: dict[str, dict[str, About]] = {
     "/flush_cache": {
         "GET": dataclasses.replace(_FLUSHED, query=_TIMEOUT),
         "POST": dataclasses.replace(_FLUSHED, query=_TIMEOUT),
+    },
+    "/start_profile": {
+        "POST": About(
+            summary="Note what the steps do, with torch.profiler.",
+            body=profile.StartProfile,
+            reply=str,
+            reply_type="text/plain",
+        )
+    },
+    "/stop_profile": {
+        "POST": About(summary="End it and write the trace.", reply=str, reply_type="text/plain")
     },
     "/server_info": _get("The server's settings and counts."),
     "/get_server_info": _get("As /server_info."),

@@ -15,7 +15,8 @@ from headrace.server.faces.asks import check_outputs, join_leading_system, respo
 from headrace.server.faces.item_ids import input_id, output_id
 from headrace.server.faces.pictures import picture_url
 from headrace.server.faces.responses import usage_of
-from headrace.server.faces.settings import FaceSettings, new_id
+from headrace.server.faces.settings import FaceSettings
+from headrace.server.ids import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import encode

@@ -22,9 +22,9 @@ from headrace.runtime.interface import (
     ToolCall,
 )
 from headrace.server.faces.item_ids import output_id
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.tool_asks import text_arguments
 from headrace.server.faces.tool_items import sealed
+from headrace.server.ids import new_id
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.logprobs import TokenLogprobPart
 

@@ -5,12 +5,12 @@ Knows no socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Raw
 
-from headrace.runtime.interface import Refusal, Runtime, TokenStream
+from headrace.runtime.interface import Refusal, Runtime, StepBoard, TokenStream, micros
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
@@ -20,9 +20,11 @@ from headrace.server.faces.following import FollowAnswer, sse_event
 from headrace.server.faces.later import Later
 from headrace.server.faces.lineage import R, Traced, trace
 from headrace.server.faces.opening import open_response
+from headrace.server.faces.responses import BEGINNING
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tape import Tape
+from headrace.server.faces.telemetry import steps_told
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
@@ -135,7 +137,13 @@ class ResponsesFace:
         try:
             if body.background:
                 return self._begin_in_background(request, wire, body, parent, headers)
-            answer = ResponseAnswer(self._runtime, wire, headers, streamed=bool(body.stream))
+            if body.x_telemetry == "step" and not body.stream:
+                raise WireError(
+                    "invalid_value", "x_telemetry: steps are told in a stream only", "x_telemetry"
+                )
+            answer = ResponseAnswer(
+                self._runtime, wire, headers, streamed=bool(body.stream), clock=self._settings.clock
+            )
             answer.begin(
                 open_response(
                     self._runtime,
@@ -145,6 +153,7 @@ class ResponsesFace:
                     parent,
                     request.tenant,
                     answer.listen,
+                    board=answer.board,
                 )
             )
             return answer
@@ -244,6 +253,9 @@ class ResponsesFace:
             raise WireError(
                 "unsupported_parameter", "background needs store: how else would it be read?", "background"
             )
+        if body.x_telemetry == "step":
+            what = "x_telemetry: a response in the background has no reader to tell each step to"
+            raise WireError("invalid_value", what, "x_telemetry")
         owner = Background(self._settings)
         running = open_response(
             self._runtime,
@@ -314,14 +326,33 @@ class ResponseAnswer(StreamAnswer):
 
     _running: RunningResponse
 
+    def __init__(
+        self,
+        runtime: Runtime,
+        wire: Wire,
+        headers: Mapping[str, str],
+        *,
+        streamed: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(runtime, wire, headers, streamed=streamed)
+        self.board = StepBoard()
+        self._clock = clock
+
     def begin(self, running: RunningResponse) -> None:
         """Take the response that was opened with `listen`."""
         self._running = running
         self.take(running.run.stream)
 
     def parts(self, stream: TokenStream) -> list[bytes]:
-        """The run's events, each under its name."""
+        """The run's events, each under its name. Steps come before what they brought, behind the beginning."""
+        run, board = self._running.run, self.board
+        at = 0 if run.began else BEGINNING
+        if board.used:
+            board.told_at = micros(self._clock())
         said = self._running.take()
+        if board.news and run.began:
+            said[at:at] = steps_told(board)
         if self._running.over:
             # If another request has cancelled it, the answer is the response as it was cut.
             self.cancel_is_answer = self._running.cancelled

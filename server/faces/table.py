@@ -96,6 +96,8 @@ def build_routes(
         "/generate": HttpRoute(POST, generate.respond),
         "/abort_request": HttpRoute(POST, generate.abort),
         "/flush_cache": HttpRoute(BOTH, engine.flush_cache),
+        "/start_profile": HttpRoute(POST, engine.start_profile),
+        "/stop_profile": HttpRoute(POST, engine.stop_profile),
         "/server_info": HttpRoute(GET, engine.server_facts),
         "/get_server_info": HttpRoute(GET, engine.server_facts),
         "/model_info": HttpRoute(GET, engine.model_facts),

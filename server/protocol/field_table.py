@@ -23,6 +23,7 @@ from headrace.server.protocol.ollama import (
     OllamaPullRequest,
     OllamaShowRequest,
 )
+from headrace.server.protocol.profile import StartProfile
 from headrace.server.protocol.realtime import ResponseFields, SessionFields
 from headrace.server.protocol.responses import (
     CompactRequest,
@@ -39,6 +40,7 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /generate", GenerateRequest),
     ("`sampling_params` of POST /generate", SamplingFields),
     ("POST /abort_request", AbortRequest),
+    ("POST /start_profile", StartProfile),
     ("POST /tokenize", TokenizeRequest),
     ("POST /detokenize", DetokenizeRequest),
     ("POST /v1/responses", ResponseRequest),

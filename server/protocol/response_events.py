@@ -110,6 +110,18 @@ class ForkedFrom(msgspec.Struct, frozen=True):
     at_token: int
 
 
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What was computed, in hashes (`sha256:` and 64 digits); the seed as a string, since it may have 64 bits."""
+
+    weights: str
+    computing: str
+    seed: str
+    prompt: str
+    output: str
+    output_tokens: int
+    changed: bool = False
+
+
 class Response(msgspec.Struct, frozen=True, kw_only=True):
     """The response object; a new one is made for each event that carries it."""
 
@@ -138,6 +150,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     service_tier: str | UnsetType = UNSET
     x_forked_from: ForkedFrom | UnsetType = UNSET
+    x_receipt: Receipt | UnsetType = UNSET  # in the terminal event, where it was asked for
     x_resume_token: str | UnsetType = UNSET  # in response.created, for clients that asked to come back
 
 

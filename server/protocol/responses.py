@@ -180,6 +180,10 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[
         f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
     ] = None
+    x_telemetry: Annotated[
+        x.Telemetry | None,
+        honoured("extra; response: where the time went, in the metadata of the end; step: each step too"),
+    ] = None
     background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
         None
     )
@@ -204,6 +208,12 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     image: Annotated[Raw, ignored()] = NULL
     stream_options: Annotated[Raw, ignored()] = NULL
     priority: Annotated[Raw, ignored()] = NULL
+    x_receipt: Annotated[
+        bool | None,
+        honoured(
+            "the terminal event tells what was computed, in hashes; only with a server that is --deterministic"
+        ),
+    ] = None
 
 
 class CompactRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,13 @@ USER = [{"role": "user", "content": "hello"}]
 PUBLIC = {"/", "/health", "/healthz", "/ready", "/readyz", "/ping", "/health_generate"}
 # A good body for every POST route of the server; a new route needs a row.
 # What generates nothing, or refuses to.
-OTHERS = ("/flush_cache", "/api/embed", "/api/embeddings")
+OTHERS = (
+    "/flush_cache",
+    "/start_profile",
+    "/stop_profile",
+    "/api/embed",
+    "/api/embeddings",
+)
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "fake", "messages": USER, "max_tokens": 5},
     "/v1/completions": {"model": "fake", "prompt": "a: b", "max_tokens": 5},
