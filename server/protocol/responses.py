@@ -194,7 +194,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
     best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
     prompt_cache_options: Annotated[
-        CacheOptions | None, honoured("prewarm is refused, not supported yet")
+        CacheOptions | None, honoured("prewarm reads the prompt and answers nothing; the rest has no effect")
     ] = None
     prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
     prompt_cache_retention: Annotated[Raw, ignored()] = NULL
