@@ -51,7 +51,7 @@ def grammar_of(
     family = form.tools
     if ends and family is not None:
         for tool in ask.callable_tools:
-            _check_text(tool, family, compiler)
+            _check_text(tool, compiler)
     if ask.shape is None and not required and (family is None or family.plain):
         return None
     if required and not ask.callable_tools:
@@ -131,13 +131,13 @@ def _free(family: ToolFamily, parallel: bool, thought: str) -> list[str]:
     return [f"free: {many}", f"chunk[lazy]: TEXT {json.dumps(family.begin)}", *rules]
 
 
-def _check_text(tool: Tool, family: ToolFamily, compiler: Callable[[], GrammarCompiler]) -> None:
+def _check_text(tool: Tool, compiler: Callable[[], GrammarCompiler]) -> None:
     """Raise Refusal for a form that cannot be had. In the whole grammar nobody could tell whose it is."""
     if tool.form is None:
         return
     place = tool.form.place
     try:
-        compiler().compile(f"start: {text_rule(tool.form, escaped=not family.plain)}")
+        compiler().compile(f"start: {text_rule(tool.form)}")
     except (BadGrammar, BadText) as error:
         raise Refusal("invalid_value", f"{place}: invalid grammar: {error}", place) from error
 
@@ -163,7 +163,7 @@ def inline_json(schema: Mapping[str, Any], *, lenient: bool = False) -> str:
 def _arguments(tool: Tool, family: ToolFamily) -> str:
     if tool.form is not None and not family.plain:
         begin, end = '{"input": "', '"}'
-        return f"{json.dumps(begin)} {text_rule(tool.form, escaped=True)} {json.dumps(end)}"
+        return f"{json.dumps(begin)} {text_rule(tool.form)} {json.dumps(end)}"
     return inline_json(tool.parameters or ANY_OBJECT, lenient=not tool.strict)
 
 

@@ -1,8 +1,8 @@
-r"""A client's grammar of a text as a rule of ours: as it stands, or for the text inside of a JSON string.
+r"""A client's grammar of a text → a rule for that text inside of a JSON string, where models write it.
 
-Knows Lark as llguidance reads it; compiles nothing. Most models write a tool's text as a JSON string; there,
-terminals are rewritten (quoted_regex.py), and what stands between them stays. What only llguidance knows (tokens by
-name, grammars within, options) is no part of Lark and is refused: it could leave the text.
+Knows Lark as llguidance reads it; compiles nothing. Terminals are rewritten (quoted_regex.py), and what stands
+between them stays. What only llguidance knows (tokens by name, grammars within, options) is no part of Lark and is
+refused: it could leave the text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from headrace.runtime.quoted_regex import (
     BadText,
@@ -82,27 +83,20 @@ class _Statement:
         return self.tokens[at + 1 :]
 
 
-def text_rule(form: TextForm, *, escaped: bool) -> str:
-    """What the text must follow, for use in a rule. escaped: it stands inside of a JSON string. Raises BadText."""
+def text_rule(form: TextForm) -> str:
+    """What the text must follow between the quotation marks, for use in a rule. Raises BadText."""
     limit = REGEX_LIMIT if form.syntax == "regex" else TEXT_LIMIT
     if len(form.definition) > limit:
         raise BadText(f"it has {len(form.definition)} characters; at most {limit} are taken")
     if form.syntax == "regex":
         pattern = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", form.definition, flags=re.DOTALL)
-        if escaped:
-            pattern = as_regex(read_regex(pattern))
-        rule = f"/{_one_line(pattern)}/" if pattern else '""'
+        pattern = as_regex(read_regex(pattern))
+        rule = f"/{pattern}/" if pattern else '""'
     else:
-        statements = list(_statements(form.definition))
-        text = _Escaped(statements).text if escaped else "\n".join(map(_as_written, statements))
-        rule = f"%lark {{\n{text}\n}}"
+        rule = f"%lark {{\n{_Escaped(list(_statements(form.definition))).text}\n}}"
     if len(rule) > _REWRITTEN_LIMIT:
         raise BadText("it is too large")
     return rule
-
-
-def _one_line(pattern: str) -> str:
-    return pattern.replace("\r", r"\r").replace("\n", r"\n")
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -138,10 +132,6 @@ def _statements(text: str) -> Iterator[_Statement]:
         tokens.append(token)
     if statement.tokens:
         yield statement
-
-
-def _as_written(statement: _Statement) -> str:
-    return " ".join(token.text for token in statement.tokens)
 
 
 class _Escaped:
@@ -223,6 +213,7 @@ def _is_terminal(name: str) -> bool:
     return name.lstrip("_")[:1].isupper()
 
 
+@lru_cache(maxsize=256)
 def _stays(token: _Token) -> bool:
     """As a terminal it can stay one: a string has one spelling, and a regex may have none that differs."""
     if token.kind == "range":
@@ -230,6 +221,7 @@ def _stays(token: _Token) -> bool:
     return token.kind != "regex" or unchanged(_regex(token.text))
 
 
+@lru_cache(maxsize=256)  # most grammars say the same ones again and again
 def _terminal(token: _Token) -> str:
     """A string, a range or a regex as it is spelled in a JSON string."""
     if token.kind == "string":
@@ -257,6 +249,8 @@ def _range(token: str) -> Node:
 
 def _regex(token: str) -> Node:
     pattern, _, flags = token[1:].rpartition("/")
+    if len(pattern) > REGEX_LIMIT:
+        raise BadText(f"a regex has {len(pattern)} characters; at most {REGEX_LIMIT} are taken")
     return read_regex(pattern, flags)
 
 
@@ -265,7 +259,7 @@ def _defined(statement: _Statement) -> Iterator[_Statement]:
     if statement.tokens[0].text != "%import":
         yield statement
         return
-    written = _as_written(statement)
+    written = " ".join(token.text for token in statement.tokens)
     one = re.fullmatch(r"%import common \. (\w+)(?: -> (\w+))?", written)
     many = re.fullmatch(r"%import common \( (\w+(?: , \w+)*) \)", written)
     if one is not None:
