@@ -42,7 +42,7 @@ from headrace.runtime.telemetry import (
     Waiting,
     micros,
 )
-from headrace.runtime.tools import Tool, ToolCall, ToolChoice
+from headrace.runtime.tools import TextForm, Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TextForm",
     "TextInput",
     "TextPiece",
     "TextSplitter",
@@ -527,10 +528,8 @@ class Runtime:
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
         if prompt.grammar is not None and not self.loop.engine.masks:
-            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
-            raise Refusal(
-                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
-            )
+            what = f"{ask.guide}: this server's device cannot guide answers yet"
+            raise Refusal("unsupported_parameter", what, ask.guide)
         generation = self._generation(stream, ask, prompt)
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
@@ -592,10 +591,8 @@ class Runtime:
     ) -> Generation:
         """Raises Refusal for what the ask wants of a prompt of this length."""
         if prompt.grammar is not None and not self.loop.engine.masks:
-            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
-            raise Refusal(
-                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
-            )
+            what = f"{ask.guide}: this server's device cannot guide answers yet"
+            raise Refusal("unsupported_parameter", what, ask.guide)
         ids, count = prompt.ids, len(prompt.ids)
         params = params_of(ask, self.prompter)
         max_len = max_len_of(ask, count, self.max_context)
