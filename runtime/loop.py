@@ -66,6 +66,10 @@ class Engine(Protocol):
 
     def launch(self, plan: StepPlan) -> Future[StepResult]: ...
 
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` where the steps run, behind those that were launched."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -179,6 +179,7 @@ class FakeEngine:
         self.max_context = page_count * page_size
         self.chunk_tokens = 64
         self.image_blocks, self.image_block_rows, self.images = 64, 16, None
+        self.image_stages, self.whole_pictures = 4, False
         self.memory = PageMemory(page_count, page_size, slots, width, choose)
         self.plans: list[StepPlan] = []  # every plan launched, for tests that look at what ran
         self.gated = gated
@@ -222,6 +223,13 @@ class FakeEngine:
             future, result = self._landed.popleft()
             future.set_result(result)
         return found
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Its steps run on the thread that lets them land: so does this."""
+        future: Future[None] = Future()
+        work()
+        future.set_result(None)
+        return future
 
     def close(self) -> None:
         self.closed = True

@@ -10,9 +10,10 @@ from headrace.server.faces.answers import error_reply, ignored_header, sse
 from headrace.server.faces.asks import chat_ask, check_model
 from headrace.server.faces.chat_choice import ChatSpeaker
 from headrace.server.faces.many import ManyAnswer
-from headrace.server.faces.settings import FaceSettings, new_id
+from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.telemetry import summary_of
 from headrace.server.faces.usage import usage_of_many
+from headrace.server.ids import new_id
 from headrace.server.protocol import chat
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.errors import WireError

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream
+from headrace.runtime.interface import (
+    ForkPlace,
+    Refusal,
+    Runtime,
+    StepBoard,
+    Tenant,
+    TokenStream,
+    receipt_of,
+)
 from headrace.server.conversation import Turn
 from headrace.server.faces.asks import check_response, response_ask, response_messages
 from headrace.server.faces.input_items import input_items
@@ -16,6 +25,7 @@ from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.telemetry import row_name
 from headrace.server.faces.warm_up import WarmUpRun, ended_stream, is_warm_up
 from headrace.server.protocol import response_events as ev
+from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import ResponseRequest
 
 
@@ -35,10 +45,13 @@ def open_response(
     """The response to `request` after `parent`; `board` hears of its steps if it asks for that. Raises WireError or
     Refusal; then nothing was begun."""
     check_response(request)
+    if request.x_receipt and not runtime.card.computing:
+        what = "x_receipt: this server computes faster than it could certify; start it with --deterministic"
+        raise WireError("unsupported_parameter", what, "x_receipt")
     if request.store is not False and running.store.behind:
         raise Refusal("server_is_overloaded", "too much waits to be stored already", retry_after=1.0)
     warm_up = is_warm_up(request)
-    added = response_messages(request)
+    added = response_messages(request.input, tenant)
     history = () if parent is None else parent.history()
     if warm_up and not (history or added or request.instructions):
         stream = ended_stream(settings.clock())
@@ -46,6 +59,8 @@ def open_response(
         stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
     kind = WarmUpRun if warm_up else ResponseRun
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
+    if request.x_receipt:
+        run.certify = partial(receipt_of, stream, runtime.card)
     meter_run(runtime, run, board)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, tenant, parent, added, items, background=background)

@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct
 
 from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream, micros
 from headrace.runtime.refusal import shorten
-from headrace.server.conversation import Stored, Turn
+from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces import steer_verb
 from headrace.server.faces.asks import check_model
@@ -25,13 +25,13 @@ from headrace.server.faces.frames import (
     error_frame,
     lane_of,
     lanes_named,
-    not_found,
     stopping,
     too_many,
 )
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.jobs import Fetching, Job, Parked, equip
+from headrace.server.faces.lineage import Ancestor, Traced, items_of, refers, trace
 from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
 from headrace.server.faces.reports import Reports
@@ -257,25 +257,29 @@ class ResponsesSocket:
     ) -> None:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
         previous = request.previous_response_id
-        if previous is None or (turn := self._latest_turn(previous)) is not None:
-            self._open(lane, request, None if previous is None else turn, commits, own=own)
-            return
+        if not refers(request):
+            near = None if previous is None else self._near(previous)
+            if previous is None or near is not None:
+                self._open(lane, request, None if near is None else near.turn, commits, own=own)
+                return
         fetching = Fetching()
         self._lanes.start(lane, fetching)  # who comes after it in its lane waits
 
-        def found(stored: Stored | Refusal | None) -> None:
+        def traced(outcome: Traced[ResponseRequest] | WireError | Refusal) -> None:
             if self._closing:
                 return
             self._lanes.leave(lane)
-            if isinstance(stored, Stored):
-                self._open(lane, request, stored.turn, commits, own=own, cancelled=fetching.cancelled)
+            if isinstance(outcome, Traced):
+                self._open(
+                    lane, outcome.request, outcome.parent, commits, own=own, cancelled=fetching.cancelled
+                )
             else:
-                self._fail(lane, request, not_found(previous) if stored is None else stored, commits, own=own)
+                self._fail(lane, request, outcome, commits, own=own)
             if fetching.later:
                 self._start_waiting()
                 self._wire.dirty()  # also if nothing else happens: the connection may be over now
 
-        self._store.find(self._wire.tenant, previous, found)
+        trace(self._store, self._wire.tenant, request, self._near, traced)
         fetching.later = True
 
     def _open(
@@ -402,7 +406,9 @@ class ResponsesSocket:
         turn, response.turn = response.turn, None
         if turn is not None:
             self._forget(job.lane)
-            self._lanes.latest[job.lane] = Latest(run.id, turn)
+            assert run.final is not None, "who leaves a turn has told its end"
+            # Not the run itself: that would keep its stream, and the request behind it.
+            self._lanes.latest[job.lane] = Latest(run.id, turn, partial(items_of, run.request, run.final))
         elif job.continues_lane:
             self._forget(job.lane)
         self._follow(job)
@@ -433,11 +439,11 @@ class ResponsesSocket:
         for steer in steers:
             self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def _latest_turn(self, response_id: str) -> Turn | None:
-        """The turn of a lane's latest response: it continues even if it was not stored."""
+    def _near(self, response_id: str) -> Ancestor | None:
+        """The latest response of a lane: it continues even if it was not stored."""
         for latest in self._lanes.latest.values():
             if latest.response_id == response_id:
-                return latest.turn
+                return Ancestor(latest.turn, latest.items)
         return None
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:

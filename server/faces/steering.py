@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from msgspec import UNSET, Raw, structs
 
-from headrace.runtime.interface import FinishReason, Tenant
+from headrace.runtime.interface import PUBLIC_TENANT, FinishReason, Tenant
 from headrace.runtime.refusal import shorten
 from headrace.server.faces.asks import response_messages
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.running import Running
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.tool_items import OUTPUTS
+from headrace.server.ids import new_id
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import Item, Part, ResponseRequest, ResponseSteer
@@ -91,7 +91,7 @@ def steer_items(steer: ResponseSteer) -> tuple[Item, ...]:
         )
     if not any(item.content for item in items):
         raise WireError("missing_required_parameter", "input must not be empty", "input")
-    response_messages(ResponseRequest(input=list(items)))
+    response_messages(list(items), PUBLIC_TENANT)  # nothing in them is anybody's own
     return items
 
 

@@ -125,8 +125,12 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     audio: Annotated[Raw, refused()] = NULL
     web_search_options: Annotated[Raw, refused()] = NULL
     skip_special_tokens: Annotated[bool | None, refused(True)] = None
-    continue_final_message: Annotated[bool | None, refused(False)] = None
-    add_generation_prompt: Annotated[bool | None, refused(True)] = None
+    continue_final_message: Annotated[
+        bool | None, honoured("extra; the answer goes on with the last message, which is the assistant's")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, honoured("extra; false: the prompt ends behind the last message, without an opening")
+    ] = None
     return_token_ids: Annotated[bool | None, refused(False)] = None
     echo: Annotated[bool | None, refused(False)] = None
     chat_template: Annotated[Raw, refused(note="a client's template is never run")] = NULL

@@ -1,4 +1,4 @@
-"""What the Python client makes of telemetry, against the live server: sums, and what the server counted (M8)."""
+"""What the Python client makes of telemetry, with a live server: the sums, and the server's own counts (M8)."""
 
 from __future__ import annotations
 
