@@ -108,6 +108,21 @@ class Ask:
     )
     param_names: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of its messages', in order."""
+        return [picture for message in self.messages or () for picture in message.pictures]
+
+    @property
+    def characters(self) -> int:
+        """About what it takes to hold: its text, and its pictures as they were sent."""
+        if self.messages is not None:
+            said = sum(len(text) for message in self.messages for text in message.texts)
+            said += sum(message.picture_bytes for message in self.messages)
+            return said + sum(tool.characters for tool in self.tools)
+        assert self.prompt is not None
+        return len(self.prompt)
+
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
             raise Refusal("missing_required_parameter", "give messages or a prompt, and only one of them")

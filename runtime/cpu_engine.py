@@ -39,8 +39,8 @@ class CpuEngine:
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
     page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows, image_stages, whole_pictures:
-    what a Scheduler for this engine needs. Prompt ids lie below `embedding_rows`, sampled ones below `logits_width`.
-    images: how the model wants pictures, None if it takes none.
+    what a Scheduler for this engine needs. Prompt ids lie below `embedding_rows`, sampled ones below
+    `logits_width`. images: how the model wants pictures, None if it takes none.
     """
 
     masks = True  # it asks the grammars of a plan for their masks

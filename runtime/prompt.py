@@ -12,7 +12,8 @@ from headrace.runtime.checkpoint import CheckpointError, read_json
 from headrace.runtime.grammar import GrammarCompiler, grammar_of
 from headrace.runtime.image import Image, ImageSpan
 from headrace.runtime.image_settings import ImageSettings
-from headrace.runtime.images import COUNT_LIMIT, BadPicture, picture_bytes, read_picture
+from headrace.runtime.image_shape import COUNT_LIMIT
+from headrace.runtime.images import BadPicture, picture_bytes, read_picture
 from headrace.runtime.interface import Ask, Picture, Prompt, TextCutter, TextSplitter
 from headrace.runtime.parsers.families import TOOLS, AnswerForm, answer_form
 from headrace.runtime.refusal import Refusal
@@ -310,8 +311,8 @@ class FolderPrompter:
         return self._encode_woven(wire, rendered), thinking
 
     def _framed(self, rendered: str) -> str:
-        """The text with all that stands around a picture, where the template writes its first token alone. Paragraphs
-        around it are part of the text: they may become one token with their neighbours."""
+        """The text with all that stands around a picture, where the template writes its first token alone.
+        Paragraphs around it are part of the text: they may become one token with their neighbours."""
         frame = None if self.images is None else self.images.frame
         if self.images is None or frame is None:
             return rendered
