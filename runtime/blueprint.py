@@ -39,7 +39,7 @@ class Blueprint:
         self.checkpoint: Checkpoint | None = None
         if not random_weights:
             self.checkpoint = Checkpoint(self.folder, older_names(self.config))
-            self.checkpoint.match(self.outline.parts)
+            self.checkpoint.match(self.outline.parts, self.config.spare)
 
     @property
     def parameters(self) -> int:

@@ -279,7 +279,7 @@ class FolderPrompter:
                 raise Refusal("invalid_value", f"{wire}: the role {message.role[:100]!r} is not known", wire)
         if tools:
             self._check_tools(ask, template)
-        messages = described(ask.messages, template.source)
+        messages = described(ask.messages, template.source, template.takes_parts)
         calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
         if calls and "tool_calls" not in template.source:
             raise Refusal(

@@ -81,7 +81,8 @@ class PlainVision:
     side: pixels a side of the picture. depth: blocks that are computed. rows: rows a side that a decoder gets;
     fewer than patches are the means of squares of them. act: of the MLPs, a GELU: exact, by its tanh formula, or
     CLIP's quick one. leading: a learned patch that stands for the whole picture comes first, without a bias on the
-    others, and a norm before the blocks (CLIP). closing: a norm behind them. mutual: in the decoder, the tokens of
+    others, and a norm before the blocks (CLIP). closing: a norm behind them. bias: of the matrices behind it.
+    spare: how names of tensors begin that are in the files and take no part. mutual: in the decoder, the tokens of
     a picture read each other. frame: see SquareSettings. rest as in QwenVision.
     """
 
@@ -99,6 +100,8 @@ class PlainVision:
     act: Literal["exact", "tanh", "quick"]
     leading: bool
     closing: bool
+    bias: bool = True
+    spare: tuple[str, ...] = ()
     mutual: bool = False
     frame: tuple[int, int] | None = None
     deep: int = 0

@@ -17,6 +17,7 @@ from headrace.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 FAMILIES = ("qwen3-vl", "qwen2.5-vl", "gemma3-vl")
+ALL = (*FAMILIES, "llava")  # whose pictures are to its decoder what those of others are to theirs
 
 
 def words(count: int, seed: int) -> list[int]:
@@ -67,7 +68,7 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
     return engine.backend.submit(work).result()
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "qwen2.5-vl-older"])
+@pytest.mark.parametrize("name", [*ALL, "qwen2.5-vl-older"])
 @pytest.mark.parametrize("chunk", [64, 13])
 def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any], start: Any) -> None:
     model = seeing(name)
@@ -81,7 +82,7 @@ def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any
     torch.testing.assert_close(found, expected, rtol=5e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_text_alone(name: str, seeing: Any, start: Any, drive: Any) -> None:
     model = seeing(name)
     ids = words(40, 7)
@@ -195,7 +196,7 @@ def test_pictures_that_differ_only_in_pixels_or_only_in_shape(
     assert run.scheduler.gallery.encoded == 3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_many_pictures_in_many_turns_and_many_requests_at_once(
     name: str, seeing: Any, start: Any, drive: Any
 ) -> None:
