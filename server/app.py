@@ -23,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.encode_pace import EncodePace
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.interface import ModelCard, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import Engine, StepFacts, StepLoop
@@ -74,6 +75,7 @@ class SizedEngine(Engine, Protocol):
     image_blocks: int
     image_block_rows: int
     image_stages: int
+    image_ratio: float
     whole_pictures: bool
 
     @property
@@ -111,7 +113,10 @@ class App:
             image_stages=engine.image_stages,
             whole_pictures=engine.whole_pictures,
         )
-        self.loop = StepLoop(self.scheduler, engine)
+        encodes = None
+        if engine.images is not None:
+            encodes = EncodePace(engine.image_ratio, engine.image_stages)
+        self.loop = StepLoop(self.scheduler, engine, encodes=encodes)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)
         self.metrics = Metrics()
         self.metrics.add_source(self.runtime.stats)

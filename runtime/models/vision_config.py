@@ -41,6 +41,11 @@ class QwenVision:
         return patches * (10 * self.hidden + 2 * self.intermediate) + rows * 4 * self.hidden * self.merge**2
 
     @property
+    def row_patches(self) -> int:
+        """Patches that the tower looks at for one row."""
+        return self.merge**2
+
+    @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
@@ -68,6 +73,11 @@ class QwenWindowVision:
     def scratch(self, rows: int) -> int:
         """Numbers that the tower has in hand for a picture of `rows` rows, at most."""
         return rows * self.merge**2 * (14 * self.hidden + 3 * self.intermediate)
+
+    @property
+    def row_patches(self) -> int:
+        """Patches that the tower looks at for one row."""
+        return self.merge**2
 
     @property
     def head_dim(self) -> int:
@@ -110,6 +120,11 @@ class PlainVision:
     def patches(self) -> int:
         """A side."""
         return self.side // self.patch
+
+    @property
+    def row_patches(self) -> int:
+        """Patches that the tower looks at for one row."""
+        return (self.patches // self.rows) ** 2
 
     def scratch(self, rows: int) -> int:
         """Numbers that the tower has in hand for a picture of `rows` rows, at most."""

@@ -89,10 +89,14 @@ def test_the_prompt_is_that_of_transformers(prompter: FolderPrompter, folder: Pa
 
 PARTS_TURNS = (
     Message("system", "Look well."),
-    Message("user", "Left: and right: .", pictures=(Picture(6, png(noise(9, 8, 1))), Picture(17, png(noise(8, 9, 2))))),
+    Message(
+        "user",
+        "Left: and right: .",
+        pictures=(Picture(6, png(noise(9, 8, 1))), Picture(17, png(noise(8, 9, 2)))),
+    ),
     Message("assistant", "Two."),
     Message("user", "\n\nAnd now?"),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("gemma3-vl", 16), ("llava", 25)])
