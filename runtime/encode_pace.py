@@ -35,6 +35,11 @@ class EncodePace:
         self._tokens: Seen = deque(maxlen=KEPT)  # seconds of a prompt token
         self._rows: dict[int, Seen] = {}  # log2 class of a picture's rows -> seconds of one of them
 
+    @property
+    def seen(self) -> int:
+        """Steps with an encode that are remembered."""
+        return sum(map(len, self._rows.values()))
+
     def price(self, image: Image) -> int:
         """Prompt tokens that take as long as all stages of `image`; at least one."""
         ratio = self.ratio

@@ -12,6 +12,10 @@ import pytest
 import torch
 from vision_rig import PAD, noise, shown
 
+from headrace.runtime.backends.queue import HostQueue
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import EngineConfig, SettingError
+from headrace.runtime.engine import open_device_engine
 from headrace.runtime.plan import ImageEncode, ImageRows, PlanRow, SlotGrant
 from headrace.runtime.request import SamplingParams
 
@@ -80,6 +84,12 @@ def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any
     expected = model.logits(ids, pictures)
     found = all_logits(engine, ids, spans, chunk)
     torch.testing.assert_close(found, expected, rtol=5e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize(("name", "said"), [("gemma3-vl", "Gemma"), ("llava", "LLaVA")])
+def test_a_gpu_says_that_it_does_not_run_them(name: str, said: str, seeing: Any) -> None:
+    with pytest.raises(SettingError, match=f"{said} models run on the CPU only"):
+        open_device_engine(Blueprint(seeing(name).folder), EngineConfig(), HostQueue(), 8 << 30, 8 << 30)
 
 
 @pytest.mark.parametrize("name", ALL)
