@@ -7,8 +7,9 @@ The static inputs, the tables and the slab therefore have a single writer and ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor
 from headrace.graphs.inputs import RowLayout, StepBuffers, StepInputs
 from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
+from headrace.runtime.backends.steady import SteadyBackend
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
 from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks, image_stages, sees_mutually
 from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.probing import Probed
+from headrace.runtime.receipt import digest_facts, digest_files
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
@@ -48,6 +51,8 @@ class CpuEngine:
     poll = None
     pace = None
     idle_work = None
+    replays = 0  # no step is a captured graph
+    bucket = 0  # rows of the step launched last; nothing is padded
 
     def __init__(self, blueprint: Blueprint, config: EngineConfig) -> None:
         self.model_config = blueprint.config
@@ -101,9 +106,7 @@ class CpuEngine:
         )
         log.info("memory: %s", self.sizes)
         self.card = blueprint.card(self.config.dtype, self.max_context, sees=self.images is not None)
-        self.backend: Backend = CpuBackend(
-            self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
-        )
+        self.backend: Backend = self._backend()
 
         checkpoint = blueprint.checkpoint
         assert checkpoint is not None, "resolve refuses random weights on the CPU"
@@ -130,13 +133,30 @@ class CpuEngine:
         except BaseException:
             self.backend.close()
             raise
+        if isinstance(self.backend, SteadyBackend):
+            self.card = replace(
+                self.card,
+                weights=digest_files(blueprint.folder.glob("*.safetensors")),
+                computing=digest_facts({**self.backend.plan, "dtype": self.config.dtype}),
+            )
         log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
+
+    def _backend(self) -> Backend:
+        model = self.model_config
+        if self.config.deterministic:
+            return SteadyBackend(self.config.threads, self.dtype, model.heads, model.kv_heads, model.head_dim)
+        return CpuBackend(self.config.threads, self.dtype, model.kv_heads * model.head_dim)
 
     def launch(self, plan: StepPlan) -> Future[StepResult]:
         """Run `plan` after all plans launched before. Cheap; the future is resolved on the worker thread.
 
         A future that holds an exception means that the engine is broken: no later step may be trusted."""
+        self.bucket = len(plan.decode) + len(plan.prefill)
         return self.backend.submit(lambda: self._run(plan))
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` on the worker thread, after all plans launched before."""
+        return self.backend.submit(work)
 
     def close(self) -> None:
         """Wait for launched steps and stop the worker. Harmless when called twice."""

@@ -161,6 +161,7 @@ class DeviceEngine:
             self._tokens = torch.zeros(largest.samples, dtype=torch.int32, device=device)
             self._probe = DeviceProbe(self.decoder, largest, self._tokens)
             self._ring = deque(self._make_block(words + SPILL_WORDS, largest) for _ in range(BLOCKS))
+        self.bucket = self.replays = 0  # rows of the last step as padded; steps that were captured graphs
         self._flight: deque[_Landing] = deque()
         self._replays: dict[StepKey, Callable[[], None]] = {}
         self._uncaptured = deque(self.keys.captured())
@@ -185,12 +186,14 @@ class DeviceEngine:
             key, chunk, probes = self._send(plan, block)
             seen = None if self.eyes is None else self._look(self.eyes, plan, key)
             if key is not None:
+                self.bucket = key.samples
                 replay = self._replays.get(key)
                 if replay is None or seen is not None:
                     with torch.no_grad():
                         self._step(self._view(key), seen)
                 else:
                     replay()
+                    self.replays += 1
                 lane = self._lane(key, block)
                 lane.host_tokens.copy_(lane.device_tokens, non_blocking=True)
                 if probes is not None:
@@ -225,6 +228,16 @@ class DeviceEngine:
             logprobs = None if probes is None else probes.read(landing.block.place_array)
             landing.future.set_result(StepResult(tuple(found_tokens), logprobs))
         return found
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` now: steps are launched from this thread, and what the device does is nobody's thread."""
+        future: Future[None] = Future()
+        try:
+            work()
+            future.set_result(None)
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def close(self) -> None:
         """Wait for launched steps and resolve them. Harmless when called twice."""

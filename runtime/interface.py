@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
 from headrace.runtime.fetching import Fetches, unrefused
 from headrace.runtime.fork import ForkPlace, fork_request
-from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop, retell
 from headrace.runtime.meaning import SEED_MASK, changed, max_len_of, params_of, wish_of
@@ -27,11 +26,24 @@ from headrace.runtime.parsers.pieces import (
     joined,
 )
 from headrace.runtime.parsers.text_input import TextInput
+from headrace.runtime.profile import Profiler, ProfileWish
+from headrace.runtime.prompter import ModelCard, Prompt, Prompter, TextCutter, TextSplitter
+from headrace.runtime.receipt import Receipt, receipt_of
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
+from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.siblings import Siblings
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.telemetry import (
+    Reading,
+    StepBoard,
+    StepReport,
+    StepRow,
+    StreamMeter,
+    StreamSummary,
+    Waiting,
+    micros,
+)
 from headrace.runtime.text_work import TextWork, Worked
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
@@ -51,12 +63,20 @@ __all__ = [
     "ModelCard",
     "Picture",
     "Piece",
+    "ProfileWish",
     "Prompt",
     "Prompter",
+    "Reading",
     "ReasoningPiece",
+    "Receipt",
     "Refusal",
     "Runtime",
     "SamplingParams",
+    "StepBoard",
+    "StepReport",
+    "StepRow",
+    "StreamMeter",
+    "StreamSummary",
     "StreamTimes",
     "Tenant",
     "TextCutter",
@@ -69,106 +89,11 @@ __all__ = [
     "ToolCall",
     "ToolChoice",
     "Usage",
+    "Waiting",
     "joined",
+    "micros",
+    "receipt_of",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
-
-    grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
-    spans: which of the ids stand for pictures.
-    """
-
-    ids: tuple[int, ...]
-    thinking: bool = False
-    grammar: TokenGrammar | None = None
-    spans: tuple[ImageSpan, ...] = ()
-
-
-class TextCutter(Protocol):
-    """Tokens in, certain text out: never half a character, never the beginning of a stop string."""
-
-    matched: str | None  # the stop string that was found; nothing is released after it
-
-    def push(self, token: int) -> str:
-        """Text that became certain with this token (possibly empty)."""
-
-    def finish(self) -> str:
-        """What was still held back and is now certain, because no token follows. Empty after a match."""
-
-
-class TextSplitter(Protocol):
-    """Certain text in, typed pieces out (see parsers.splitter.Splitter)."""
-
-    over: bool  # the answer has ended with the one call that was allowed
-
-    @property
-    def thinking(self) -> bool:
-        """The model is reasoning now."""
-
-    @property
-    def plain(self) -> bool:
-        """What comes from now on is text of the answer, all of it, and nothing is held back."""
-
-    def push(self, text: str) -> list[Piece]:
-        """What `text` makes certain."""
-
-    def finish(self) -> list[Piece]:
-        """What was held back; no text follows."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """What the server says about the model it serves. `embedded` marks the checkpoint inside the package."""
-
-    id: str
-    architecture: str
-    parameters: int
-    dtype: str
-    context_len: int
-    vocab_size: int
-    created: int  # Unix seconds
-    embedded: bool = False
-    notice: str = ""  # one plain sentence that the chat page shows about this model
-    sees: bool = False  # it takes pictures
-
-
-class Prompter(Protocol):
-    """Text to ids and back for one model. All methods may run in any thread."""
-
-    eos_ids: frozenset[int]
-    embedding_rows: int  # valid prompt ids are [0, embedding_rows)
-    logits_width: int  # valid ids for stop_ids and logit_bias are [0, logits_width)
-    defaults: Mapping[str, Any]  # sampling defaults of the model folder: temperature, top_k, top_p, ...
-
-    def prepare(self, ask: Ask) -> Prompt:
-        """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
-
-    def cutter(self, ask: Ask) -> TextCutter:
-        """A fresh cutter for one generation, with the ask's stop strings."""
-
-    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
-        """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
-
-    @property
-    def abilities(self) -> frozenset[str]:
-        """What answers to messages can hold besides text: "tools", "thinking"."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Plain text to ids; strings that spell special tokens stay ordinary text."""
-
-    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
-        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
-
-    def spell(self, token: int) -> tuple[str, bytes | None]:
-        """One token by itself: a name to show, and its bytes in the text; None for a token that has no text there
-        (a special one, or an id without a token)."""
-
-    def about(self) -> Mapping[str, Any]:
-        """What the folder says of its tokenizer: tokenizer_class, bos_token, eos_token, pad_token, chat_template; a
-        name it does not have is missing."""
 
 
 _log = logging.getLogger("headrace.runtime")
@@ -204,6 +129,7 @@ class Runtime:
         self._text = TextWork()
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
+        self.profiler: Profiler | None = None  # where the operator wants profiles
         loop.on_end = self._ended
 
     def open(self, ask: Ask, listener: Callable[[TokenStream], None]) -> TokenStream:
@@ -305,6 +231,13 @@ class Runtime:
         """The reader of `stream`, which got a credit at its birth (`limit`), may be told so many tokens more."""
         stream.grant(tokens)
 
+    def meter(self, stream: TokenStream, board: StepBoard | None) -> StreamMeter:
+        """The stream's meter from now on, before its first step; `board` hears of each of its steps."""
+        stream.meter = meter = StreamMeter(stream, self.loop.clock, board)
+        if (generation := self._generations.get(stream)) is not None:
+            self.loop.meter(generation)
+        return meter
+
     def hold(self, stream: TokenStream) -> None:
         """The request leaves the batch until its reader comes back (`TokenStream.attach`) or is done reading."""
         generation = self._generations.get(stream)
@@ -366,6 +299,34 @@ class Runtime:
             return None
         return self.loop.scheduler.flush_cache()
 
+    def start_profile(self, wish: ProfileWish, told: Callable[[Refusal | None], None]) -> None:
+        """Call `told` once, never from inside this call, when the steps are noted, or will be from the wish's first
+        step on. Raises Refusal if nobody makes profiles here, or one is being made."""
+        self._tell_later(self._profiler().start(wish), told)
+
+    def stop_profile(self, told: Callable[[str | Refusal], None]) -> None:
+        """Call `told` once, never from inside this call, with the name of the file that was written. Raises Refusal
+        if nobody makes profiles here, or none is being made."""
+        self._tell_later(self._profiler().stop(), told)
+
+    def _profiler(self) -> Profiler:
+        if self.profiler is None:
+            what = "this server makes no profiles: it was started without --profile-dir"
+            raise Refusal("unsupported_parameter", what)
+        return self.profiler
+
+    def _tell_later(self, future: Future[Worked], told: Callable[[Worked | Refusal], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def outcome() -> Worked | Refusal:
+            error = future.exception()
+            if error is None or isinstance(error, Refusal):
+                return future.result() if error is None else error
+            _log.error("a profile failed", exc_info=error)
+            return Refusal("server_error", f"the profile failed: {type(error).__name__}: {error}")
+
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(lambda: told(outcome())))
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
@@ -415,6 +376,8 @@ class Runtime:
         counters = scheduler.counters
         return {
             "steps": counters.steps,
+            "graph_replays": self.loop.engine.replays,
+            "eager_steps": counters.steps - self.loop.engine.replays,
             "prefill_tokens_computed": counters.prefill_tokens_computed,
             "decode_tokens_computed": counters.decode_tokens_computed,
             "cached_tokens": counters.cached_tokens,

@@ -1,14 +1,15 @@
-"""Several answers to one prompt: those that wait until the first one has begun."""
+"""Streams that answer one prompt and wait for the first of them. Knows asks and prompts; knows no loop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from headrace.runtime.ask import Ask
+from headrace.runtime.stream import TokenStream
+
 if TYPE_CHECKING:
-    from headrace.runtime.ask import Ask
     from headrace.runtime.interface import Prompt
-    from headrace.runtime.stream import TokenStream
 
 
 @dataclass(slots=True)

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.encode_pace import EncodePace
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.interface import ModelCard, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import Engine, StepFacts, StepLoop
+from headrace.runtime.profile import Profiler
 from headrace.runtime.scheduler import Scheduler
 from headrace.server import flags
 from headrace.server.archive import Archive, ArchiveError
@@ -108,10 +110,9 @@ class App:
             engine.chunk_tokens,
             prefix_cache=config.engine.prefix_cache,
             waiting_limit=config.engine.waiting_limit,
-            image_blocks=engine.image_blocks,
-            image_block_rows=engine.image_block_rows,
-            image_stages=engine.image_stages,
-            whole_pictures=engine.whole_pictures,
+            gallery=Gallery(
+                engine.image_blocks, engine.image_block_rows, engine.image_stages, engine.whole_pictures
+            ),
         )
         encodes = None
         if engine.images is not None:
@@ -157,6 +158,7 @@ class App:
             on_ignored_fields=self._count_ignored,
         )
         self.runtime.fetches.fetcher = await self._open_fetch()
+        self.runtime.profiler = self._make_profiler()
         self.archive = self._open_archive(settings)
         self.running = Running(self.runtime, Conversations(archive=self.archive))
         self.metrics.add_source(self._count_stored)
@@ -205,6 +207,8 @@ class App:
         self.runtime.close()
         if self.fetch is not None:
             await self.fetch.close()
+        if self.runtime.profiler is not None:
+            self.runtime.profiler.close()
         if self.engine.poll is None:
             await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
         else:
@@ -241,6 +245,17 @@ class App:
             )
         except ArchiveError as error:
             raise BadSetting(f"--store {error}") from None
+
+    def _make_profiler(self) -> Profiler | None:
+        """Where the operator wants profiles. BadSetting if the folder cannot be used."""
+        if not self.config.profile_dir:
+            return None
+        from headrace.runtime.torch_profiler import torch_profiler
+
+        try:
+            return torch_profiler(self.config.profile_dir, self.engine.aside)
+        except OSError as error:
+            raise BadSetting(f"--profile-dir {self.config.profile_dir}: {error}") from None
 
     def interrupt(self) -> None:
         """A signal: the first lets running answers finish, the second does not."""
@@ -282,6 +297,8 @@ class App:
         self.metrics.step.observe(facts.seconds)
         self.metrics.launch_gap.observe(facts.gap)
         self.metrics.look_lag.observe(facts.lag)
+        if self.runtime.profiler is not None:
+            self.runtime.profiler.stepped()
 
     def _count_stream(self, stream: TokenStream) -> None:
         times, metrics = stream.times, self.metrics

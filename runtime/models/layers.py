@@ -17,6 +17,7 @@ from torch import Tensor
 from headrace.runtime.backends.base import Linear, Ops
 from headrace.runtime.models.config import RopeConfig
 
+VECTOR = 64  # numbers; a multiple of what one turn of a vector loop takes
 Part = tuple[str, tuple[int, ...]]  # name and shape of one checkpoint tensor
 
 
@@ -159,6 +160,11 @@ class Rotary:
     def __init__(self, rope: RopeConfig, head_dim: int, dtype: torch.dtype) -> None:
         self.frequencies = _FREQUENCIES[rope.kind](rope, head_dim)
         self.axes = pair_axes(rope, head_dim // 2)
+        # Filled up so that vectors divide the width: at the end of a loop cos may round otherwise, and where that
+        # is would depend on how many tokens a step has.
+        padding = torch.zeros(-len(self.axes) % VECTOR)
+        self._filled = torch.concat((self.frequencies, padding))
+        self._filled_axes = torch.concat((self.axes, padding.long()))
         self.attention = rope.attention
         self.dtype = dtype
 
@@ -166,10 +172,11 @@ class Rotary:
         """positions int64 [T], or [3, T] where time, row and column differ -> cos, sin [T, 1, head_dim] in the
         compute dtype; the first half of sin negated."""
         if positions.dim() == 2:
-            angles = positions.float()[self.axes].t()[:, None, :] * self.frequencies
+            angles = positions.float()[self._filled_axes].t()[:, None, :] * self._filled
         else:
-            angles = positions.float()[:, None, None] * self.frequencies
-        cos, sin = angles.cos(), angles.sin()
+            angles = positions.float()[:, None, None] * self._filled
+        pairs = len(self.axes)
+        cos, sin = angles.cos()[..., :pairs], angles.sin()[..., :pairs]
         if self.attention != 1.0:
             cos, sin = cos * self.attention, sin * self.attention
         return torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype)

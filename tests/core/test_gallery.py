@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.image import Image, ImageSpan
 from headrace.runtime.plan import NON_FINITE, StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
@@ -211,8 +212,13 @@ def alone(req: Req) -> list[int]:
 
 
 def scheduler(pages: int = 40, size: int = 4, slots: int = 4, chunk: int = 16, **settings: Any) -> Scheduler:
-    given = {"image_blocks": 6, "image_block_rows": 4, "image_stages": 3, **settings}
-    return Scheduler(pages, size, slots, chunk, **given)
+    places = Gallery(
+        settings.pop("image_blocks", 6),
+        4,
+        settings.pop("image_stages", 3),
+        settings.pop("whole_pictures", False),
+    )
+    return Scheduler(pages, size, slots, chunk, gallery=places, **settings)
 
 
 def test_one_picture_is_encoded_once_however_many_look_at_it() -> None:
