@@ -16,8 +16,6 @@ from importlib.metadata import version
 from typing import Any
 from urllib.parse import urljoin
 
-import anyio
-import anyio.lowlevel
 import httpcore
 
 from headrace.runtime.fetching import FetchRefused
@@ -84,10 +82,11 @@ class ImageFetch:
         self.seconds = seconds
         self.most_bytes = most_bytes
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._backend = CheckedBackend(hosts, resolve)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
             max_keepalive_connections=0,
-            network_backend=CheckedBackend(hosts, resolve),
+            network_backend=self._backend,
         )
         self._headers: dict[bytes | str, bytes | str] = {
             "accept": "image/png, image/jpeg, image/webp, image/gif",
@@ -119,7 +118,7 @@ class ImageFetch:
 
     async def warm(self) -> None:
         """What the library imports at its first use is there: no request imports anything."""
-        await anyio.lowlevel.checkpoint()
+        await self._backend.sleep(0.0)
 
     async def close(self) -> None:
         """No connection is left."""
