@@ -115,6 +115,11 @@ class Ask:
     )
     param_names: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of its messages', in order."""
+        return [picture for message in self.messages or () for picture in message.pictures]
+
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
             raise Refusal("missing_required_parameter", "give messages or a prompt, and only one of them")
@@ -170,11 +175,6 @@ class Ask:
             return said + sum(tool.characters for tool in self.tools)
         assert self.prompt is not None
         return len(self.prompt)
-
-    @property
-    def shows(self) -> bool:
-        """It has a picture: one of a few bytes may take long to decode."""
-        return any(message.pictures for message in self.messages or ())
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:
