@@ -76,7 +76,7 @@ Generated from the request types (`server/protocol`); do not edit. `null` means 
   name begins with `x_`, and unknown members of `chat_template_kwargs`, are always refused.
 - Values outside the bounds get 400 `invalid_value`. Free-form values (any JSON) have at most 256 KiB and 32
   levels of nesting, and a whole request at most 65536 fields and list entries; where token ids may stand, at most
-  524288 list entries.
+  524288 list entries. Of their members only those that are understood are looked at, and no others are named.
 """
 
 
