@@ -42,6 +42,17 @@ TEMPLATE = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# As LLaVA 1.5 has it: contents are lists of parts, pictures come first, and roles are words.
+LLAVA_TEMPLATE = """{%- for message in messages %}
+{%- if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}
+{%- for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<|image_pad|>\n' }}{% endfor %}
+{%- for part in message['content'] | selectattr('type', 'equalto', 'text') %}
+{%- if message['role'] != 'assistant' %}{{ part['text'] + ' ' }}
+{%- else %}{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endif %}
+{%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+
 TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -269,10 +280,37 @@ def build_gemma3(folder: Path) -> SeeingModel:
     return SeeingModel("gemma3-vl", folder, model, "token_type_ids")
 
 
+def build_llava(folder: Path) -> SeeingModel:
+    """The tower's last block takes no part."""
+    import transformers
+
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **TEXT, "head_dim": 16},
+        vision_config={
+            "model_type": "clip_vision_model",
+            **PLAIN_VISION,
+            "image_size": 20,
+            "projection_dim": 16,
+        },
+        image_token_index=PAD,
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = "sdpa"
+    model = transformers.LlavaForConditionalGeneration(config).float().eval()
+    model.generation_config.eos_token_id = None
+    scramble(model, seed=9)
+    model.save_pretrained(folder)
+    said = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 20}, "crop_size": 20}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    write_text_files(folder, LLAVA_TEMPLATE)
+    return SeeingModel("llava", folder, model, "")
+
+
 BUILDERS: dict[str, Callable[[Path], SeeingModel]] = {
     "qwen3-vl": build_qwen3_vl,
     "qwen2.5-vl": build_qwen2_5_vl,
     "gemma3-vl": build_gemma3,
+    "llava": build_llava,
     "qwen2.5-vl-older": partial(build_qwen2_5_vl, older=True),
 }
 

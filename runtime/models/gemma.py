@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,13 +74,6 @@ class Gemma(Llama):
     def logits(self, hidden: Tensor) -> Tensor:
         found = super().logits(hidden)
         return found.div_(self.cap).tanh_().mul_(self.cap) if self.cap else found
-
-
-def with_defaults(fields: Fields, defaults: Mapping[str, Any]) -> Fields:
-    """The fields, and what an absent one means: Gemma's makers leave out whatever is as in their reference."""
-    found = Fields({**defaults, **fields.raw}, fields.name)
-    found.seen |= fields.seen
-    return found
 
 
 def check_gemma(fields: Fields) -> None:

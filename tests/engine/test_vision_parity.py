@@ -12,11 +12,16 @@ import pytest
 import torch
 from vision_rig import PAD, noise, shown
 
+from headrace.runtime.backends.queue import HostQueue
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import EngineConfig, SettingError
+from headrace.runtime.engine import open_device_engine
 from headrace.runtime.plan import ImageEncode, ImageRows, PlanRow, SlotGrant
 from headrace.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 FAMILIES = ("qwen3-vl", "qwen2.5-vl", "gemma3-vl")
+ALL = (*FAMILIES, "llava")  # whose pictures are to its decoder what those of others are to theirs
 
 
 def words(count: int, seed: int) -> list[int]:
@@ -67,7 +72,7 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
     return engine.backend.submit(work).result()
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "qwen2.5-vl-older"])
+@pytest.mark.parametrize("name", [*ALL, "qwen2.5-vl-older"])
 @pytest.mark.parametrize("chunk", [64, 13])
 def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any], start: Any) -> None:
     model = seeing(name)
@@ -81,7 +86,13 @@ def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any
     torch.testing.assert_close(found, expected, rtol=5e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "said"), [("gemma3-vl", "Gemma"), ("llava", "LLaVA")])
+def test_a_gpu_says_that_it_does_not_run_them(name: str, said: str, seeing: Any) -> None:
+    with pytest.raises(SettingError, match=f"{said} models run on the CPU only"):
+        open_device_engine(Blueprint(seeing(name).folder), EngineConfig(), HostQueue(), 8 << 30, 8 << 30)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_text_alone(name: str, seeing: Any, start: Any, drive: Any) -> None:
     model = seeing(name)
     ids = words(40, 7)
@@ -195,7 +206,7 @@ def test_pictures_that_differ_only_in_pixels_or_only_in_shape(
     assert run.scheduler.gallery.encoded == 3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_many_pictures_in_many_turns_and_many_requests_at_once(
     name: str, seeing: Any, start: Any, drive: Any
 ) -> None:
