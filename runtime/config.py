@@ -28,8 +28,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     decode: Annotated[
         Literal["auto", "native", "torch"],
         Meta(
-            description="what runs decode steps of few rows on the CPU: code compiled at start for this model and "
-            "CPU, which keeps the layers' weights a second time, or torch; auto: native where it can and memory allows"
+            description="what runs decode steps of few rows on the CPU: native code that is compiled at start and "
+            "keeps the layers' weights a second time, or torch; auto: native where it can and memory allows"
         ),
     ] = "auto"
     page_size: Annotated[

@@ -56,7 +56,8 @@ def measure(
     plain: int = 0,
 ) -> Sizes:
     """What the engine will allocate. `parameters` counts every weight that is kept, a tied head twice: it is read
-    by row as an embedding and packed as a matrix; `plain` those that are kept in a second form. Scratch is what one layer and the logits of one step need."""
+    by row as an embedding and packed as a matrix; `plain` those that are kept in a second form. Scratch is what one
+    layer and the logits of one step need."""
     widest = 2 * config.intermediate_size + 2 * config.hidden_size
     widest = max(widest, (2 * config.heads + 2 * config.kv_heads) * config.head_dim + 2 * config.hidden_size)
     return Sizes(

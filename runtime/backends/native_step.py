@@ -15,7 +15,8 @@ import llvmlite.binding as llvm
 import torch
 from llvmlite import ir
 
-from headrace.runtime.backends.step_code import TILE, Means, StepCode, StepSizes
+from headrace.runtime.backends.step_code import StepCode
+from headrace.runtime.backends.step_form import TILE, Means, StepSizes
 
 TEAM = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num")
 Run = Callable[[int], None]
@@ -55,10 +56,10 @@ def means_of(sizes: StepSizes, threads: int) -> Means:
     """What of this CPU a step of `sizes` uses."""
     lanes, registers = vector_width()
     features = dict(llvm.get_host_cpu_features())
-    # Tiles need the kernel's leave, which torch asks for.
-    tiles = bool(
-        sizes.tileable and features.get("amx-tile") and features.get("amx-bf16") and torch.cpu._init_amx()
-    )
+    tiles = bool(sizes.tileable and features.get("amx-tile") and features.get("amx-bf16"))
+    if tiles:
+        ask = getattr(torch.cpu, "_init_amx", None)  # the kernel's leave to use tiles
+        tiles = ask is not None and bool(ask())
     return Means(lanes, registers, tiles, threads > 1)
 
 
@@ -74,7 +75,7 @@ class NativeStep:
     """Compiled steps of one model. Raises NoNativeStep where they cannot be.
 
     threads: of the team; the one that calls is among them. `runs` has (rows, run), run(state) runs a step of at
-    most so many rows; state: address of what `step_code.STATE` lists. The call gives up the GIL."""
+    most so many rows; state: address of what `step_form.STATE` lists. The call gives up the GIL."""
 
     def __init__(self, sizes: StepSizes, threads: int) -> None:
         self.means = means = means_of(sizes, threads)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headrace.graphs.inputs import StepInputs
 from headrace.runtime.backends.native_step import NativeStep
-from headrace.runtime.backends.step_code import LANES, LAYER, PHASES, STATE, StepSizes
+from headrace.runtime.backends.step_form import LANES, LAYER, PHASES, STATE, StepSizes
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.layers import GatedMLP
 from headrace.runtime.models.llama import DecoderLayer, Llama

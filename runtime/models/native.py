@@ -18,7 +18,7 @@ from headrace.runtime.slab import KVSlab
 
 if TYPE_CHECKING:
     from headrace.runtime.backends.native_step import NativeStep
-    from headrace.runtime.backends.step_code import StepSizes
+    from headrace.runtime.backends.step_form import StepSizes
     from headrace.runtime.models.host_decoder import HostDecoder
     from headrace.runtime.models.llama import Llama
 
