@@ -191,12 +191,14 @@ class CpuEngine:
         inputs = self.layout(plan.decode, plan.prefill)
         masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
         sampled = [row for row in plan.rows if row.sample]
-        if self.decoder is not None and not plan.prefill and len(plan.decode) <= self.decoder.most:
+        if self.decoder is not None and inputs.shape.tokens <= self.decoder.most and self._plain_tokens(plan):
             shift = None
             if self.eyes is not None and self.eyes.by_axes:
-                shift = self.eyes.spans.shift[[row.slot for row in plan.decode]]
+                shift = self.eyes.spans.shift[inputs.token_slots.numpy()]
             hidden, logits = self.decoder.run(inputs, shift)
-            if len(sampled) < len(plan.decode):
+            if not sampled:
+                return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
+            if len(sampled) < len(logits):
                 logits = logits.index_select(0, inputs.sample_tokens)
             return self._sample(plan, sampled, masks, hidden, logits)
         seen = None
@@ -207,6 +209,12 @@ class CpuEngine:
             return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
         logits = self.model.logits(hidden.index_select(0, inputs.sample_tokens))
         return self._sample(plan, sampled, masks, hidden, logits)
+
+    def _plain_tokens(self, plan: StepPlan) -> bool:
+        """True if no token of the step is a picture's, nor stands before the end of one."""
+        if self.eyes is None:
+            return True
+        return self.eyes.spans.settled(plan.prefill) and not any(row.images for row in plan.prefill)
 
     def _sample(
         self,

@@ -1,8 +1,9 @@
-"""Writes the attention of decode rows over their pages, and the storing of their new keys and values."""
+"""Writes the attention of single tokens over the pages of their slots, and the storing of new keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from llvmlite import ir
@@ -14,54 +15,59 @@ from headrace.runtime.backends.vector_code import F32, I32, pieces
 MOST_SUMS = 16  # vectors that are summed up at the same time
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Addresses of one row and one kv head. first_key: of the head's numbers within a token's keys; line: of the
+    row's queries, keys and values; keys, values: of the head in the layer's first cell."""
+
+    row: ir.Value
+    first_key: ir.Value
+    line: ir.Value
+    position: ir.Value
+    table: ir.Value
+    keys: ir.Value
+    values: ir.Value
+    angles: tuple[ir.Value, ir.Value]
+
+
 class AttentionCode:
-    """One row and one kv head at a time."""
+    """One row and one kv head at a time. All keys of a step are stored before any are read: its rows may be tokens
+    of one slot."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame, self.code = frame, frame.code
+        self.pitch = (
+            frame.sizes.kv_heads * frame.sizes.head_dim
+        )  # from one cell to the next, heads side by side
 
-    def write(self, layer: ir.Value, part: ir.Value, qkv: ir.Value, attended: ir.Value) -> None:
-        """One row and one kv head: its new key and value are stored, then its query heads read all of theirs."""
-        code, sizes, to = self.code, self.frame.sizes, self.code.to
-        dim, shared, heads, kv_heads = sizes.head_dim, sizes.shared, sizes.heads, sizes.kv_heads
-        row, head = to.sdiv(part, code.whole(kv_heads)), to.srem(part, code.whole(kv_heads))
-        mine = code.at(qkv, to.mul(row, code.whole(sizes.qkv)))
-        slot = code.word(code.at(self.frame.told("slots"), row), I32)
-        length = code.word(code.at(self.frame.told("lengths"), row), I32)
-        pages = self.frame.number("pages_per_slot")
-        table = code.at(self.frame.told("page_table"), to.mul(slot, pages))
-        angles = [
-            code.at(self.frame.told(name), to.mul(row, code.whole(dim // 2))) for name in ("cos", "sin")
-        ]
-        # Cells lie token after token, heads side by side.
-        keys, values = (
-            code.at(self.frame.told_of(layer, name), to.mul(head, code.whole(dim)), code.item)
-            for name in ("keys", "values")
+    def store(self, layer: ir.Value, part: ir.Value, qkv: ir.Value) -> None:
+        """The new key and value of one row and kv head go to their cell."""
+        code, to, dim = self.code, self.code.to, self.frame.sizes.head_dim
+        here = self._place(layer, part, qkv)
+        key = code.at(here.line, to.add(code.whole(self.frame.sizes.heads * dim), here.first_key))
+        value = code.at(key, self.pitch)
+        if self.frame.sizes.head_norms:
+            self.frame.norm(key, self.frame.told_of(layer, "key_norm"), key, dim)
+        cell = to.mul(self._cell(here.table, here.position), code.whole(self.pitch))
+        new_key, new_value = (code.at(base, cell, code.item) for base in (here.keys, here.values))
+        self._turn(key, here.angles, partial(self._put_stored, new_key))
+        code.over(
+            dim, lambda at, lanes: self._put_stored(new_value, at, code.load(code.at(value, at), lanes))
         )
-        pitch = kv_heads * dim
 
-        first_query = to.mul(to.mul(head, code.whole(shared)), code.whole(dim))
+    def read(self, layer: ir.Value, part: ir.Value, qkv: ir.Value, attended: ir.Value) -> None:
+        """The query heads of one row and kv head read all cells that they see, their own token's among them."""
+        code, sizes, to = self.code, self.frame.sizes, self.code.to
+        dim, shared, heads = sizes.head_dim, sizes.shared, sizes.heads
+        here = self._place(layer, part, qkv)
+        table, keys, values, pitch = here.table, here.keys, here.values, self.pitch
+        first_query = to.mul(here.first_key, code.whole(shared))
         for each in range(shared):
-            source = code.at(mine, to.add(first_query, code.whole(each * dim)))
+            source = code.at(here.line, to.add(first_query, code.whole(each * dim)))
             if sizes.head_norms:
                 self.frame.norm(source, self.frame.told_of(layer, "query_norm"), source, dim)
-            target = code.at(self.frame.query, each * dim)
-            self._turn(source, angles, partial(self._put, target))
-        key = code.at(mine, to.add(code.whole(heads * dim), to.mul(head, code.whole(dim))))
-        value = code.at(key, kv_heads * dim)
-        if sizes.head_norms:
-            self.frame.norm(key, self.frame.told_of(layer, "key_norm"), key, dim)
-        newest = to.sub(length, code.whole(1))
-        cell = to.mul(self._cell(table, newest), code.whole(pitch))
-        new_key, new_value = (code.at(base, cell, code.item) for base in (keys, values))
-        self._turn(key, angles, lambda at, v: code.store_stored(v, code.at(new_key, at, code.item)))
-        code.over(
-            dim,
-            lambda at, lanes: code.store_stored(
-                code.load(code.at(value, at), lanes), code.at(new_value, at, code.item)
-            ),
-        )
-
+            self._turn(source, here.angles, partial(self._put, code.at(self.frame.query, each * dim)))
+        length = to.add(here.position, code.whole(1))
         window = code.word(code.at(layer, LAYER.index("window"), 8))
         first = to.sub(length, window)
         none = to.or_(to.icmp_signed("==", window, code.whole(0)), to.icmp_signed("<", first, code.whole(0)))
@@ -123,14 +129,38 @@ class AttentionCode:
 
             self._cells(table, first, length, gather)
             for each in group:
-                part_ = code.at(attended, to.add(to.mul(row, code.whole(heads * dim)), first_query))
+                part_ = code.at(attended, to.add(to.mul(here.row, code.whole(heads * dim)), first_query))
                 share = to.fdiv(code.real(1.0), sums[each])
                 for at, lanes in cuts:
                     found = to.fmul(code.read(read[each, at]), code.splat(share, lanes))
                     code.store(found, code.at(part_, each * dim + at))
 
+    def _place(self, layer: ir.Value, part: ir.Value, qkv: ir.Value) -> Place:
+        """Where everything of part `part` is: row after row, head after head."""
+        code, to, frame = self.code, self.code.to, self.frame
+        sizes, kv_heads = frame.sizes, code.whole(frame.sizes.kv_heads)
+        row = to.sdiv(part, kv_heads)
+        first_key = to.mul(to.srem(part, kv_heads), code.whole(sizes.head_dim))
+        slot = code.word(code.at(frame.told("slots"), row), I32)
+        keys, values = (
+            code.at(frame.told_of(layer, name), first_key, code.item) for name in ("keys", "values")
+        )
+        cos, sin = (
+            code.at(frame.told(name), to.mul(row, code.whole(sizes.head_dim // 2))) for name in ("cos", "sin")
+        )
+        return Place(
+            row,
+            first_key,
+            line=code.at(qkv, to.mul(row, code.whole(sizes.qkv))),
+            position=code.word(code.at(frame.told("positions"), row, 8)),
+            table=code.at(frame.told("page_table"), to.mul(slot, frame.number("pages_per_slot"))),
+            keys=keys,
+            values=values,
+            angles=(cos, sin),
+        )
+
     def _turn(
-        self, source: ir.Value, angles: list[ir.Value], out: Callable[[ir.Value, ir.Value], None]
+        self, source: ir.Value, angles: tuple[ir.Value, ir.Value], out: Callable[[ir.Value, ir.Value], None]
     ) -> None:
         """out(place, vector) for one head turned by its position."""
         code, to, half = self.code, self.code.to, self.frame.sizes.head_dim // 2
@@ -142,6 +172,9 @@ class AttentionCode:
 
     def _put(self, target: ir.Value, at: ir.Value, vector: ir.Value) -> None:
         self.code.store(vector, self.code.at(target, at))
+
+    def _put_stored(self, target: ir.Value, at: ir.Value, vector: ir.Value) -> None:
+        self.code.store_stored(vector, self.code.at(target, at, self.code.item))
 
     def _cell(self, table: ir.Value, token: ir.Value) -> ir.Value:
         code, to, size = self.code, self.code.to, self.code.whole(self.frame.sizes.page_size)

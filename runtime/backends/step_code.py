@@ -1,4 +1,4 @@
-"""Writes a whole decode step of few rows as one native function: Llama's structure, with every size a constant.
+"""Writes a whole step of few tokens as one native function: Llama's structure, with every size a constant.
 
 All threads of a team run the function side by side. What can be shared is cut into parts that whoever is free takes
 next from a counter; between two phases the team waits for its slowest. What is cheap each thread does for itself.
@@ -82,8 +82,12 @@ class StepCode:
         self._norm(frame.told_of(layer, "norm"))
         product("qkv", sizes.qkv_bias, hidden, sizes.qkv, frame.into(qkv, sizes.qkv))
         frame.wait()
-        with frame.parts(to.mul(frame.live, code.whole(sizes.kv_heads))) as part:
-            self.attention.write(layer, part, qkv, attended)
+        parts = to.mul(frame.live, code.whole(sizes.kv_heads))
+        with frame.parts(parts) as part:
+            self.attention.store(layer, part, qkv)
+        frame.wait()
+        with frame.parts(parts) as part:
+            self.attention.read(layer, part, qkv, attended)
         frame.wait()
         product("out", sizes.out_bias, wide, hidden, onto_stream, attended)
         frame.wait()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # thread's scratch; scores: of these the room for the scores of one query head.
 STATE = (
     "rows", "layer_count", "pages_per_slot", "thread_scratch", "scores", "layers", "embedding", "final_norm",
-    "head", "tokens", "slots", "lengths", "page_table", "last_tokens", "cos", "sin", "counters", "stream", "qkv",
+    "head", "tokens", "slots", "positions", "page_table", "last_tokens", "cos", "sin", "counters", "stream", "qkv",
     "attended", "gate_up", "logits", "scratch",
 )  # fmt: skip
 # The same for each layer.
@@ -16,7 +16,7 @@ LAYER = (
     "norm", "qkv", "qkv_bias", "query_norm", "key_norm", "out", "out_bias", "mlp_norm", "gate_up", "gate_up_bias",
     "down", "down_bias", "keys", "values", "window",
 )  # fmt: skip
-PHASES = 5  # of a layer whose parts are taken from a counter of its own, one to spare; the head is one more
+PHASES = 6  # of a layer, each with a counter of the parts that were taken; the head is one more
 LANES = 16  # numbers of the widest vector: so far a loop may go beyond the end of the scores
 # Products in tiles (Intel AMX): the sums of 16 outputs for all rows stand in one tile, their weights in another.
 TILE, TILE_COLUMNS = 16, 32

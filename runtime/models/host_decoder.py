@@ -1,8 +1,8 @@
-"""Llama's structure as one native call for a decode step of few rows: the CPU's forward pass for streams.
+"""Llama's structure as one native call for a step of few tokens: the CPU's forward pass for streams.
 
-A step of few rows reads every weight once and computes little, so what torch costs beside the reading (some 20 ops
-a layer, a layout made for many rows) is a third of it in a large model and nearly all in a small one. Chunks of
-prompts and steps of many rows stay with torch, whose products are better there.
+A step of few tokens reads every weight once and computes little, so what torch costs beside the reading (some 20
+ops a layer, a layout made for many rows) is a third of it in a large model and nearly all in a small one. Longer
+chunks of prompts and steps of many streams stay with torch, whose products are better there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def step_sizes(config: ModelConfig, dtype: torch.dtype, page_size: int) -> StepS
 
 
 class HostDecoder:
-    """Decode steps of a built Llama whose matrices kept their plain weights. Holds buffers, no request state.
+    """Steps of few tokens of a built Llama whose matrices kept their plain weights. Holds no request state.
 
     native: compiled for `sizes`. Used on the thread of the engine's steps alone."""
 
@@ -88,11 +88,11 @@ class HostDecoder:
         self._address = self.state.ctypes.data
 
     def run(self, inputs: StepInputs, shift: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
-        """Write the step's KV; what the last layer gives [rows, hidden] and logits [rows, vocab], float32, of all
-        rows: valid until the next call. inputs: of decode rows alone, `most` at most. shift: int64 [rows], how far
-        from its position each token stands on the axes of a model that sees."""
+        """Write the step's KV; what the last layer gives [tokens, hidden] and logits [tokens, vocab], float32, of
+        all tokens: valid until the next call. inputs: `most` tokens at most, of decode and prefill rows alike.
+        shift: int64 [tokens], how far from its position each stands on the axes of a model that sees."""
         rows = inputs.shape.tokens
-        assert inputs.shape.prefill_rows == 0 and 0 < rows <= self.most, inputs.shape
+        assert 0 < rows <= self.most, inputs.shape
         stands = inputs.positions.numpy()
         if shift is not None:
             stands = stands + shift
@@ -106,8 +106,8 @@ class HostDecoder:
         state = self.state
         state[_ROWS] = rows
         state[_TOKENS] = inputs.token_ids.data_ptr()
-        state[_SLOTS] = inputs.slots.data_ptr()
-        state[_LENGTHS] = inputs.lengths.data_ptr()
+        state[_SLOTS] = inputs.token_slots.data_ptr()
+        state[_POSITIONS] = inputs.positions.data_ptr()
         next(run for most, run in self.native.runs if most >= rows)(self._address)
         return self.stream[:rows], self.logits[:rows]
 
@@ -145,4 +145,4 @@ class HostDecoder:
         return self._stored(weight.float().contiguous())
 
 
-_ROWS, _TOKENS, _SLOTS, _LENGTHS = (STATE.index(name) for name in ("rows", "tokens", "slots", "lengths"))
+_ROWS, _TOKENS, _SLOTS, _POSITIONS = (STATE.index(name) for name in ("rows", "tokens", "slots", "positions"))
