@@ -88,7 +88,7 @@ class CpuEngine:
                 or (team_obstacle if self.config.threads > 1 else "")
                 or "it would take too much memory"
             )
-            log.info("decode steps run op by op in torch, which is slower for few streams: %s", why)
+            log.info("torch runs all steps, which is slower for few streams: %s", why)
         self.dtype = DTYPES[self.config.dtype]
         self.page_size = self.config.page_size
         self.page_count = (self.config.kv_memory_mb << 20) // page_bytes(
@@ -152,7 +152,15 @@ class CpuEngine:
                 self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)
             self.decoder: HostDecoder | None = None
             if compiling is not None:
-                self.decoder = compiling.result()(self.model, self.kv)
+                try:
+                    make = compiling.result()
+                except Exception:
+                    if config.decode == "native":
+                        raise
+                    # Another release of LLVM, a CPU nobody tried: slow answers are better than none.
+                    log.exception("the native step cannot be compiled; torch runs all steps")
+                else:
+                    self.decoder = make(self.model, self.kv)
 
         try:
             self.backend.submit(load).result()

@@ -67,8 +67,26 @@ def row_counts(sizes: StepSizes, means: Means) -> tuple[int, ...]:
     """The row counts that have a function of their own; a step of others runs the next larger one."""
     if means.tiles:
         return (TILE,)
-    # Beyond these torch is faster: bfloat16 is widened by hand here, and multiplied by the CPU there.
-    return (1, 2, 4, 8) if sizes.stored == "float32" else (1, 2, 4)
+    # Where the reading of weights takes longest, a second row is free; so few functions do. Beyond these counts
+    # torch is faster: bfloat16 is widened by hand here, and multiplied by the CPU there.
+    return (2, 8) if sizes.stored == "float32" else (1, 4)
+
+
+def compile_module(module: ir.Module) -> llvm.ExecutionEngine:
+    """The functions of `module` as machine code for this CPU, for as long as the result lives."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module.triple = llvm.get_process_triple()
+    target = llvm.Target.from_triple(module.triple).create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
+    )
+    compiled = llvm.parse_assembly(str(module))
+    compiled.verify()
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes.getModulePassManager().run(compiled, passes)
+    engine = llvm.create_mcjit_compiler(compiled, target)
+    engine.finalize_object()
+    return engine
 
 
 class NativeStep:
@@ -80,24 +98,13 @@ class NativeStep:
     def __init__(self, sizes: StepSizes, threads: int) -> None:
         self.means = means = means_of(sizes, threads)
         addresses = team_addresses() if threads > 1 else {}
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
         for name, address in addresses.items():
             llvm.add_symbol(name, address)
         module = ir.Module("headrace")
-        module.triple = llvm.get_process_triple()
         counts = row_counts(sizes, means)
         for rows in counts:
             StepCode(module, f"step_{rows}", sizes, rows, means)
-        target = llvm.Target.from_triple(module.triple).create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True
-        )
-        compiled = llvm.parse_assembly(str(module))
-        compiled.verify()
-        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
-        passes.getModulePassManager().run(compiled, passes)
-        self._engine = llvm.create_mcjit_compiler(compiled, target)
-        self._engine.finalize_object()
+        self._engine = compile_module(module)
         self.runs: list[tuple[int, Run]] = []
         for rows in counts:
             address = self._engine.get_function_address(f"step_{rows}")
