@@ -71,7 +71,10 @@ async def test_events_and_metrics_count_the_same_steps(live: LiveServer) -> None
     told = [0] * len(counts)
     for step in steps.values():
         told[bisect_left(bounds, us(step.step_ms) / 1e6)] += 1
-    assert told == counts, "nobody else was there, so every step was told"
+    assert sum(told) == sum(counts), "nobody else was there, so every step was told"
+    # A step is told in whole microseconds: one beside a bound may be counted on its other side.
+    beside = sum(min(abs(us(step.step_ms) - bound * 1e6) for bound in bounds) <= 1 for step in steps.values())
+    assert sum(abs(one - other) for one, other in zip(told, counts, strict=True)) <= 2 * beside
     hits = sum(step.graph == "hit" for step in steps.values())
     stats = live.ask(lambda app: app.runtime.stats())
     assert hits == live.ask(lambda app: app.engine.replays) == stats["graph_replays"] > 0
