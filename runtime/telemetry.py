@@ -119,7 +119,8 @@ class StepBoard:
 
 
 class StreamMeter:
-    """The times of one stream, from the moment its request was read on. board: who hears of each step, None where nobody does.
+    """The times of one stream, from the moment its request was read on. board: who hears of each step, None where
+    nobody does.
 
     name, owner: for whoever tells, what the stream is called there and whose it is."""
 
