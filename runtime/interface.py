@@ -131,6 +131,7 @@ class Runtime:
         self._text = TextWork()
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
+        self.read_at: Callable[[], float] = lambda: 0.0  # when the bytes that are worked on now were read
         self.profiler: Profiler | None = None  # where the operator wants profiles
         loop.on_end = self._ended
 
@@ -143,6 +144,7 @@ class Runtime:
         size = ask.characters
         self._text.take(size)
         stream = TokenStream(listener, opened=self.loop.clock())
+        stream.times.read = self.read_at() or None
         self._preparing[stream] = size
         # A picture of a few bytes may take long to decode.
         if named and self.card.sees:

@@ -34,6 +34,7 @@ class StreamTimes:
     """Monotonic seconds; None until it happened."""
 
     opened: float
+    read: float | None = None  # the bytes that asked for it, where it was opened while these were worked on
     joined: float | None = None  # prompt prepared, handed to the scheduler
     admitted: float | None = None  # first row launched
     first_token: float | None = None
