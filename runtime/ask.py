@@ -152,8 +152,19 @@ class Ask:
 
     @property
     def guided(self) -> bool:
-        """The answer has to follow a grammar."""
-        return self.shape is not None or self.tool_choice.mode == "required"
+        """The answer may have to follow a grammar: it is known once it is known how the model writes calls."""
+        return (
+            self.shape is not None
+            or self.tool_choice.mode == "required"
+            or any(tool.form is not None for tool in self.callable_tools)
+        )
+
+    @property
+    def guide(self) -> str:
+        """The name, in the client's own protocol, of what makes the answer follow a grammar."""
+        if self.shape is not None:
+            return self.wire_name("shape")
+        return self.wire_name("tool_choice" if self.tool_choice.mode == "required" else "tools")
 
     @property
     def characters(self) -> int:

@@ -45,7 +45,7 @@ from headrace.runtime.telemetry import (
     micros,
 )
 from headrace.runtime.text_work import TextWork, Worked
-from headrace.runtime.tools import Tool, ToolCall, ToolChoice
+from headrace.runtime.tools import TextForm, Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "Picture",
     "Piece",
     "ProfileWish",
+    "Profiler",
     "Prompt",
     "Prompter",
     "Reading",
@@ -80,6 +81,7 @@ __all__ = [
     "StreamTimes",
     "Tenant",
     "TextCutter",
+    "TextForm",
     "TextInput",
     "TextPiece",
     "TextSplitter",
@@ -299,34 +301,6 @@ class Runtime:
             return None
         return self.loop.scheduler.flush_cache()
 
-    def start_profile(self, wish: ProfileWish, told: Callable[[Refusal | None], None]) -> None:
-        """Call `told` once, never from inside this call, when the steps are noted, or will be from the wish's first
-        step on. Raises Refusal if nobody makes profiles here, or one is being made."""
-        self._tell_later(self._profiler().start(wish), told)
-
-    def stop_profile(self, told: Callable[[str | Refusal], None]) -> None:
-        """Call `told` once, never from inside this call, with the name of the file that was written. Raises Refusal
-        if nobody makes profiles here, or none is being made."""
-        self._tell_later(self._profiler().stop(), told)
-
-    def _profiler(self) -> Profiler:
-        if self.profiler is None:
-            what = "this server makes no profiles: it was started without --profile-dir"
-            raise Refusal("unsupported_parameter", what)
-        return self.profiler
-
-    def _tell_later(self, future: Future[Worked], told: Callable[[Worked | Refusal], None]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def outcome() -> Worked | Refusal:
-            error = future.exception()
-            if error is None or isinstance(error, Refusal):
-                return future.result() if error is None else error
-            _log.error("a profile failed", exc_info=error)
-            return Refusal("server_error", f"the profile failed: {type(error).__name__}: {error}")
-
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(lambda: told(outcome())))
-
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
@@ -513,10 +487,8 @@ class Runtime:
     ) -> Generation:
         """Raises Refusal for what the ask wants of a prompt of this length."""
         if prompt.grammar is not None and not self.loop.engine.masks:
-            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
-            raise Refusal(
-                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
-            )
+            what = f"{ask.guide}: this server's device cannot guide answers yet"
+            raise Refusal("unsupported_parameter", what, ask.guide)
         ids, count = prompt.ids, len(prompt.ids)
         params = params_of(ask, self.prompter)
         max_len = max_len_of(ask, count, self.max_context)

@@ -1,4 +1,4 @@
-"""Who turns asks into ids and tokens into text for one model, as everybody else sees him. Knows no torch."""
+"""What turns an ask into ids and ids into text, and what is said of the model: their shapes. No tokenizer here."""
 
 from __future__ import annotations
 
