@@ -44,6 +44,8 @@ def native_obstacles(config: ModelConfig) -> tuple[str, str]:
     """Why this model and machine run no native step, and why none with several threads; empty: they do."""
     if config.experts is not None:
         return "mixtures of experts are not written natively", ""
+    if config.gemma is not None:
+        return "Gemma is not written natively", ""
     try:
         from headrace.runtime.backends.native_step import NoNativeStep, team_addresses, vector_width
     except ImportError:
