@@ -87,8 +87,12 @@ class CpuEngine:
             ),
         )
         native = self.config.decode == "native"
-        if not native and config.decode == "auto" and not config.deterministic:
-            why = obstacle or team_obstacle or "its copy of the weights would take too much memory"
+        if not native and config.decode == "auto":
+            why = (
+                ("it is deterministic" if self.config.deterministic else obstacle)
+                or (team_obstacle if self.config.threads > 1 else "")
+                or "it would take too much memory"
+            )
             log.info("torch runs all steps, which is slower for few streams: %s", why)
         self.dtype = DTYPES[self.config.dtype]
         self.page_size = self.config.page_size

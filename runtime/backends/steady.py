@@ -94,7 +94,7 @@ class SteadyBackend(CpuBackend):
         self._counts: dict[tuple[int, int, torch.dtype], tuple[int, ...]] = {}
 
     def linear(self, weight: Tensor, bias: Tensor | None, keep: bool = False) -> Linear:
-        assert not keep, "native steps sum in another order"
+        assert not keep, "native steps read plain weights, and none run here"
         key = (*weight.shape, weight.dtype)
         linear = make_linear(weight, bias)
         if key not in self._counts:

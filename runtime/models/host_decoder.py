@@ -61,7 +61,11 @@ class HostDecoder:
         pages = kv.page_table.shape[1]
         scores = pages * kv.page_size + LANES
         scratch = sizes.scratch(rows, scores)
-        self.layers = np.array([self._layer(*each) for each in zip(model.layers, kv.layers, strict=True)])
+        layers = []
+        for layer, cells in zip(model.layers, kv.layers, strict=True):
+            assert isinstance(layer, DecoderLayer), "other layers are an obstacle (native.py)"
+            layers.append(self._layer(layer, cells))
+        self.layers = np.array(layers)
         head = model.embedding.weight if model.config.tied_head else model.head.weight  # type: ignore[attr-defined]
         given = {
             "layer_count": len(model.layers),

@@ -45,7 +45,7 @@ def native_obstacles(config: ModelConfig) -> tuple[str, str]:
     if config.experts is not None:
         return "mixtures of experts are not written natively", ""
     if config.gemma is not None:
-        return "Gemma is not written natively", ""
+        return "Gemma's layers are not written natively", ""
     try:
         from headrace.runtime.backends.native_step import NoNativeStep, team_addresses, vector_width
     except ImportError:

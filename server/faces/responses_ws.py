@@ -355,8 +355,10 @@ class ResponsesSocket:
             if not self._marked:
                 self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
-            if stream.full and (job := self._jobs.get(stream)) is not None:
-                self._drop_if_slow(job)
+            if stream.full and (job := self._jobs.get(stream)) is not None and job.drops:
+                # Its client would rather lose it than wait for it; not from inside the step that is being told.
+                self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
+                self._close(4002, "reading too slowly")
 
     def _tell(self, job: Job) -> None:
         response = job.response
@@ -399,14 +401,6 @@ class ResponsesSocket:
             self._fresh = [job for job in self._fresh if not (job.response.run.began or job.response.over)]
         self._frames += steps_told(self.board)
         self._frames += behind
-
-    def _drop_if_slow(self, job: Job) -> None:
-        """The policy of a client that would rather lose an answer than wait for it."""
-        request, stream = job.response.run.request, job.response.run.stream
-        if isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None:
-            # Not from inside the step that is being told.
-            self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
-            self._close(4002, "reading too slowly")
 
     def _finish(self, job: Job) -> None:
         response, held = job.response, job.held
