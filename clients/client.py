@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import ipaddress
+import logging
 import random
 import ssl
 import urllib.error
@@ -18,6 +19,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import NoneType
 from typing import Any
 
 from websockets.asyncio.client import connect as open_socket
@@ -29,6 +31,8 @@ from headrace.clients.link import Link
 from headrace.clients.stream import ResponseStream
 
 __all__ = ["Client", "connect"]
+
+log = logging.getLogger("headrace.client")
 
 Input = str | Sequence[Mapping[str, Any]]
 
@@ -107,9 +111,8 @@ class Client:
         for rescue in self._rescues:
             rescue.cancel()
         if self._rescues:
-            await asyncio.wait(
-                self._rescues
-            )  # first: one of them may just have opened the connection to close
+            # First: one of them may just have opened the connection to close.
+            await asyncio.wait(self._rescues)
         if self._link is not None:
             await self._link.close()
 
@@ -220,27 +223,39 @@ class Client:
         # One caller dials, the others wait for the same connection.
         async with self._linking:
             if self._link is None or self._link.lost is not None:
-                self._link = await self._redial()
+                link = await self._redial()
+                if self._closed:  # meanwhile, and nobody else knows of this connection
+                    await link.close()
+                    raise RuntimeError("this client is closed")
+                self._link = link
             return self._link
 
     def _orphaned(self, streams: list[ResponseStream], why: ConnectionLost) -> None:
-        rescue = asyncio.create_task(self._rescue(streams, why), name="headrace-client-rescue")
+        if self._closed:
+            _lose(streams, why)
+            return
+        rescue = asyncio.create_task(self._rescue(streams), name="headrace-client-rescue")
         self._rescues.add(rescue)
-        rescue.add_done_callback(self._rescues.discard)
+        # Not the task's own last act: one that is cancelled before its first step never comes to it.
+        rescue.add_done_callback(lambda done: self._rescued(done, streams, why))
 
-    async def _rescue(self, streams: list[ResponseStream], why: ConnectionLost) -> None:
-        """Carry the streams of a lost connection on over a new one; those that cannot be end with `why`."""
-        try:
-            link = await self._linked()
-            for stream in streams:
-                if not stream.ended:
-                    link.adopt(stream)
-        except (ServerUnreachable, ServerRefused, RuntimeError):
-            pass  # the reason that a reader can do something with is that the connection broke
-        finally:
-            for stream in streams:
-                if not stream.riding:
-                    stream.end("lost", ConnectionLost(str(why), why.close_code))
+    async def _rescue(self, streams: list[ResponseStream]) -> None:
+        """Carry the streams of a lost connection on over a new one."""
+        link = await self._linked()
+        for stream in streams:
+            if not stream.ended:
+                link.adopt(stream)
+
+    def _rescued(
+        self, rescue: asyncio.Task[None], streams: list[ResponseStream], why: ConnectionLost
+    ) -> None:
+        """Those of the streams that nobody carries end with `why`: it is the reason that a reader can do something
+        with."""
+        self._rescues.discard(rescue)
+        error = None if rescue.cancelled() else rescue.exception()
+        if not isinstance(error, (NoneType, ServerUnreachable, ServerRefused, RuntimeError)):
+            log.error("carrying answers over to a new connection failed", exc_info=error)
+        _lose(streams, why)
 
     async def _redial(self) -> Link:
         """Try until `reconnect_within` is over. Pauses double from 0.25 s to 8 s, each cut to 50-100 % at random:
@@ -302,6 +317,12 @@ class Client:
         if isinstance(cause, ssl.SSLError):
             return ServerUnreachable(f"no secure connection to {self.http_url}: {cause}")
         return ServerUnreachable(f"no connection to {self.http_url}: {cause or type(cause).__name__}")
+
+
+def _lose(streams: list[ResponseStream], why: ConnectionLost) -> None:
+    for stream in streams:
+        if not stream.riding:
+            stream.end("lost", ConnectionLost(str(why), why.close_code))
 
 
 def _addresses(url: str) -> tuple[str, str]:
