@@ -15,6 +15,7 @@ from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, Toke
 from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
+from headrace.server.faces import branches
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.extension import VERBS, verb_error
 from headrace.server.faces.frames import (
@@ -36,23 +37,21 @@ from headrace.server.faces.pictures import file_type
 from headrace.server.faces.reports import Reports
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.steer_event import steer_running
 from headrace.server.faces.steering import (
     Steer,
-    SteerRefused,
     fate,
     required_input,
-    steer_failed,
-    steer_items,
     successor,
     with_steers,
 )
-from headrace.server.faces.warm_up import WarmUpRun
+from headrace.server.latest import LatestResponses
 from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest, ResponseSteer
-from headrace.server.session import Lanes, Latest, WaitingBudget
+from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
+from headrace.server.session import Lanes, WaitingBudget, base_lane, branch_lane
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
 EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
@@ -85,6 +84,7 @@ class ResponsesSocket:
         self._store = running.store
         self._default_model = request.query.get("model")
         self._lanes: Lanes[ResponseRequest, Job | Fetching] = Lanes(settings.lanes, budget)
+        self.latest = LatestResponses(running.store.release)
         self._jobs: dict[TokenStream, Job] = {}
         self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
@@ -118,7 +118,7 @@ class ResponsesSocket:
                 case "response.cancel":
                     self._cancel(message, fields)
                 case "response.steer":
-                    self._steer(message, fields)
+                    steer_running(self, message, fields)
                 case verb if verb is not None and verb.startswith("x."):
                     self._verb(verb, message, fields)
                 case None if absent(fields.get("type")):
@@ -129,7 +129,7 @@ class ResponsesSocket:
                     what = f"unknown event type: '{other[:200]}'"
                     self._unreadable(WireError("unknown_event", what, "type"))
         except (WireError, Refusal) as error:
-            self._refuse(error, lane)
+            self.refuse(error, lane)
 
     def render(self) -> list[str | bytes]:
         """All frames that are ready. Ends responses, and starts what waited for them."""
@@ -153,6 +153,7 @@ class ResponsesSocket:
         self._lanes.take_waiting()
         self._pictures.release()
         for job in self._jobs.values():
+            branches.forget(self, job, told=False)
             if (held := job.held) is not None:
                 # What was never told has no key that a client could know.
                 if code in ACCIDENTS and held.next:
@@ -164,9 +165,7 @@ class ResponsesSocket:
         self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
-        for latest in self._lanes.latest.values():
-            self._store.release(latest.turn)
-        self._lanes.latest.clear()
+        self.latest.clear()
 
     def drain(self) -> None:
         """Refuse what waits and what comes; close with 1012 when the running responses have ended."""
@@ -174,7 +173,7 @@ class ResponsesSocket:
         if self._extended:
             self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
-            self._refuse(stopping(), UNSET if lane is None else lane)
+            self.refuse(stopping(), UNSET if lane is None else lane)
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
 
     # -- client events -----------------------------------------------------------------------------------------
@@ -183,7 +182,7 @@ class ResponsesSocket:
         try:
             self.say(ev.PictureHeld(self._pictures.take(picture), len(picture)))
         except WireError as error:
-            self._refuse(error, UNSET)
+            self.refuse(error, UNSET)
 
     def _create(self, message: str | bytes, fields: dict[str, Raw], lane: ev.Lane) -> None:
         settings = self._settings
@@ -202,8 +201,9 @@ class ResponsesSocket:
         if not self._lanes.name(name):
             raise lanes_named(settings.lanes.named)
         request, pictures = self._pictures.resolved(decoded.value)
+        branches.wanted(request, settings.lanes.in_flight)
         size = len(message) + pictures
-        if not self._lanes.wait(name, request, size):
+        if not self._lanes.wait(name, request, size, branches.answers(request)):
             raise too_many(self._lanes, size)
         self._start_waiting()
 
@@ -218,66 +218,19 @@ class ResponsesSocket:
             if isinstance(running, Fetching):
                 running.cancelled = True
             jobs = [running] if isinstance(running, Job) else []
+            jobs += self.branches(cancel.stream_id)
         for job in jobs:
-            stream = job.response.run.stream
-            if stream.finish is None:
-                self._runtime.cancel(stream)
-            elif stream.limit is not None:
-                # It had ended by itself, and its reader's credit did not reach that far: the end is what is wanted.
-                stream.limit = None
-                self.mark(stream)
+            self.stop(job)
 
-    def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
-        target = string(fields.get("previous_response_id")) or ""
-        given = fields.get("input", Raw(b"null"))
-        job = next((job for job in self._jobs.values() if job.response.run.id == target), None)
-        try:
-            try:
-                items = steer_items(decode(message, ResponseSteer, fields=fields).value)
-            except WireError as error:
-                raise SteerRefused("invalid_input", error.message) from None
-            if job is None:
-                raise self._no_target(target)
-            run = job.response.run
-            if isinstance(run, WarmUpRun):
-                raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
-            if (why := None if run.stream.finish is None else fate(run)) is not None:
-                raise SteerRefused("response_not_active", why)
-            if job.response.over:  # its end is recorded, and only waits to be read here
-                raise SteerRefused("response_already_completed", "The response has ended: continue it.")
-            steer = job.steering.accept(run, target, given, items)
-        except SteerRefused as refused:
-            self._refuse_steer(job, target, given, refused)
-            return
-        job.response.say(ev.SteerAccepted(run.next_number(), steer.name, run.lane))
-        self.mark(run.stream)
-
-    def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
-        if job is None or job.response.over:
-            lane: ev.Lane = UNSET
-            if job is not None:
-                lane = job.response.run.lane
-                # Steers of one response are told apart by their order alone: earlier ones are answered first.
-                self._frames += job.response.take()
-            self.say(steer_failed(0, refused.code, refused.message, target, given, lane))
-            return
-        run = job.response.run
-        job.response.say(
-            steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane)
-        )
-        self.mark(run.stream)
-
-    def _no_target(self, target: str) -> SteerRefused:
-        """Why there is no response to steer under this id."""
-        if any(latest.response_id == target for latest in self._lanes.latest.values()):
-            return SteerRefused("response_already_completed", "The response has ended: continue it.")
-        if self._running.find(self._wire.tenant, target) is not None:
-            return SteerRefused("response_not_active", "This response runs on another connection.")
-        if self._store.get(self._wire.tenant, target) is not None:
-            return SteerRefused("response_already_completed", "The response has ended: continue it.")
-        return SteerRefused(
-            "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
-        )
+    def stop(self, job: Job) -> None:
+        """Its answer ends as cancelled, and the end is told whatever credit its reader has left."""
+        stream = job.response.run.stream
+        if stream.finish is None:
+            self._runtime.cancel(stream)
+        elif stream.limit is not None:
+            # It had ended by itself, and its reader's credit did not reach that far: the end is what is wanted.
+            stream.limit = None
+            self.mark(stream)
 
     # -- the life of a response --------------------------------------------------------------------------------
 
@@ -297,7 +250,7 @@ class ResponsesSocket:
     ) -> None:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
         previous = request.previous_response_id
-        if previous is None or (turn := self._latest_turn(previous)) is not None:
+        if previous is None or (turn := self.latest.find(previous)) is not None:
             self._open(lane, request, None if previous is None else turn, commits, own=own)
             return
         fetching = Fetching()
@@ -328,6 +281,8 @@ class ResponsesSocket:
         own: bool,
         cancelled: bool = False,
     ) -> None:
+        branching = branches.wanted(request, self._settings.lanes.in_flight)
+        own_lane = lane if branching is None else branch_lane(lane, 0)
         try:
             check_model(
                 request.model or self._default_model, self._runtime.card, self._settings.model_aliases
@@ -336,23 +291,31 @@ class ResponsesSocket:
                 self._runtime,
                 self._settings,
                 self._running,
-                request,
+                branches.single(request),
                 parent,
                 self._wire.tenant,
                 self.mark,
-                lane=UNSET if lane is None else lane,
+                lane=UNSET if own_lane is None else own_lane,
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
             return
-        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
-        self._lanes.start(lane, job)
-        stream = response.run.stream
-        self._jobs[stream] = job
-        equip(job, request, self.held, self, extended=self._extended)
+        continues = branching is None and self._continues(lane, request)
+        job = Job(own_lane, response, continues, own, commits)
+        self.latest.forget_branches(lane)
+        if branching is not None:
+            branches.expect(self, job, branching, lane)
+        self._begin(job)
         if cancelled:
-            self._runtime.cancel(stream)
-        self.mark(stream)  # the stream may have spoken, or ended, before it was known here
+            self._runtime.cancel(response.run.stream)
+
+    def _begin(self, job: Job) -> None:
+        """The job runs in its lane from now on."""
+        run = job.response.run
+        self._lanes.start(job.lane, job)
+        self._jobs[run.stream] = job
+        equip(job, run.request, self.held, self, extended=self._extended)
+        self.mark(run.stream)  # the stream may have spoken, or ended, before it was known here
 
     def _fail(
         self,
@@ -364,10 +327,10 @@ class ResponsesSocket:
         own: bool,
     ) -> None:
         """The request is refused; what it continued in its own lane is forgotten."""
-        if self._is_latest(lane, request.previous_response_id):
-            self._forget(lane)
+        if self._continues(lane, request):
+            self.latest.forget(lane)
         if own:
-            self._refuse(error, UNSET if lane is None else lane)
+            self.refuse(error, UNSET if lane is None else lane)
         self._fail_steers(commits, lane, "successor_creation_failed", error.message)
 
     def mark(self, stream: TokenStream) -> None:
@@ -382,6 +345,8 @@ class ResponsesSocket:
     def _tell(self, job: Job) -> None:
         response = job.response
         run = response.run
+        if job.branching is not None:
+            branches.begin(self, job)
         if job.reports:
             again = job.held is not None and job.held.must_replay
             self._frames += self._reports.tell(job)
@@ -393,8 +358,10 @@ class ResponsesSocket:
         else:
             self._frames += response.take()
         if run.refusal is not None:
+            asked = base_lane(job.lane) if job.branching is not None else job.lane
+            branches.forget(self, job, told=False)  # the one refusal is for all of them
             if job.own:
-                self._refuse(run.refusal, run.lane)
+                self.refuse(run.refusal, UNSET if asked is None else asked)
             self._fail_steers(job.commits, job.lane, "successor_creation_failed", run.refusal.message)
         elif run.began and job.commits:
             job.commits = []  # the successor exists: their input is part of it
@@ -414,6 +381,7 @@ class ResponsesSocket:
     def _finish(self, job: Job) -> None:
         response, held = job.response, job.held
         run = response.run
+        branches.forget(self, job, told=True)
         del self._jobs[run.stream]
         self._lanes.leave(job.lane)
         self._reports.paused.pop(run.stream, None)
@@ -424,10 +392,10 @@ class ResponsesSocket:
             held.finished = True
         turn, response.turn = response.turn, None
         if turn is not None:
-            self._forget(job.lane)
-            self._lanes.latest[job.lane] = Latest(run.id, turn)
+            lane = base_lane(job.lane) if job.promoted else job.lane
+            self.latest.put(lane, run.id, turn)
         elif job.continues_lane:
-            self._forget(job.lane)
+            self.latest.forget(job.lane)
         self._follow(job)
 
     def _follow(self, job: Job) -> None:
@@ -456,20 +424,10 @@ class ResponsesSocket:
         for steer in steers:
             self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def _latest_turn(self, response_id: str) -> Turn | None:
-        """The turn of a lane's latest response: it continues even if it was not stored."""
-        for latest in self._lanes.latest.values():
-            if latest.response_id == response_id:
-                return latest.turn
-        return None
-
-    def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
-        latest = self._lanes.latest.get(lane)
-        return latest is not None and latest.response_id == response_id
-
-    def _forget(self, lane: str | None) -> None:
-        if (latest := self._lanes.latest.pop(lane, None)) is not None:
-            self._store.release(latest.turn)
+    def _continues(self, lane: str | None, request: ResponseRequest) -> bool:
+        """It goes on from the last response of its own lane."""
+        previous = request.previous_response_id
+        return previous is not None and self.latest.of(lane) == previous
 
     # -- verbs of ours (extension.py) --------------------------------------------------------------------------
 
@@ -493,10 +451,23 @@ class ResponsesSocket:
     def runtime(self) -> Runtime:
         return self._runtime
 
+    @property
+    def responses(self) -> Running:
+        """Every response under way, on any connection."""
+        return self._running
+
     def running(self, lane: str | None) -> Job | None:
         """The job that runs in this lane."""
         found = self._lanes.running(lane)
         return found if isinstance(found, Job) else None
+
+    @property
+    def lanes(self) -> Lanes[ResponseRequest, Job | Fetching]:
+        return self._lanes
+
+    def branches(self, lane: str | None) -> list[Job]:
+        """The jobs that run in branches of this lane."""
+        return [job for job in self._lanes.branches(lane) if isinstance(job, Job)]
 
     def fork(
         self,
@@ -506,29 +477,45 @@ class ResponsesSocket:
         request: ResponseRequest,
         lane: str,
     ) -> None:
-        """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal if it
-        cannot; then nothing has changed."""
+        """An answer that begins as `parent` does runs in `lane` from now on, or several in its branches. Raises
+        WireError or Refusal if it cannot; then nothing has changed."""
         if not LANE_NAME.match(lane):
             raise bad_lane()
         if self._draining or self._expired:
             raise stopping()
+        branching = branches.wanted(request, self._settings.lanes.in_flight)
         self._free_lane(lane)
-        if self._lanes.in_flight >= self._settings.lanes.in_flight:
+        if self._lanes.in_flight + branches.answers(request) > self._settings.lanes.in_flight:
             raise too_many(self._lanes, 0)
+        if branching is None:
+            self.begin_fork(parent, turn, place, request, lane)
+        else:
+            one = branches.single(request)
+            job = self.begin_fork(parent, turn, place, one, branch_lane(lane, 0))
+            branches.expect(self, job, branching, lane)
+        self.latest.forget_branches(lane)
+
+    def begin_fork(
+        self,
+        parent: RunningResponse,
+        turn: Turn | None,
+        place: ForkPlace,
+        request: ResponseRequest,
+        lane: str,
+    ) -> Job:
+        """`fork`, in a lane that is free and has its place."""
         response = fork_response(
             self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
         )
         job = Job(lane, response, False, True, [])
-        self._lanes.start(lane, job)
-        self._jobs[response.run.stream] = job
-        equip(job, request, self.held, self, extended=self._extended)
-        self.mark(response.run.stream)
+        self._begin(job)
+        return job
 
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
         """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
         if not self._lanes.name(lane):
             raise lanes_named(self._settings.lanes.named)
-        if self._lanes.running(lane) not in (None, own):
+        if self._lanes.busy(lane) and (own is None or self._lanes.running(lane) is not own):
             raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
 
     def find(self, response_id: str) -> Job | None:
@@ -561,8 +548,13 @@ class ResponsesSocket:
         self._marked.pop(stream, None)
         self._reports.paused.pop(stream, None)
         self._lanes.leave(job.lane)
+        branches.forget(self, job, told=True)
         if held.desk is not self:
             self._close(4001, "the answer was resumed on another connection")
+
+    def say_ready(self, job: Job) -> None:
+        """What this job has to tell goes out now."""
+        self._frames += job.response.take()
 
     def say(self, event: Struct) -> None:
         """An event that belongs to no stream goes out behind everything that was told before."""
@@ -576,10 +568,10 @@ class ResponsesSocket:
 
     def _unreadable(self, error: WireError) -> None:
         """Answer a message that is no event, then count it: if it is one too many, the answer still goes out."""
-        self._refuse(error, UNSET)
+        self.refuse(error, UNSET)
         self._wire.malformed()
 
-    def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
+    def refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
         self.say(error_frame(WireError.of(error), lane))
 
     def _expire(self) -> None:
