@@ -25,6 +25,7 @@ from typing import Any
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
+from headrace.clients.branches import Branches
 from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
 from headrace.clients.events import NotAnEvent, read_model_ids, read_refusal
 from headrace.clients.link import Link
@@ -94,6 +95,7 @@ class Client:
         self._reconnect_within = reconnect_within
         self._link: Link | None = None
         self._linking = asyncio.Lock()
+        self._seating = asyncio.Lock()
         self._closed = False
 
     async def open(self) -> None:
@@ -155,9 +157,7 @@ class Client:
             "model": model or self.model,
             "input": input if isinstance(input, str) else list(input),
             "instructions": instructions,
-            "previous_response_id": previous.response_id
-            if isinstance(previous, ResponseStream)
-            else previous,
+            "previous_response_id": _id_of(previous),
             "temperature": temperature,
             "top_p": top_p,
             "max_output_tokens": max_output_tokens,
@@ -167,7 +167,61 @@ class Client:
             "x_credit": credit,
             **(extra or {}),
         }
-        return await self._ask(request, previous.lane if isinstance(previous, ResponseStream) else None)
+        return await self._ask(request, _lane_of(previous))
+
+    async def branches(
+        self,
+        input: Input,
+        n: int,
+        *,
+        at: int | str | Mapping[str, float] = "start",
+        previous: ResponseStream | str | None = None,
+        credit: int | None = None,
+        **fields: Any,
+    ) -> Branches:
+        """Ask for `n` answers side by side; returns when the server has taken the request. They part at the start,
+        or when the first one has `at` tokens, or (`{"entropy_gt": t}`) at its first token of more doubt than `t`
+        nats; what they have in common is computed once. Branch k draws with the seed `seed + k`.
+
+        `previous` and `credit` (of each branch) are as in `respond`, `fields` those of a `response.create` event.
+        Raises what `respond` raises."""
+        request = {
+            "type": "response.create",
+            "model": self.model,
+            "input": input if isinstance(input, str) else list(input),
+            "previous_response_id": _id_of(previous),
+            "x_credit": credit,
+            "x_branches": {"n": n, "at": at},
+            **fields,
+        }
+        if not 1 <= n <= self._lanes:
+            raise ValueError(f"this connection has room for 1 to {self._lanes} branches")
+        async with self._seating:  # of several who need many seats, only one waits for them at a time
+            for taken in range(n):
+                try:
+                    await self._seats.acquire()
+                except BaseException:
+                    self._stand_up(taken)
+                    raise
+        try:
+            link = await self._linked()
+        except BaseException:
+            self._stand_up(n)
+            raise
+        lane, streams = link.branch(self._seats.release, n)
+        said = {name: value for name, value in request.items() if value is not None}
+        try:
+            await asyncio.shield(link.post({**said, "stream_id": lane}))
+            await streams[0].created()
+        except BaseException:
+            for stream in streams:
+                stream.abandon()
+            raise
+        return Branches(streams, link)
+
+    def _stand_up(self, seats: int) -> None:
+        for _ in range(seats):
+            self._seats.release()
 
     async def fork(
         self,
@@ -317,6 +371,15 @@ class Client:
         if isinstance(cause, ssl.SSLError):
             return ServerUnreachable(f"no secure connection to {self.http_url}: {cause}")
         return ServerUnreachable(f"no connection to {self.http_url}: {cause or type(cause).__name__}")
+
+
+def _id_of(previous: ResponseStream | str | None) -> str | None:
+    return previous.response_id if isinstance(previous, ResponseStream) else previous
+
+
+def _lane_of(previous: ResponseStream | str | None) -> str | None:
+    """Where its conversation goes on: a branch goes on in the lane that it is a branch of."""
+    return previous.lane.partition("#")[0] if isinstance(previous, ResponseStream) else None
 
 
 def _lose(streams: list[ResponseStream], why: ConnectionLost) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
 from headrace.server.protocol.extension import Error as VerbRefused
-from headrace.server.protocol.extension import Goaway, Paused, Resumed, Updated
+from headrace.server.protocol.extension import Goaway, Paused, Promoted, Pruned, Resumed, Updated
 from headrace.server.protocol.response_events import (
     Completed,
     Created,
@@ -48,6 +48,8 @@ __all__ = [
     "PartAdded",
     "PartDone",
     "Paused",
+    "Promoted",
+    "Pruned",
     "Response",
     "Resumed",
     "TextDelta",
@@ -89,6 +91,8 @@ KnownEvent = (
     | Paused
     | Resumed
     | Updated
+    | Pruned
+    | Promoted
     | VerbRefused
     | Goaway
 )
@@ -127,6 +131,8 @@ def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
     if isinstance(event, Goaway):
         return None
+    if isinstance(event, (Pruned, Promoted)):
+        return event.branch
     lane = event.data.get("stream_id") if isinstance(event, UnknownEvent) else event.stream_id
     return lane if isinstance(lane, str) else None
 
