@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from headrace.runtime.meaning import max_len_of, params_of, wish_of
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import ForkPoint, Phase, Req
+from headrace.runtime.request import ForkPoint, Req
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import Ask, Prompt, Prompter, TextCutter
@@ -105,11 +105,7 @@ def fork_request(
     source, prompt = parent.req, parent.prompt
     if source is None or prompt is None:
         raise Refusal("fork_point_invalid", "this answer has not begun")
-    if source.grammar is not None or ask.shape is not None:
-        raise Refusal("fork_not_supported", "an answer that follows a grammar cannot be forked yet")
     prompt_len = parent.prompt_tokens
-    if source.logprobs is not None or wish_of(ask, prompt_len, prompter.logits_width) is not None:
-        raise Refusal("fork_not_supported", "an answer with logprobs cannot be forked yet")
     said = source.tokens[prompt_len : prompt_len + parent.said]
     kept, cutter, text = cut_answer(said, at, ask, prompter)
     ids = source.tokens[: prompt_len + len(said[: kept.shared])] + kept.forced
@@ -117,7 +113,11 @@ def fork_request(
     max_len = max_len_of(ask, prompt_len, limit)
     if max_len <= count:
         raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
-    shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
+    grammar = None if prompt.grammar is None else prompt.grammar.copy()
+    if grammar is not None and not grammar.follow(ids[prompt_len:]):
+        raise Refusal("fork_point_invalid", "what is kept is not what the answer has to look like")
+    wish = wish_of(ask, prompt_len, prompter.logits_width)
+    shares = ForkPoint(source, prompt_len + kept.shared)
     params = params_of(ask, prompter)
-    req = Req(req_id, source.salt, ids, count, max_len, params, shares, spans=source.spans)
+    req = Req(req_id, source.salt, ids, count, max_len, params, shares, wish, grammar, source.spans)
     return Forked(req, prompt, cutter, text, kept.shared)

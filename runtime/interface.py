@@ -28,6 +28,7 @@ from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
+from headrace.runtime.siblings import Siblings
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
@@ -198,7 +199,7 @@ class Runtime:
         self._preparing_characters = 0
         self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
-        self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
+        self._siblings: dict[TokenStream, Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
@@ -252,7 +253,7 @@ class Runtime:
             )
             for index in range(1, count)
         )
-        self._siblings[first] = _Siblings(waiting)
+        self._siblings[first] = Siblings(waiting)
         return (first, *(stream for stream, _ in waiting))
 
     def _check_room(self, count: int) -> None:
@@ -315,7 +316,8 @@ class Runtime:
         sampling fields of `ask` (its `max_tokens` counts the whole answer); and how many tokens of `parent` it
         keeps. They are told as if they had been generated for it.
 
-        The parent may run or have ended; while it runs, its pages are shared and nothing is computed again. Raises
+        The parent may run or have ended; what is left of its pages is shared, and not computed again: all of them,
+        if it runs, or was to be kept (`TokenStream.outlive`) and nobody needed their room. Raises
         Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
@@ -324,8 +326,10 @@ class Runtime:
         stream = TokenStream(listener, opened=self.loop.clock())
         stream.prompt = prompt
         generation = Generation(req, stream, found.cutter, self.prompter.splitter(ask, prompt))
-        for token, piece in zip(req.tokens[prompt_len:], found.pieces, strict=True):
-            retell(generation, token, piece)
+        if req.logprobs is not None:
+            stream.want_logprobs(req.logprobs.top, self.prompter.spell)
+        for index, (token, piece) in enumerate(zip(req.tokens[prompt_len:], found.pieces, strict=True)):
+            retell(generation, token, piece, parent.told_logprob(index) if index < found.shared else None)
         self._begin(generation, prompt_len)
         return stream, found.shared
 
@@ -429,7 +433,7 @@ class Runtime:
             "paused": len(scheduler.paused),
             "kv_pages_total": scheduler.pool.count,
             "kv_pages_in_use": scheduler.pages_in_use,
-            "kv_pages_cached": scheduler.tree.idle_pages,
+            "kv_pages_cached": scheduler.tree.idle_pages + len(scheduler.remnants),
         }
 
     # -- preparation -------------------------------------------------------------------------------------------
@@ -483,8 +487,9 @@ class Runtime:
         stream.req = generation.req
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len if prompt_len is None else prompt_len
-        if generation.req.logprobs is not None:
-            stream.logprobs, stream.spell = [], self.prompter.spell
+        if generation.req.logprobs is not None and stream.logprobs is None:
+            stream.want_logprobs(generation.req.logprobs.top, self.prompter.spell)
+        generation.req.forkable = stream.forkable
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
@@ -552,7 +557,7 @@ class Runtime:
             prompt.grammar,
             prompt.spans,
         )
-        stream.prompt = replace(prompt, grammar=None)
+        stream.prompt = prompt if prompt.grammar is None else replace(prompt, grammar=prompt.grammar.copy())
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:
@@ -565,21 +570,6 @@ class Runtime:
         assert stream.finish is not None
         self.ends[stream.finish] += 1
         self.on_end(stream)
-
-
-@dataclass(slots=True)
-class _Siblings:
-    """Streams that wait for the first one of their prompt, and what each will answer, once that is prepared."""
-
-    waiting: tuple[tuple[TokenStream, Ask], ...]
-    prompts: tuple[Prompt, ...] = ()
-
-    def take(self, prompt: Prompt) -> None:
-        """The prompt of the first one: a grammar moves with its answer, so everybody gets his own."""
-        own = prompt.grammar
-        self.prompts = tuple(
-            replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
-        )
 
 
 def _characters(ask: Ask) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 MOST_TOP = 20  # ranked tokens that can be asked for
+NO_LOGPROB = 1.0  # what stands for none at all: no probability has this logarithm
 FLOOR = -9999.0  # what stands for minus infinity: JSON has no word for it
 
 
@@ -54,6 +55,18 @@ class Logprobs:
         return TokenLogprob(
             token, _finite(self.values[place]), tuple([(rank, _finite(value)) for rank, value in ranked])
         )
+
+    def add(self, told: TokenLogprob | None) -> None:
+        """One place more, which may have none."""
+        self.values.append(NO_LOGPROB if told is None else told.logprob)
+        for rank in range(self.width):
+            token, value = (0, FLOOR) if told is None else told.top[rank]
+            self.ids.append(token)
+            self.tops.append(value)
+
+    def told(self, place: int, token: int) -> TokenLogprob | None:
+        """What was added at `place`, for `token`."""
+        return None if self.values[place] > 0 else self.at(place, token, self.width)
 
     def append(self, other: Logprobs, first: int, count: int) -> None:
         """Take over `count` places of `other` from `first` on, as wide as these columns."""

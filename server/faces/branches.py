@@ -93,6 +93,7 @@ def expect(socket: ResponsesSocket, job: Job, branching: x.Branching, lane: str 
     turn = response.parent
     if turn is not None:
         response.store.hold(turn)
+    response.run.stream.outlive()  # it may end with the very token at which they part
     assert not isinstance(branching.at, x.EntropyAbove)
     at = 0 if branching.at == "start" else branching.at
     to_come = list(range(1, branching.n))

@@ -62,3 +62,4 @@ def equip(job: Job, request: ResponseRequest, held: HeldResponses, desk: Desk, *
     leaves = request.x_on_disconnect or ("continue" if extended else "cancel")
     if leaves != "cancel":
         job.held = held.hold(job, desk, pauses=leaves == "pause")
+        stream.outlive()
