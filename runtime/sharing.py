@@ -133,12 +133,11 @@ def _share_left(
     # One page more than is shared whole: a fork point in the middle of a cached page copies from it.
     found = tree.match(req.salt, parent.keys(0, (full + 1) * size), full + (at > full * size))
     source, shared = None, min(found.depth, full) * size
+    left = remnants.find(parent.id)
     if found.depth > full:
         source, shared = found.node.page, at
-    elif found.depth == full and (left := remnants.find(parent.id)) is not None:
-        page, landed = left
-        if landed > shared and landed // size == full:
-            source, shared = page, min(at, landed)
+    elif left is not None and left[1] // size == found.depth:  # it goes on right behind those pages
+        source, shared = left[0], min(at, left[1])
     if shared:
         req.lease = tree.lease_upto(found, min(found.depth, full))
         _take(
