@@ -12,7 +12,19 @@ import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
 from headrace.server.protocol.extension import Error as VerbRefused
-from headrace.server.protocol.extension import Goaway, Paused, Promoted, Pruned, Resumed, Updated
+from headrace.server.protocol.extension import (
+    Goaway,
+    Paused,
+    PrefillProgress,
+    Promoted,
+    Pruned,
+    Queue,
+    Resumed,
+    Step,
+    StepStream,
+    Summary,
+    Updated,
+)
 from headrace.server.protocol.response_events import (
     Completed,
     Created,
@@ -48,10 +60,15 @@ __all__ = [
     "PartAdded",
     "PartDone",
     "Paused",
+    "PrefillProgress",
     "Promoted",
     "Pruned",
+    "Queue",
     "Response",
     "Resumed",
+    "Step",
+    "StepStream",
+    "Summary",
     "TextDelta",
     "TextDone",
     "UnknownEvent",
@@ -95,6 +112,9 @@ KnownEvent = (
     | Promoted
     | VerbRefused
     | Goaway
+    | Queue
+    | PrefillProgress
+    | Step
 )
 AnyEvent = KnownEvent | UnknownEvent
 TERMINAL = (Completed, Incomplete, Failed)
@@ -129,7 +149,7 @@ def read_event(message: bytes) -> AnyEvent:
 
 def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
-    if isinstance(event, Goaway):
+    if isinstance(event, Goaway | Step):
         return None
     if isinstance(event, (Pruned, Promoted)):
         return event.branch

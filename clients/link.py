@@ -19,6 +19,7 @@ from headrace.clients.events import (
     NotAnEvent,
     Promoted,
     Pruned,
+    Step,
     VerbRefused,
     lane_of,
     read_event,
@@ -185,7 +186,12 @@ class Link:
             if stream := self._streams.get(lane):
                 stream.feed(event)
             return
-        if isinstance(event, ErrorFrame):
+        if isinstance(event, Step):
+            carried = {stream.response_id: stream for stream in self._streams.values()}
+            for own in event.streams:
+                if found := carried.get(own.response_id):
+                    found.timeline.step(event, own)
+        elif isinstance(event, ErrorFrame):
             # The server could not even read which lane it was about: any request that has no answer yet.
             waiting = [stream for stream in self._streams.values() if stream.status == "queued"]
             for stream in waiting:

@@ -1,4 +1,4 @@
-"""The other streams of a prompt that is answered several times: they wait for the first one to begin."""
+"""Streams that answer one prompt and wait for the first of them. Knows asks and prompts; knows no loop."""
 
 from __future__ import annotations
 

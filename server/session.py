@@ -10,9 +10,13 @@ so on, and `LANE` itself is taken as long as one of them runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Raw
+
+from headrace.server.conversation import Turn
 
 BRANCH = "#"  # between the name of a lane and the number of its branch; no client's own name has one
 
@@ -69,6 +73,16 @@ def base_lane(lane: str | None) -> str | None:
     if lane is None or BRANCH not in lane:
         return lane
     return lane.partition(BRANCH)[0] or None
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The last response of a lane: continues even if it was not stored. Holds its turn; `items()` gives what it was
+    asked with and what it answered, JSON by id."""
+
+    response_id: str
+    turn: Turn
+    items: Callable[[], Mapping[str, Raw]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +184,11 @@ class Lanes(Generic[W, J]):
         """A job runs in this lane, or in a branch of it."""
         return lane in self._running or lane in self._branches
 
-    def branches(self, lane: str | None) -> list[J]:
-        """The jobs that run in branches of this lane."""
+    def branches(self, lane: str | None) -> list[str | None]:
+        """The branches of this lane in which a job runs."""
         if lane not in self._branches:
             return []
-        return [job for name, job in self._running.items() if name != lane and base_lane(name) == lane]
+        return [name for name in self._running if name != lane and base_lane(name) == lane]
 
     def running(self, lane: str | None) -> J | None:
         """The job that runs in this lane."""

@@ -161,7 +161,7 @@ def promote(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw
     ended = socket.latest.of(chosen) if base != chosen else None
     if job is None and ended is None:
         raise WireError("response_not_found", "no such branch runs or has ended here", "branch")
-    for other in socket.branches(base):
+    for other in running_branches(socket, base):
         forget(socket, other, told=True)
         other.promoted = other is job
         if other is not job and other.response.run.stream.finish is None:
@@ -173,6 +173,12 @@ def promote(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw
     assert response_id is not None
     socket.responses.branch_counts.promoted += 1
     socket.say(x.Promoted(chosen, response_id, UNSET if verb.event_id is None else verb.event_id))
+
+
+def running_branches(socket: ResponsesSocket, lane: str | None) -> list[Job]:
+    """The jobs that run in branches of this lane."""
+    jobs = [socket.running(name) for name in socket.lanes.branches(lane)]
+    return [job for job in jobs if job is not None]
 
 
 def _cut(socket: ResponsesSocket, job: Job, event_id: str | object = UNSET) -> None:
@@ -192,7 +198,7 @@ def _branch(socket: ResponsesSocket, lane: str) -> Job | None:
 
 def _waiting(socket: ResponsesSocket, lane: str) -> tuple[Branching | None, int]:
     """Where a branch waits that has not begun, and its number."""
-    for job in socket.branches(base_lane(lane)):
+    for job in running_branches(socket, base_lane(lane)):
         branching = job.branching
         if branching is not None:
             for number in branching.to_come:

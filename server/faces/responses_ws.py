@@ -11,11 +11,11 @@ from functools import partial
 
 from msgspec import UNSET, Raw, Struct
 
-from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream, micros
 from headrace.runtime.refusal import shorten
-from headrace.server.conversation import Stored, Turn
+from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
-from headrace.server.faces import branches
+from headrace.server.faces import branches, cancel_verb, steer_verb
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.extension import VERBS, verb_error
 from headrace.server.faces.frames import (
@@ -25,19 +25,20 @@ from headrace.server.faces.frames import (
     error_frame,
     lane_of,
     lanes_named,
-    not_found,
     stopping,
     too_many,
 )
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.jobs import Fetching, Job, Parked, equip
+from headrace.server.faces.latest import LatestResponses
+from headrace.server.faces.lineage import Traced, items_of, refers, trace
 from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
 from headrace.server.faces.reports import Reports
+from headrace.server.faces.responses import BEGINNING
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.faces.steer_event import steer_running
 from headrace.server.faces.steering import (
     Steer,
     fate,
@@ -45,13 +46,13 @@ from headrace.server.faces.steering import (
     successor,
     with_steers,
 )
-from headrace.server.latest import LatestResponses
+from headrace.server.faces.telemetry import steps_told
 from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
-from headrace.server.session import Lanes, WaitingBudget, base_lane, branch_lane
+from headrace.server.protocol.responses import ResponseCreate, ResponseRequest
+from headrace.server.session import Lanes, Latest, WaitingBudget, base_lane, branch_lane
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
 EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
@@ -76,11 +77,12 @@ class ResponsesSocket:
         self.held = held
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
         self._reports = Reports()
+        self.board = StepBoard()
         self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
         self._settings = settings
-        self._running = running
+        self.responses = self._running = running
         self._store = running.store
         self._default_model = request.query.get("model")
         self._lanes: Lanes[ResponseRequest, Job | Fetching] = Lanes(settings.lanes, budget)
@@ -116,9 +118,9 @@ class ResponsesSocket:
                     lane = lane_of(fields)
                     self._create(message, fields, lane)
                 case "response.cancel":
-                    self._cancel(message, fields)
+                    cancel_verb.cancel(self, message, fields)
                 case "response.steer":
-                    steer_running(self, message, fields)
+                    steer_verb.steer(self, message, fields)
                 case verb if verb is not None and verb.startswith("x."):
                     self._verb(verb, message, fields)
                 case None if absent(fields.get("type")):
@@ -133,6 +135,8 @@ class ResponsesSocket:
 
     def render(self) -> list[str | bytes]:
         """All frames that are ready. Ends responses, and starts what waited for them."""
+        if self.board.used:
+            self._tell_steps()
         while self._marked:
             marked, self._marked = self._marked, {}
             for stream in marked:
@@ -207,21 +211,6 @@ class ResponsesSocket:
             raise too_many(self._lanes, size)
         self._start_waiting()
 
-    def _cancel(self, message: str | bytes, fields: dict[str, Raw]) -> None:
-        # Silent where nothing matches: clients read any frame here as the answer to their next request. An id of
-        # the wrong type is no such race but a mistake in the client's program, and silence would hide it there.
-        cancel = decode(message, ResponseCancel, fields=fields).value
-        if cancel.response_id is not None:
-            jobs = [job for job in self._jobs.values() if job.response.run.id == cancel.response_id]
-        else:
-            running = self._lanes.running(cancel.stream_id)
-            if isinstance(running, Fetching):
-                running.cancelled = True
-            jobs = [running] if isinstance(running, Job) else []
-            jobs += self.branches(cancel.stream_id)
-        for job in jobs:
-            self.stop(job)
-
     def stop(self, job: Job) -> None:
         """Its answer ends as cancelled, and the end is told whatever credit its reader has left."""
         stream = job.response.run.stream
@@ -231,6 +220,10 @@ class ResponsesSocket:
             # It had ended by itself, and its reader's credit did not reach that far: the end is what is wanted.
             stream.limit = None
             self.mark(stream)
+
+    def tell_rest(self, job: Job) -> None:
+        """What was said of this response, and only waits to be told."""
+        self._frames += job.response.take()
 
     # -- the life of a response --------------------------------------------------------------------------------
 
@@ -250,25 +243,29 @@ class ResponsesSocket:
     ) -> None:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
         previous = request.previous_response_id
-        if previous is None or (turn := self.latest.find(previous)) is not None:
-            self._open(lane, request, None if previous is None else turn, commits, own=own)
-            return
+        if not refers(request):
+            near = None if previous is None else self.latest.near(previous)
+            if previous is None or near is not None:
+                self._open(lane, request, None if near is None else near.turn, commits, own=own)
+                return
         fetching = Fetching()
         self._lanes.start(lane, fetching)  # who comes after it in its lane waits
 
-        def found(stored: Stored | Refusal | None) -> None:
+        def traced(outcome: Traced[ResponseRequest] | WireError | Refusal) -> None:
             if self._closing:
                 return
             self._lanes.leave(lane)
-            if isinstance(stored, Stored):
-                self._open(lane, request, stored.turn, commits, own=own, cancelled=fetching.cancelled)
+            if isinstance(outcome, Traced):
+                self._open(
+                    lane, outcome.request, outcome.parent, commits, own=own, cancelled=fetching.cancelled
+                )
             else:
-                self._fail(lane, request, not_found(previous) if stored is None else stored, commits, own=own)
+                self._fail(lane, request, outcome, commits, own=own)
             if fetching.later:
                 self._start_waiting()
                 self._wire.dirty()  # also if nothing else happens: the connection may be over now
 
-        self._store.find(self._wire.tenant, previous, found)
+        trace(self._store, self._wire.tenant, request, self.latest.near, traced)
         fetching.later = True
 
     def _open(
@@ -296,11 +293,12 @@ class ResponsesSocket:
                 self._wire.tenant,
                 self.mark,
                 lane=UNSET if own_lane is None else own_lane,
+                board=self.board,
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
             return
-        continues = branching is None and self._continues(lane, request)
+        continues = branching is None and self.latest.continues(lane, request.previous_response_id)
         job = Job(own_lane, response, continues, own, commits)
         self.latest.forget_branches(lane)
         if branching is not None:
@@ -327,7 +325,7 @@ class ResponsesSocket:
         own: bool,
     ) -> None:
         """The request is refused; what it continued in its own lane is forgotten."""
-        if self._continues(lane, request):
+        if self.latest.continues(lane, request.previous_response_id):
             self.latest.forget(lane)
         if own:
             self.refuse(error, UNSET if lane is None else lane)
@@ -370,6 +368,22 @@ class ResponsesSocket:
         elif job.steering.stop(run):
             self._runtime.cancel(run.stream)
 
+    def _tell_steps(self) -> None:
+        """Steps are told before what they brought, and behind the beginning of every response that they name."""
+        self.board.told_at = micros(self._settings.clock())
+        behind: list[str | bytes] = []
+        for stream in [stream for stream in self._marked if stream.meter is not None]:
+            job = self._jobs.get(stream)
+            if job is not None and not job.response.run.began:
+                del self._marked[stream]
+                at = len(self._frames)
+                self._tell(job)
+                at += BEGINNING * job.response.run.began
+                behind += self._frames[at:]
+                del self._frames[at:]
+        self._frames += steps_told(self.board)
+        self._frames += behind
+
     def _drop_if_slow(self, job: Job) -> None:
         """The policy of a client that would rather lose an answer than wait for it."""
         request, stream = job.response.run.request, job.response.run.stream
@@ -393,7 +407,9 @@ class ResponsesSocket:
         turn, response.turn = response.turn, None
         if turn is not None:
             lane = base_lane(job.lane) if job.promoted else job.lane
-            self.latest.put(lane, run.id, turn)
+            assert run.final is not None, "who leaves a turn has told its end"
+            # Not the run itself: that would keep its stream, and the request behind it.
+            self.latest.put(lane, Latest(run.id, turn, partial(items_of, run.request, run.final)))
         elif job.continues_lane:
             self.latest.forget(job.lane)
         self._follow(job)
@@ -424,11 +440,6 @@ class ResponsesSocket:
         for steer in steers:
             self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def _continues(self, lane: str | None, request: ResponseRequest) -> bool:
-        """It goes on from the last response of its own lane."""
-        previous = request.previous_response_id
-        return previous is not None and self.latest.of(lane) == previous
-
     # -- verbs of ours (extension.py) --------------------------------------------------------------------------
 
     def _verb(self, verb: str, message: str | bytes, fields: dict[str, Raw]) -> None:
@@ -451,11 +462,6 @@ class ResponsesSocket:
     def runtime(self) -> Runtime:
         return self._runtime
 
-    @property
-    def responses(self) -> Running:
-        """Every response under way, on any connection."""
-        return self._running
-
     def running(self, lane: str | None) -> Job | None:
         """The job that runs in this lane."""
         found = self._lanes.running(lane)
@@ -464,10 +470,6 @@ class ResponsesSocket:
     @property
     def lanes(self) -> Lanes[ResponseRequest, Job | Fetching]:
         return self._lanes
-
-    def branches(self, lane: str | None) -> list[Job]:
-        """The jobs that run in branches of this lane."""
-        return [job for job in self._lanes.branches(lane) if isinstance(job, Job)]
 
     def fork(
         self,
@@ -505,7 +507,16 @@ class ResponsesSocket:
     ) -> Job:
         """`fork`, in a lane that is free and has its place."""
         response = fork_response(
-            self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
+            self._runtime,
+            self._settings,
+            self._running,
+            parent,
+            turn,
+            place,
+            request,
+            self.mark,
+            lane,
+            self.board,
         )
         job = Job(lane, response, False, True, [])
         self._begin(job)
@@ -551,10 +562,6 @@ class ResponsesSocket:
         branches.forget(self, job, told=True)
         if held.desk is not self:
             self._close(4001, "the answer was resumed on another connection")
-
-    def say_ready(self, job: Job) -> None:
-        """What this job has to tell goes out now."""
-        self._frames += job.response.take()
 
     def say(self, event: Struct) -> None:
         """An event that belongs to no stream goes out behind everything that was told before."""

@@ -5,19 +5,11 @@ Knows turns; knows no wire format. Bounded by the lanes that a connection may ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from headrace.server.conversation import Turn
-from headrace.server.session import base_lane
-
-
-@dataclass(frozen=True, slots=True)
-class Latest:
-    """The last response of a lane. Holds its turn."""
-
-    response_id: str
-    turn: Turn
+from headrace.server.faces.lineage import Ancestor
+from headrace.server.session import Latest, base_lane
 
 
 class LatestResponses:
@@ -27,19 +19,31 @@ class LatestResponses:
         self._release = release
         self._latest: dict[str | None, Latest] = {}
 
-    def find(self, response_id: str) -> Turn | None:
-        """The turn of this response, if a lane remembers it."""
-        return next((it.turn for it in self._latest.values() if it.response_id == response_id), None)
+    def __iter__(self) -> Iterator[Latest]:
+        return iter(self._latest.values())
+
+    def find(self, response_id: str) -> Latest | None:
+        """This response, if a lane remembers it."""
+        return next((latest for latest in self if latest.response_id == response_id), None)
+
+    def near(self, response_id: str) -> Ancestor | None:
+        """This response as what a request may go on from: even if it was not stored."""
+        latest = self.find(response_id)
+        return None if latest is None else Ancestor(latest.turn, latest.items)
+
+    def continues(self, lane: str | None, previous: str | None) -> bool:
+        """Who goes on from `previous` in this lane goes on from the lane's own last response."""
+        return previous is not None and self.of(lane) == previous
 
     def of(self, lane: str | None) -> str | None:
         """The id of the response that this lane remembers."""
         latest = self._latest.get(lane)
         return None if latest is None else latest.response_id
 
-    def put(self, lane: str | None, response_id: str, turn: Turn) -> None:
+    def put(self, lane: str | None, latest: Latest) -> None:
         """The lane remembers this one, and holds its turn from now on."""
         self.forget(lane)
-        self._latest[lane] = Latest(response_id, turn)
+        self._latest[lane] = latest
 
     def promote(self, branch: str) -> None:
         """What a branch remembers is the last response of its lane."""

@@ -1,7 +1,4 @@
-"""`response.steer` on the socket: accepted for a running response, or given back with the reason.
-
-Knows the event and the jobs; knows no connection.
-"""
+"""`response.steer` on the Responses socket. Knows its fields and its refusals; knows no frames."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, Raw
 
-from headrace.runtime.refusal import shorten
-from headrace.server.faces.steering import SteerRefused, fate, steer_failed, steer_items
+from headrace.server.faces.steering import SteerRefused, fate, no_target, steer_failed, steer_items
 from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, string
@@ -22,8 +18,8 @@ if TYPE_CHECKING:
     from headrace.server.faces.responses_ws import ResponsesSocket
 
 
-def steer_running(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
-    """Answer one `response.steer`."""
+def steer(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
+    """A running response gets more input, or the client is told why not."""
     target = string(fields.get("previous_response_id")) or ""
     given = fields.get("input", Raw(b"null"))
     job = socket.find(target)
@@ -33,7 +29,7 @@ def steer_running(socket: ResponsesSocket, message: str | bytes, fields: dict[st
         except WireError as error:
             raise SteerRefused("invalid_input", error.message) from None
         if job is None:
-            raise _no_target(socket, target)
+            raise no_target(target, socket.latest, socket.responses, socket.tenant)
         run = job.response.run
         if isinstance(run, WarmUpRun):
             raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
@@ -55,23 +51,9 @@ def _refuse(socket: ResponsesSocket, job: Job | None, target: str, given: Raw, r
         if job is not None:
             lane = job.response.run.lane
             # Steers of one response are told apart by their order alone: earlier ones are answered first.
-            socket.say_ready(job)
+            socket.tell_rest(job)
         socket.say(steer_failed(0, refused.code, refused.message, target, given, lane))
         return
     run = job.response.run
     job.response.say(steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane))
     socket.mark(run.stream)
-
-
-def _no_target(socket: ResponsesSocket, target: str) -> SteerRefused:
-    """Why there is no response to steer under this id."""
-    running = socket.responses
-    if socket.latest.find(target) is not None:
-        return SteerRefused("response_already_completed", "The response has ended: continue it.")
-    if running.find(socket.tenant, target) is not None:
-        return SteerRefused("response_not_active", "This response runs on another connection.")
-    if running.store.get(socket.tenant, target) is not None:
-        return SteerRefused("response_already_completed", "The response has ended: continue it.")
-    return SteerRefused(
-        "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
-    )
