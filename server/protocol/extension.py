@@ -96,7 +96,8 @@ class Fork(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.fork"):
         Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("so many of its output tokens are kept")
     ] = None
     at_char: Annotated[
-        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("or so many characters of its text")
+        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None,
+        honoured("or so many characters of its text; what it thought is not counted"),
     ] = None
     force_text: Annotated[str | None, honoured("comes next, as if the model had written it")] = None
     drop_parent: Annotated[bool | None, honoured("true cancels the earlier one: a rewind")] = None

@@ -198,3 +198,24 @@ async def test_what_an_answer_left_behind_goes_before_anything_else() -> None:
     await socket.until_over(4)
     assert text(final(socket, "d")).encode() == answer(bench.prompts[0], 40, 1)
     await at_rest(bench, socket)
+
+
+async def test_characters_are_counted_in_what_was_said() -> None:
+    bench = FaceBench(
+        gated=True, choose=always("<think>let me see</think>The rain in Spain"), form={"reasoning": "think"}
+    )
+    socket = bench.socket(ext="1")
+    socket.create("q", stream_id="a", max_output_tokens=43)
+    await bench.until(lambda: text_of(socket, "a").endswith("Spain"))
+    parent = socket.said[0]["response"]["id"]
+    for at in (0, 4, 17):
+        socket.send(fork(parent, f"f{at}", at_char=at, force_text="!", max_output_tokens=50))
+        await bench.until(lambda n=at: any(e.get("stream_id") == f"f{n}" for e in finals_of(socket)))  # type: ignore[misc]
+        found = final(socket, f"f{at}")
+        assert found["output"][0]["type"] == "reasoning", "what was thought is kept"
+        assert found["output"][-1]["content"][0]["text"].startswith("The rain in Spain"[:at] + "!")
+        assert found["x_forked_from"]["at_token"] == len("<think>let me see</think>") + at
+    socket.send(fork(parent, "g", at_char=18))
+    bench.flush()
+    assert socket.said[-1]["error"]["code"] == "fork_point_invalid"
+    await at_rest(bench, socket)
