@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ForkPlace:
     """How much of an answer its fork keeps: so many `tokens`, or so many `characters` of what was said (exactly one
-    is given; thoughts do not count, and are kept with what follows them); then `text`, as if the model had written it.
-    """
+    is given; thoughts do not count, and are kept with what follows them); then `text`, as if the model had written
+    it."""
 
     tokens: int | None = None
     characters: int | None = None
