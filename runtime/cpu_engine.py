@@ -42,8 +42,8 @@ class CpuEngine:
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
     page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows, image_stages, whole_pictures:
-    what a Scheduler for this engine needs. Prompt ids lie below `embedding_rows`, sampled ones below
-    `logits_width`. images: how the model wants pictures, None if it takes none.
+    what a Scheduler for this engine needs. image_ratio: see Blueprint. Prompt ids lie below `embedding_rows`,
+    sampled ones below `logits_width`. images: how the model wants pictures, None if it takes none.
     """
 
     masks = True  # it asks the grammars of a plan for their masks
@@ -89,6 +89,7 @@ class CpuEngine:
             image_stages(self.model_config),
             sees_mutually(self.model_config),
         )
+        self.image_ratio = blueprint.image_ratio
         most_tokens = self.chunk_tokens
         if self.whole_pictures and self.images is not None:
             most_tokens = max(most_tokens, self.images.row_limit)  # what no chunk may split

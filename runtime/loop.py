@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.encode_pace import EncodePace
 from headrace.runtime.logprobs import TokenLogprob
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
-from headrace.runtime.plan import StepPlan, StepResult
+from headrace.runtime.plan import StepPlan, StepResult, row_price
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
@@ -119,7 +120,8 @@ def _nothing() -> None:
 
 
 class StepLoop:
-    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired.
+    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired. encodes: what a
+    picture's encode takes; None: a prompt token for each row.
 
     Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
     streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens, and how many streams had
@@ -134,12 +136,14 @@ class StepLoop:
         engine: Engine,
         *,
         request_limit: float = 1800.0,
+        encodes: EncodePace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert engine.depth >= 1
         self.scheduler = scheduler
         self.engine = engine
         self.request_limit = request_limit
+        self.encodes = encodes
         self.clock = clock
         self.on_flush: Callable[[], None] = _nothing
         self.on_step: Callable[[StepFacts], None] = _ignore_step
@@ -299,9 +303,10 @@ class StepLoop:
             self.on_step(StepFacts(seconds, rows, len(plan.prefill), tokens, self._gap, self._lag))
             self._gap = self._lag = 0.0
             if self.engine.pace is not None and not plan.encodes:
-                # A step that was launched behind another kept the device busy only once that one had landed.
                 pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
                 self.engine.pace.observe(rows, tokens, pairs, now - began)
+            if self.encodes is not None:
+                self.encodes.observe(plan, now - began)
             self._landed_at = now
         self._launch()
         if events:
@@ -324,7 +329,9 @@ class StepLoop:
         while len(self._flight) < self.engine.depth:
             pace = self.engine.pace
             prospect = None if pace is None else self.scheduler.prospect()
-            plan = self.scheduler.plan(None if pace is None or prospect is None else pace.allow(*prospect))
+            budget = None if pace is None or prospect is None else pace.allow(*prospect)
+            price = row_price if self.encodes is None else self.encodes.price
+            plan = self.scheduler.plan(budget, price)
             if plan is None:
                 return
             now = self.clock()

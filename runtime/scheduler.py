@@ -50,9 +50,7 @@ class Scheduler:
 
     page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
-    a low value packs more requests and retracts more often. image_blocks, image_block_rows: the pool of image rows.
-    image_stages, whole_pictures: see Gallery.
-    """
+    a low value packs more requests and retracts more often. gallery: of pictures; None: there are none."""
 
     def __init__(
         self,
@@ -64,10 +62,7 @@ class Scheduler:
         prefix_cache: bool = True,
         waiting_limit: int = 1024,
         ahead_tokens: int = 64,
-        image_blocks: int = 0,
-        image_block_rows: int = 1,
-        image_stages: int = 1,
-        whole_pictures: bool = False,
+        gallery: Gallery | None = None,
     ) -> None:
         assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
         self.page_size = page_size
@@ -79,7 +74,7 @@ class Scheduler:
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
         self.remnants = Remnants(self.pool)
-        self.gallery = Gallery(image_blocks, image_block_rows, image_stages, whole_pictures)
+        self.gallery = gallery or Gallery(0, 1)
         self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
@@ -158,8 +153,7 @@ class Scheduler:
             self._settle(req)
 
     def plan(self, budget: int | None = None, price: Price = row_price) -> StepPlan | None:
-        """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step; `price`: how
-        many tokens of it the encode of a picture takes.
+        """The next step, or None if nothing can run. budget: in place of `chunk_tokens`; price: what encodes take.
 
         Decode rows first, then prompt chunks in order of admission, then admissions while budget, slots and
         pages last. All state is moved forward: the plan must be launched, and retired in order."""

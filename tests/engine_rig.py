@@ -18,6 +18,7 @@ import torch
 from headrace.runtime.config import EngineConfig
 from headrace.runtime.cpu_engine import CpuEngine
 from headrace.runtime.engine import open_engine
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.request import FinishReason, Req, SamplingParams
@@ -246,10 +247,9 @@ def scheduler_for(engine: CpuEngine, **settings: Any) -> Scheduler:
         "page_size": engine.page_size,
         "slots": engine.max_running,
         "chunk_tokens": engine.chunk_tokens,
-        "image_blocks": engine.image_blocks,
-        "image_block_rows": engine.image_block_rows,
-        "image_stages": engine.image_stages,
-        "whole_pictures": engine.whole_pictures,
+        "gallery": Gallery(
+            engine.image_blocks, engine.image_block_rows, engine.image_stages, engine.whole_pictures
+        ),
     }
     return Scheduler(**{**given, **settings})
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, Raw, structs
 
-from headrace.runtime.interface import ForkPlace
+from headrace.runtime.interface import ForkPlace, Refusal
+from headrace.runtime.refusal import shorten
 from headrace.server.faces.branches import promote, prune
 from headrace.server.faces.frames import RESUMED_LANE, bad_lane
 from headrace.server.faces.warm_up import WarmUpRun
@@ -136,6 +137,20 @@ VERBS: dict[str, Verb] = {
     "x.prune": prune,
     "x.promote": promote,
 }
+
+
+def obey(socket: ResponsesSocket, verb: str, message: str | bytes, fields: dict[str, Raw]) -> bool:
+    """Do what a verb says, or answer it with `x.error`; False if there is no such verb."""
+    if verb not in VERBS:
+        # In the verbs' own words, although there is none: clients take an `error` for their next request's end.
+        unknown = WireError("unknown_event", f"unknown event type: '{shorten(verb)}'", "type")
+        socket.say(verb_error(unknown, fields))
+        return False
+    try:
+        VERBS[verb](socket, message, fields)
+    except (WireError, Refusal) as error:
+        socket.say(verb_error(WireError.of(error), fields))
+    return True
 
 
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:

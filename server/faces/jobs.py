@@ -27,6 +27,13 @@ class Job:
     promoted: bool = False  # a branch that its lane remembers as its answer
 
     @property
+    def drops(self) -> bool:
+        """It runs, and its client would rather lose it than wait for it."""
+        request = self.response.run.request
+        running = self.response.run.stream.finish is None
+        return running and isinstance(request, ResponseCreate) and request.x_on_slow == "drop"
+
+    @property
     def reports(self) -> bool:
         """Its client knows what x.paused means."""
         request = self.response.run.request

@@ -12,12 +12,11 @@ from functools import partial
 from msgspec import UNSET, Raw, Struct
 
 from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream, micros
-from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces import branches, cancel_verb, steer_verb
-from headrace.server.faces.asks import check_model
-from headrace.server.faces.extension import VERBS, verb_error
+from headrace.server.faces.asks import check_model, check_response
+from headrace.server.faces.extension import obey
 from headrace.server.faces.frames import (
     LANE_NAME,
     absent,
@@ -78,6 +77,7 @@ class ResponsesSocket:
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
         self._reports = Reports()
         self.board = StepBoard()
+        self._fresh: list[Job] = []  # jobs whose steps are told, and whose beginning was not told yet
         self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
@@ -166,6 +166,7 @@ class ResponsesSocket:
                 self.held.let_go(held)
             job.response.abandon()
         self._jobs.clear()
+        self._fresh.clear()
         self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
@@ -248,6 +249,11 @@ class ResponsesSocket:
             if previous is None or near is not None:
                 self._open(lane, request, None if near is None else near.turn, commits, own=own)
                 return
+        try:
+            check_response(request)  # what nothing that is found could mend is said without looking for it
+        except WireError as error:
+            self._fail(lane, request, error, commits, own=own)
+            return
         fetching = Fetching()
         self._lanes.start(lane, fetching)  # who comes after it in its lane waits
 
@@ -312,6 +318,8 @@ class ResponsesSocket:
         run = job.response.run
         self._lanes.start(job.lane, job)
         self._jobs[run.stream] = job
+        if run.stream.meter is not None:
+            self._fresh.append(job)
         equip(job, run.request, self.held, self, extended=self._extended)
         self.mark(run.stream)  # the stream may have spoken, or ended, before it was known here
 
@@ -337,8 +345,10 @@ class ResponsesSocket:
             if not self._marked:
                 self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
-            if stream.full and (job := self._jobs.get(stream)) is not None:
-                self._drop_if_slow(job)
+            if stream.full and (job := self._jobs.get(stream)) is not None and job.drops:
+                # Its client would rather lose it than wait for it; not from inside the step that is being told.
+                self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
+                self._close(4002, "reading too slowly")
 
     def _tell(self, job: Job) -> None:
         response = job.response
@@ -372,25 +382,19 @@ class ResponsesSocket:
         """Steps are told before what they brought, and behind the beginning of every response that they name."""
         self.board.told_at = micros(self._settings.clock())
         behind: list[str | bytes] = []
-        for stream in [stream for stream in self._marked if stream.meter is not None]:
-            job = self._jobs.get(stream)
-            if job is not None and not job.response.run.began:
-                del self._marked[stream]
+        for job in self._fresh:
+            run = job.response.run
+            if run.stream in self._marked and not run.began:
+                del self._marked[run.stream]
                 at = len(self._frames)
                 self._tell(job)
-                at += BEGINNING * job.response.run.began
+                at += BEGINNING * run.began
                 behind += self._frames[at:]
                 del self._frames[at:]
+        if self._fresh:
+            self._fresh = [job for job in self._fresh if not (job.response.run.began or job.response.over)]
         self._frames += steps_told(self.board)
         self._frames += behind
-
-    def _drop_if_slow(self, job: Job) -> None:
-        """The policy of a client that would rather lose an answer than wait for it."""
-        request, stream = job.response.run.request, job.response.run.stream
-        if isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None:
-            # Not from inside the step that is being told.
-            self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
-            self._close(4002, "reading too slowly")
 
     def _finish(self, job: Job) -> None:
         response, held = job.response, job.held
@@ -443,16 +447,8 @@ class ResponsesSocket:
     # -- verbs of ours (extension.py) --------------------------------------------------------------------------
 
     def _verb(self, verb: str, message: str | bytes, fields: dict[str, Raw]) -> None:
-        if verb not in VERBS:
-            # In the verbs' own words, although there is none: clients take an `error` for their next request's end.
-            unknown = WireError("unknown_event", f"unknown event type: '{shorten(verb)}'", "type")
-            self.say(verb_error(unknown, fields))
+        if not obey(self, verb, message, fields):
             self._wire.malformed()
-            return
-        try:
-            VERBS[verb](self, message, fields)
-        except (WireError, Refusal) as error:
-            self.say(verb_error(WireError.of(error), fields))
 
     @property
     def tenant(self) -> Tenant:
@@ -506,18 +502,8 @@ class ResponsesSocket:
         lane: str,
     ) -> Job:
         """`fork`, in a lane that is free and has its place."""
-        response = fork_response(
-            self._runtime,
-            self._settings,
-            self._running,
-            parent,
-            turn,
-            place,
-            request,
-            self.mark,
-            lane,
-            self.board,
-        )
+        socket = self._runtime, self._settings, self._running
+        response = fork_response(*socket, parent, turn, place, request, self.mark, lane, self.board)
         job = Job(lane, response, False, True, [])
         self._begin(job)
         return job

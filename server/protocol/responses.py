@@ -161,7 +161,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
         honoured(
-            "function and custom, where the model's chat template has a place; hosted types are left out"
+            "function and custom, where the model's chat template has a place; hosted types are left out; a custom "
+            "tool's grammar is enforced, except for models that write calls in qwen_coder's way"
         ),
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
@@ -193,7 +194,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
     best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
     prompt_cache_options: Annotated[
-        CacheOptions | None, honoured("prewarm is refused, not supported yet")
+        CacheOptions | None, honoured("prewarm reads the prompt and answers nothing; the rest has no effect")
     ] = None
     prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
     prompt_cache_retention: Annotated[Raw, ignored()] = NULL
