@@ -283,7 +283,7 @@ class Runtime:
         stream.prompt = prompt
         generation = Generation(req, stream, found.cutter, self.prompter.splitter(ask, prompt))
         if req.logprobs is not None:
-            stream.want_logprobs(req.logprobs.top, self.prompter.spell)
+            stream.want_logprobs(req.logprobs, self.prompter.spell)
         for index, (token, piece) in enumerate(zip(req.tokens[prompt_len:], found.pieces, strict=True)):
             retell(generation, token, piece, parent.told_logprob(index) if index < found.shared else None)
         self._begin(generation, prompt_len)
@@ -445,8 +445,8 @@ class Runtime:
         stream.req = generation.req
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len if prompt_len is None else prompt_len
-        if generation.req.logprobs is not None and stream.logprobs is None:
-            stream.want_logprobs(generation.req.logprobs.top, self.prompter.spell)
+        if generation.req.logprobs is not None and stream.told_logprobs is None:
+            stream.want_logprobs(generation.req.logprobs, self.prompter.spell)
         generation.req.forkable = stream.forkable
         self._generations[stream] = generation
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.runtime.logprobs import Logprobs, TokenLogprob, no_logprobs
+from headrace.runtime.logprobs import Logprobs, LogprobWish, TokenLogprob, no_logprobs
 from headrace.runtime.parsers.pieces import Piece, TextPiece, joined
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req, SamplingParams
@@ -173,9 +173,16 @@ class TokenStream:
         """The reader is a whole window behind: the request should leave the batch."""
         return self.head - self.sent >= self.window
 
-    def want_logprobs(self, top: int, spell: Callable[[int], tuple[str, bytes | None]]) -> None:
-        """Its entries come with logprobs, and so many ranked tokens beside each."""
-        self.logprobs, self.told_logprobs, self.spell = [], no_logprobs(top), spell
+    def want_logprobs(self, wish: LogprobWish, spell: Callable[[int], tuple[str, bytes | None]]) -> None:
+        """Its entries come with logprobs, as the request wishes."""
+        self.told_logprobs = no_logprobs(wish.top)
+        if wish.told is not None:
+            self.logprobs, self.spell = [], spell
+
+    def doubt(self, index: int) -> float | None:
+        """How unsure the model was of entry `index`, in nats; None where nothing is known."""
+        told = self.told_logprobs
+        return None if told is None or told.values[index] > 0 else told.doubt(index)
 
     def outlive(self) -> None:
         """Forks of it may come after its end: what it leaves behind is kept for them."""

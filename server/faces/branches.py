@@ -34,7 +34,8 @@ class Branching:
     """What is to branch from a job's answer. `turn`, what all of them continue, is held for them."""
 
     lane: str | None  # whose branches they are
-    at: int  # the answer's tokens that they begin with
+    at: int  # the answer's tokens that they begin with, at least
+    doubt: float | None  # nats: they part at the first token of more doubt than this
     least: int  # tokens that the answer had when it began: of a fork
     to_come: list[int]  # the numbers of those that have not begun
     turn: Turn | None
@@ -45,8 +46,15 @@ class Branching:
         # A token of its own says that all before it was computed and may be shared.
         if stream.head <= self.least or stream.finish in (FinishReason.CANCELLED, FinishReason.ERROR):
             return None
-        at = max(self.at, self.least)
-        return at if stream.said >= at else None
+        at = self.at = max(self.at, self.least)
+        if self.doubt is None:
+            return at if stream.said >= at else None
+        while self.at < stream.said:
+            doubt = stream.doubt(self.at)
+            if doubt is not None and doubt > self.doubt:
+                return self.at
+            self.at += 1
+        return None
 
     def release(self) -> None:
         """None of them will begin any more."""
@@ -67,9 +75,6 @@ def wanted(request: ResponseRequest, limit: int) -> x.Branching | None:
         raise WireError("invalid_value", what, "x_branches")
     if request.generate is False:
         raise WireError("invalid_value", "x_branches: a warm-up has no answer", "x_branches")
-    if isinstance(branching.at, x.EntropyAbove):
-        what = "x_branches.at: branching at doubt is not supported yet"
-        raise WireError("unsupported_parameter", what, "x_branches")
     return branching
 
 
@@ -87,6 +92,11 @@ def single(request: ResponseRequest) -> ResponseRequest:
     return request
 
 
+def doubts(branching: x.Branching | None) -> bool:
+    """It is asked how sure the model is of each token."""
+    return branching is not None and isinstance(branching.at, x.EntropyAbove)
+
+
 def expect(socket: ResponsesSocket, job: Job, branching: x.Branching, lane: str | None) -> None:
     """`job` is branch 0 of `lane` and begins now; the others have their places."""
     response = job.response
@@ -94,10 +104,10 @@ def expect(socket: ResponsesSocket, job: Job, branching: x.Branching, lane: str 
     if turn is not None:
         response.store.hold(turn)
     response.run.stream.outlive()  # it may end with the very token at which they part
-    assert not isinstance(branching.at, x.EntropyAbove)
-    at = 0 if branching.at == "start" else branching.at
+    at = branching.at if isinstance(branching.at, int) else 0
+    doubt = branching.at.entropy_gt if isinstance(branching.at, x.EntropyAbove) else None
     to_come = list(range(1, branching.n))
-    job.branching = Branching(lane, at, response.run.stream.head, to_come, turn, response.store)
+    job.branching = Branching(lane, at, doubt, response.run.stream.head, to_come, turn, response.store)
     socket.lanes.reserved += len(to_come)
 
 

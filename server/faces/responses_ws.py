@@ -300,6 +300,7 @@ class ResponsesSocket:
                 self.mark,
                 lane=UNSET if own_lane is None else own_lane,
                 board=self.board,
+                doubt=branches.doubts(branching),
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
@@ -489,7 +490,8 @@ class ResponsesSocket:
             self.begin_fork(parent, turn, place, request, lane)
         else:
             one = branches.single(request)
-            job = self.begin_fork(parent, turn, place, one, branch_lane(lane, 0))
+            doubt = branches.doubts(branching)
+            job = self.begin_fork(parent, turn, place, one, branch_lane(lane, 0), doubt=doubt)
             branches.expect(self, job, branching, lane)
         self.latest.forget_branches(lane)
 
@@ -500,10 +502,12 @@ class ResponsesSocket:
         place: ForkPlace,
         request: ResponseRequest,
         lane: str,
+        *,
+        doubt: bool = False,
     ) -> Job:
         """`fork`, in a lane that is free and has its place."""
         socket = self._runtime, self._settings, self._running
-        response = fork_response(*socket, parent, turn, place, request, self.mark, lane, self.board)
+        response = fork_response(*socket, parent, turn, place, request, self.mark, lane, self.board, doubt)
         job = Job(lane, response, False, True, [])
         self._begin(job)
         return job

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import pytest
 from face_bench import FaceBench, Socket
 from face_said import by_lane, text
-from fake_engine import replay
+from fake_engine import likely, replay
 from fake_prompter import letters
 from strict_responses import check_sequence
 
@@ -267,6 +268,7 @@ async def test_branches_are_told_on_elsewhere_one_by_one() -> None:
         ({"x_branches": {"n": 17}}, "invalid_value", "x_branches"),
         ({"x_branches": {"n": 2, "at": -1}}, "invalid_value", "x_branches.at"),
         ({"x_branches": {"n": 2, "at": "end"}}, "invalid_value", "x_branches.at"),
+        ({"x_branches": {"n": 2, "at": {"entropy_gt": -1}}}, "invalid_value", "x_branches.at.entropy_gt"),
         ({"x_branches": {"n": 2, "k": 1}}, "unknown_parameter", "x_branches.k"),
         ({"x_branches": {}}, "missing_required_parameter", "x_branches.n"),
         ({"x_branches": 3}, "invalid_value", "x_branches"),
@@ -341,4 +343,42 @@ async def test_a_branch_can_be_steered_and_goes_on_in_its_lane() -> None:
     await socket.until_over(3)
     lanes = [e["stream_id"] for e in socket.said if e["type"] in OVER]
     assert sorted(lanes) == ["a#0", "a#1", "a#1"], "the successor has no branches of its own"
+    await at_rest(bench, socket)
+
+
+def doubt(prompt: list[int], answer: bytes, at: int) -> float:
+    """The entropy that the fake model had before token `at`, by its twenty likeliest tokens."""
+    chances = [math.exp(value) for _, value in likely([*prompt, *answer[:at]], 256)[:20]]
+    chances.append(max(0.0, 1.0 - sum(chances)))
+    return -sum(chance * math.log(chance) for chance in chances if chance)
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+async def test_branches_part_where_the_model_was_in_doubt(logprobs: int | None) -> None:
+    bench = FaceBench(gated=True)
+    socket = bench.socket(ext="1")
+    fields: dict[str, Any] = {"max_output_tokens": 40}
+    if logprobs is not None:
+        fields |= {"include": ["message.output_text.logprobs"], "top_logprobs": logprobs}
+    probe = bench.socket(ext="1")
+    probe.create("q", stream_id="a", max_output_tokens=40)
+    await probe.until_over()
+    prompt = bench.prompts[0]
+    whole = answer(prompt, 40, 1)
+    doubts = [doubt(prompt, whole, at) for at in range(40)]
+    bound = sorted(doubts)[-3] - 1e-3  # few are above it
+    place = next(at for at, each in enumerate(doubts) if each > bound)
+    socket.create("q", stream_id="a", x_branches={"n": 2, "at": {"entropy_gt": bound}}, **fields)
+    await socket.until_over(2)
+    assert ends(socket)["a#1"]["x_forked_from"]["at_token"] == place
+    kept = whole[:place]
+    assert text(ends(socket)["a#1"]).encode() == kept + answer(prompt + list(kept), 40 - place, 2)
+    told = [e["logprobs"] for e in of(socket, "response.output_text.delta")]
+    assert {len(each["top_logprobs"]) for row in told for each in row} == ({2} if logprobs else set())
+    # A fork may look for doubt behind what it keeps, too; none is as large as this.
+    verb = {"type": "x.fork", "response_id": created(socket, "a#0")["id"], "stream_id": "f", "at_token": 30}
+    socket.send({**verb, "x_branches": {"n": 3, "at": {"entropy_gt": 20}}})
+    await socket.until_over(3)
+    assert [event["branch"] for event in of(socket, "x.pruned")] == ["f#1", "f#2"]
+    probe.drop(1000)
     await at_rest(bench, socket)
