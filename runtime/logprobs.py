@@ -107,8 +107,8 @@ class LogprobWish:
 
     top: ranked tokens beside each token, at most MOST_TOP. next: the first prompt token whose logprob no launched
     step computes; None: those of the prompt are not wanted. `prompt` then grows with the steps that land; its first
-    place is that of the first `next`. Index 0 of a prompt has no logprob: nothing stands before it. told: so many of
-    the ranked tokens are for the reader; None: nothing is."""
+    place is that of the first `next`. Index 0 of a prompt has no logprob: nothing stands before it. told: so many
+    of the ranked tokens are for the reader; None: nothing is."""
 
     top: int = 0
     next: int | None = None
