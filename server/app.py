@@ -165,6 +165,7 @@ class App:
         self.metrics.add_source(self._count_stored)
         self.held = held_responses(settings)
         self.metrics.add_source(self.held.stats)
+        self.metrics.add_source(self.running.branch_counts.stats)
         routes = build_routes(
             self.runtime,
             settings,
