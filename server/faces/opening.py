@@ -97,6 +97,8 @@ def fork_response(
     stream, shared = runtime.fork(parent.run.stream, place, replace(ask, doubt=doubt), listener)
     run = ResponseRun(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     run.forked_from = ev.ForkedFrom(parent.run.id, shared)
+    if request.x_receipt:
+        run.certify = partial(receipt_of, stream, runtime.card)
     meter_run(runtime, run, board)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, parent.tenant, turn, parent.added, items)
