@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
-from headrace.runtime.fetching import Fetches, unrefused
+from headrace.runtime.fetching import Fetches, FetchRefused, unrefused
 from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop, retell
@@ -56,6 +56,7 @@ __all__ = [
     "CallBegin",
     "CallEnd",
     "Entry",
+    "FetchRefused",
     "FinishReason",
     "ForkPlace",
     "Logprobs",
@@ -298,7 +299,7 @@ class Runtime:
         raises; it runs in a thread that prepares prompts. size: of its text, in characters or bytes. Raises Refusal
         when no text is taken now."""
         self._check_ready()
-        self._text.run_taken(size, work, told)
+        self._text.run_taken(size, work, told, asyncio.get_running_loop().call_soon_threadsafe)
 
     def flush_cache(self) -> int | None:
         """Forget every cached prompt; how many pages that were. None, and nothing is done, while anything runs."""
@@ -397,7 +398,8 @@ class Runtime:
 
     def _prepare_elsewhere(self, stream: TokenStream, ask: Ask) -> None:
         prepare = partial(prepare_within, self.prompter, ask, self.max_context)
-        self._text.run(prepare, partial(self._prepared, stream, ask))
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._text.run(prepare, partial(self._prepared, stream, ask), soon)
 
     def _prepare_now(self, stream: TokenStream, ask: Ask) -> None:
         future: Future[Prompt] = Future()
