@@ -161,3 +161,18 @@ class Ask:
         # Written so that a NaN is refused too.
         if value is not None and not low <= value <= high:
             raise self._refuse(name, f"must be between {low} and {high}")
+
+
+def characters_of(ask: Ask) -> int:
+    """How much text it is, in characters; of pictures, the bytes."""
+    if ask.messages is not None:
+        said = sum(len(text) for message in ask.messages for text in message.texts)
+        said += sum(message.picture_bytes for message in ask.messages)
+        return said + sum(tool.characters for tool in ask.tools)
+    assert ask.prompt is not None
+    return len(ask.prompt)
+
+
+def shows_pictures(ask: Ask) -> bool:
+    """A picture of a few bytes may take long to decode."""
+    return any(message.pictures for message in ask.messages or ())

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant, characters_of, shows_pictures
+from headrace.runtime.drafting import Draft, Drafting, DraftOutcome
 from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
@@ -28,9 +29,11 @@ from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
+from headrace.runtime.siblings import Siblings
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
+from headrace.runtime.typed import TypedPrompt
 
 __all__ = [
     "PUBLIC_TENANT",
@@ -39,6 +42,8 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "CallEnd",
+    "Draft",
+    "DraftOutcome",
     "Entry",
     "FinishReason",
     "ForkPlace",
@@ -142,6 +147,9 @@ class Prompter(Protocol):
     def prepare(self, ask: Ask) -> Prompt:
         """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
 
+    def typed(self, ask: Ask) -> TypedPrompt:
+        """What reads the prompt of `ask`, which has messages, while the last of them is typed."""
+
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter for one generation, with the ask's stop strings."""
 
@@ -198,11 +206,12 @@ class Runtime:
         self._preparing_characters = 0
         self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
-        self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
+        self._siblings: dict[TokenStream, Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
         loop.on_end = self._ended
+        self.drafting = Drafting(self)
 
     def open(self, ask: Ask, listener: Callable[[TokenStream], None]) -> TokenStream:
         """A stream that will carry the answer. `listener(stream)` is called, never from inside `open`, whenever
@@ -210,14 +219,14 @@ class Runtime:
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
         self._check_room(1)
-        size = _characters(ask)
+        size = characters_of(ask)
         if self._preparing and self._preparing_characters + size > _PREPARING_LIMIT:
             raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
         stream = TokenStream(listener, opened=self.loop.clock())
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
+        if size < _INLINE_CHARACTERS and not ask.guided and not shows_pictures(ask):
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
@@ -252,7 +261,7 @@ class Runtime:
             )
             for index in range(1, count)
         )
-        self._siblings[first] = _Siblings(waiting)
+        self._siblings[first] = Siblings(waiting)
         return (first, *(stream for stream, _ in waiting))
 
     def _check_room(self, count: int) -> None:
@@ -265,7 +274,7 @@ class Runtime:
     def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
         """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
         has, or with what is wrong with it. Raises Refusal when no text is taken now."""
-        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
+        self.work_on_text(characters_of(ask), lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -361,9 +370,17 @@ class Runtime:
             return None
         return self.loop.scheduler.flush_cache()
 
+    def take_pixels(self, count: int) -> bool:
+        """Count so many bytes of pixels more, or fewer; False, and nothing is counted, if that is too much."""
+        if count > 0 and self._pixels and self._pixels + count > _PIXELS_LIMIT:
+            return False
+        self._pixels += count
+        return True
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
+        self.drafting.end()
 
     async def emptied(self) -> None:
         """Returns when no stream is being prepared or generated."""
@@ -430,6 +447,7 @@ class Runtime:
             "kv_pages_total": scheduler.pool.count,
             "kv_pages_in_use": scheduler.pages_in_use,
             "kv_pages_cached": scheduler.tree.idle_pages,
+            **self.drafting.stats(),
         }
 
     # -- preparation -------------------------------------------------------------------------------------------
@@ -447,10 +465,9 @@ class Runtime:
         self._preparing_characters -= self._preparing.pop(stream)
         if not self._preparing:
             self._empty.set()
-        if stream.finish is not None:
-            return  # cancelled meanwhile
         try:
-            self._join(stream, ask, future.result())
+            if stream.finish is None:  # else it was cancelled meanwhile
+                self._join(stream, ask, future.result())
         except Refusal as refusal:
             stream.end(FinishReason.ERROR, error=refusal)
             self._count_end(stream)
@@ -459,6 +476,8 @@ class Runtime:
             _log_fault(error)
             stream.end(FinishReason.ERROR, error=Refusal("server_error", "the prompt could not be prepared"))
             self._count_end(stream)
+        finally:
+            self.drafting.settle(stream)
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
@@ -467,7 +486,7 @@ class Runtime:
             raise Refusal(
                 "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
             )
-        generation = self._generation(stream, ask, prompt)
+        generation = self._generation(stream, ask, prompt, self.drafting.fork_point(stream, ask, prompt))
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
             stream.prompt_logprobs = wish.prompt
@@ -565,35 +584,6 @@ class Runtime:
         assert stream.finish is not None
         self.ends[stream.finish] += 1
         self.on_end(stream)
-
-
-@dataclass(slots=True)
-class _Siblings:
-    """Streams that wait for the first one of their prompt, and what each will answer, once that is prepared."""
-
-    waiting: tuple[tuple[TokenStream, Ask], ...]
-    prompts: tuple[Prompt, ...] = ()
-
-    def take(self, prompt: Prompt) -> None:
-        """The prompt of the first one: a grammar moves with its answer, so everybody gets his own."""
-        own = prompt.grammar
-        self.prompts = tuple(
-            replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
-        )
-
-
-def _characters(ask: Ask) -> int:
-    if ask.messages is not None:
-        said = sum(len(text) for message in ask.messages for text in message.texts)
-        said += sum(message.picture_bytes for message in ask.messages)
-        return said + sum(tool.characters for tool in ask.tools)
-    assert ask.prompt is not None
-    return len(ask.prompt)
-
-
-def _shows(ask: Ask) -> bool:
-    """A picture of a few bytes may take long to decode."""
-    return any(message.pictures for message in ask.messages or ())
 
 
 def _log_fault(error: BaseException) -> None:

@@ -196,6 +196,13 @@ class StepLoop:
         self._changes.append((generation, told))
         self._schedule()
 
+    def stir(self) -> None:
+        """A draft has something to compute: a step may be planned now."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        if self.fault is None:
+            self._schedule()
+
     def _tell_changes(self) -> None:
         waiting, self._changes = self._changes, []
         for generation, told in waiting:
@@ -312,6 +319,8 @@ class StepLoop:
                 self._loop.call_soon(self._look)
 
     def _admitted(self, req_id: int, now: float) -> None:
+        if req_id in self.scheduler.drafts.held:
+            return
         generation = self._live.get(req_id)
         assert generation is not None, "a slot was granted to a request that has ended"
         stream = generation.stream

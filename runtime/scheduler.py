@@ -20,6 +20,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from headrace.runtime.audit import audit
+from headrace.runtime.distrust import distrust
+from headrace.runtime.drafts import Drafts
 from headrace.runtime.gallery import Gallery
 from headrace.runtime.pages import PagePool, SlotPool
 from headrace.runtime.plan import (
@@ -72,6 +74,7 @@ class Scheduler:
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
         self.gallery = Gallery(image_blocks, image_block_rows)
+        self.drafts = Drafts(self)
         self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
@@ -173,6 +176,7 @@ class Scheduler:
             reserved += self._growth(req)
         masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
         probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
+        self.drafts.fill(step, busy=bool(decoding or step.prefill))
         plan = step.close(self.counters.steps, decode, masks, probes)
         if plan is not None:
             self.counters.steps += 1
@@ -182,7 +186,7 @@ class Scheduler:
 
     def prospect(self) -> tuple[int, int, int] | None:
         """What the next plan will find; see `prospect_of`."""
-        return prospect_of(self.running, self.waiting, self._plannable)
+        return prospect_of(self.running, self.waiting or self.drafts.due, self._plannable)
 
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
@@ -219,6 +223,9 @@ class Scheduler:
                 self._land(req, landed, token, events)
         sampled = len(decoding)
         for row in plan.prefill:
+            if row.req_id in self.drafts.held:
+                self.drafts.landed(row)
+                continue
             sample = None
             if row.sample:
                 sample = tokens[sampled]
@@ -350,9 +357,10 @@ class Scheduler:
     def _make_room(self, count: int) -> bool:
         """Evict until `count` pages are free. False if the cache has no more to give."""
         while self.pool.free_count < count:
-            if not self.tree.evict_one():
+            if self.tree.evict_one():
+                self.counters.evicted_pages += 1
+            elif not self.drafts.give_way():
                 return False
-            self.counters.evicted_pages += 1
         return True
 
     def _retract(self, req: Req) -> None:
@@ -382,6 +390,7 @@ class Scheduler:
         req.computed_len = req.landed_len = full * self.page_size
         if parent.lease is not None:
             req.lease = self.tree.lease_upto(parent.lease, min(full, parent.lease.depth))
+        self.drafts.handed_over(parent, req)
         if shared > req.computed_len:
             req.copy_from = parent.pages[full]
             req.copy_len = shared
@@ -421,6 +430,8 @@ class Scheduler:
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
+            if not fits and self.drafts.give_way():
+                continue
             victim = stuck_holder(req, self.running, self.paused, self.waiting)
             if victim is None:
                 return False
@@ -495,7 +506,7 @@ class Scheduler:
         token is real content of its KV, but nobody is told."""
         ended = req.finish is not None
         if token == NON_FINITE and not req.spoilt:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         if req.spoilt:  # then what later rows sampled came after a token that does not exist
             req.total_len -= 1
             req.computed_len = min(req.computed_len, req.total_len)
@@ -513,17 +524,6 @@ class Scheduler:
         elif len(req.tokens) == req.max_len:
             req.finish = FinishReason.LENGTH
         return Retired(req, token, req.finish)
-
-    def _distrust(self, req: Req) -> None:
-        """A row of `req` met a NaN, and any of its KV may hold it: chunks that sampled nothing were never seen
-        to be finite. Nobody shares it from now on; those who share already fail by themselves if they meet it.
-        Left in the cache it would fail every request with this prefix, and be kept because it is in demand."""
-        req.spoilt = True
-        req.landed_len = 0
-        self.gallery.condemn(req)
-        if req.lease is not None:
-            self.tree.condemn(req.lease)
-            req.lease = None
 
     def _settle(self, req: Req) -> None:
         """Act on the marks of `req`, if no launched step holds it. The only reader of marks."""
