@@ -48,11 +48,13 @@ class Draft:
     ask: Ask
     told: Callable[[Draft], None]
     typed: TypedPrompt
+    sent: bool = False  # nothing is written any more
     over: bool = False
     outcome: DraftOutcome | None = None  # once it has been sent
     stable: int = 0  # tokens that are certain, as far as they were read
     req: Req | None = None
     spent: int = 0  # tokens computed for it before it was empty in between
+    cached: int = 0  # tokens of it that the cache had when it was sent
     pixels: int = 0
     reading: bool = False
     read: str | None = None  # the text that was read last, or is being read
@@ -94,7 +96,7 @@ class Drafting:
 
     def write(self, draft: Draft, ask: Ask) -> None:
         """The draft is of `ask` from now on: it differs in its last message alone."""
-        if draft.over:
+        if draft.over or draft.sent:
             return
         assert ask.messages and draft.ask.messages
         if ask.messages[-1].pictures != draft.ask.messages[-1].pictures:
@@ -112,6 +114,7 @@ class Drafting:
             raise
         if not draft.over:
             self._sending[stream] = draft
+            draft.sent = True
         return stream
 
     def drop(self, draft: Draft) -> None:
@@ -131,6 +134,8 @@ class Drafting:
         if draft is None or draft.req is None or draft.req.salt != ask.tenant.salt:
             return None
         at = self._core.common(draft.req, prompt.ids, prompt.spans)
+        lease = draft.req.lease  # here, because it grows when the pages are handed over
+        draft.cached = 0 if lease is None else lease.depth * self._runtime.loop.scheduler.page_size
         return ForkPoint(draft.req, at) if at else None
 
     def settle(self, stream: TokenStream) -> None:
@@ -141,8 +146,7 @@ class Drafting:
         used = cached = 0
         if (child := stream.req) is not None and draft.req is not None and child.forked_len:
             shared = child.computed_len if child.copy_from is None else child.copy_len
-            lease = draft.req.lease
-            cached = 0 if lease is None else min(shared, lease.depth * self._runtime.loop.scheduler.page_size)
+            cached = min(shared, draft.cached)
             used = min(shared - cached, self._core.spent(draft.req))
         self.sent += 1
         self._end(draft, used, cached)
