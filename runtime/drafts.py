@@ -143,7 +143,7 @@ class Drafts:
             start = self._starts.get(parent.id, req.landed_len)
             req.landed_len = min(req.landed_len, start // self._core.page_size * self._core.page_size)
             self._core._enter_tree(req)
-            if parent.lease is not None and req.lease is not None:
+            if parent.lease is not None and req.lease is not None and req.lease.depth > parent.lease.depth:
                 # The draft may outlive the request, by the step that it is in: what it maps is leased as long.
                 self._core.tree.release(parent.lease)
                 parent.lease = self._core.tree.lease_upto(req.lease, req.lease.depth)

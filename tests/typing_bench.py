@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +30,7 @@ from headrace.runtime.request import SamplingParams
 from headrace.runtime.scheduler import Scheduler
 from headrace.runtime.typed import with_last
 
+WIDTH = 4096  # of the fake model: more than any of the vocabularies
 WAIT = 120.0  # seconds; only what never comes takes as long
 
 
@@ -136,26 +139,45 @@ async def run(bench: TypingBench, scripts: range, edits: int = 12) -> dict[str, 
     return bench.drafting.stats()
 
 
+def folders(root: Path) -> dict[str, Prompter]:
+    """The demo model's prompter, and those of tests/text with tokenizers of every supported kind."""
+    from headrace.runtime.demo_checkpoint import demo_folder
+    from headrace.runtime.prompt import FolderPrompter
+
+    place = Path(__file__).resolve().parent / "text" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("tests_text_models", place)
+    assert spec is not None and spec.loader is not None
+    models = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = models
+    spec.loader.exec_module(models)
+    kinds = [name for name in models.KINDS if name != "gpt2"]  # which has no chat template
+    found: dict[str, Prompter] = {"demo": FolderPrompter(demo_folder(), WIDTH, WIDTH)}
+    return found | {name: models.build(name, root / name).prompter for name in kinds}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scripts", type=int, default=10_000)
     given = parser.parse_args()
-    from headrace.runtime.demo_checkpoint import demo_folder
-    from headrace.runtime.prompt import FolderPrompter
-
-    width = 4096
-    started = time.perf_counter()
-    bench = TypingBench(FolderPrompter(demo_folder(), width, width), width, slots=4)
-    stats = asyncio.run(run(bench, range(given.scripts)))
-    bench.runtime.close()
-    print(
-        f"{given.scripts} scripts in {time.perf_counter() - started:.1f} s: all ids and answers as in one shot"
-    )
-    for name, value in stats.items():
-        if name.startswith("draft"):
-            print(f"{value:12.0f}  {name}")
+    with tempfile.TemporaryDirectory() as root:
+        prompters = folders(Path(root))
+    done = 0
+    for index, (name, prompter) in enumerate(prompters.items()):
+        started = time.perf_counter()
+        mine = range(done, given.scripts * (index + 1) // len(prompters))
+        done = mine.stop
+        width = min(WIDTH, prompter.logits_width)
+        bench = TypingBench(prompter, width, slots=4)
+        stats = asyncio.run(run(bench, mine))
+        bench.runtime.close()
+        used, wasted = stats["draft_tokens_used"], stats["draft_tokens_wasted"]
+        print(
+            f"{name:8} {len(mine)} scripts in {time.perf_counter() - started:.1f} s: all ids and answers as in one "
+            f"shot; of the tokens read ahead {used:.0f} were used and {wasted:.0f} were not",
+            flush=True,
+        )
     return 0
 
 

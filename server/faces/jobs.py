@@ -31,6 +31,12 @@ class Job:
             isinstance(request, ResponseCreate) and (request.x_credit, request.x_on_slow) != (None, None)
         )
 
+    @property
+    def rather_dropped(self) -> bool:
+        """Its client would rather lose the answer than wait for it."""
+        request, stream = self.response.run.request, self.response.run.stream
+        return isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None
+
 
 @dataclass(slots=True, eq=False)
 class Fetching:

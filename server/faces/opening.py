@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import Draft, ForkPlace, Refusal, Runtime, Tenant, TokenStream
 from headrace.server.conversation import Turn
 from headrace.server.faces.asks import check_response, response_ask, response_messages
 from headrace.server.faces.input_items import input_items
@@ -29,8 +29,10 @@ def open_response(
     *,
     lane: ev.Lane = UNSET,
     background: bool = False,
+    draft: Draft | None = None,
 ) -> RunningResponse:
-    """The response to `request` after `parent`. Raises WireError or Refusal; then nothing was begun."""
+    """The response to `request` after `parent`; `draft`: what was read ahead of its prompt. Raises WireError or
+    Refusal; then nothing was begun."""
     check_response(request)
     if request.store is not False and running.store.behind:
         raise Refusal("server_is_overloaded", "too much waits to be stored already", retry_after=1.0)
@@ -40,7 +42,8 @@ def open_response(
     if warm_up and not (history or added or request.instructions):
         stream = ended_stream(settings.clock())
     else:
-        stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
+        ask = response_ask(request, history, added, tenant, warm_up=warm_up)
+        stream = runtime.open(ask, listener) if draft is None else runtime.drafting.send(draft, ask, listener)
     kind = WarmUpRun if warm_up else ResponseRun
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     items = input_items(request, run.id) if request.store is not False else []

@@ -16,6 +16,7 @@ from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces.asks import check_model
+from headrace.server.faces.drafts import LaneDrafts
 from headrace.server.faces.extension import VERBS, verb_error
 from headrace.server.faces.frames import (
     LANE_NAME,
@@ -27,6 +28,7 @@ from headrace.server.faces.frames import (
     not_found,
     stopping,
     too_many,
+    too_old,
 )
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
@@ -40,6 +42,7 @@ from headrace.server.faces.steering import (
     Steer,
     SteerRefused,
     fate,
+    no_target,
     required_input,
     steer_failed,
     steer_items,
@@ -90,6 +93,7 @@ class ResponsesSocket:
         self._marked: dict[TokenStream, None] = {}
         self._frames: list[str | bytes] = []
         self._pictures = HeldPictures(budget)
+        self.drafts = LaneDrafts(self, settings, running, budget, self._pictures, self._default_model)
         self._expired = False
         self._draining = False
         self._closing = False  # nothing more is read: a close code is on its way, or the peer is gone
@@ -152,6 +156,7 @@ class ResponsesSocket:
         self._timer.cancel()
         self._lanes.take_waiting()
         self._pictures.release()
+        self.drafts.end()
         for job in self._jobs.values():
             if (held := job.held) is not None:
                 # What was never told has no key that a client could know.
@@ -171,6 +176,7 @@ class ResponsesSocket:
     def drain(self) -> None:
         """Refuse what waits and what comes; close with 1012 when the running responses have ended."""
         self._draining = True
+        self.drafts.end()
         if self._extended:
             self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
@@ -190,22 +196,29 @@ class ResponsesSocket:
         decoded = decode(message, ResponseCreate, strict=settings.strict_fields, fields=fields)
         if decoded.ignored:
             settings.on_ignored_fields("responses_ws", len(decoded.ignored))
+        self.check_open()
+        request, pictures = self._pictures.resolved(decoded.value)
+        self.ask_for(request, len(message) + pictures, None if lane is UNSET else str(lane))
+
+    def check_open(self) -> None:
+        """Raise WireError if this connection takes nothing more."""
         if self._draining:
             raise stopping()
         if self._expired:
-            raise WireError(
-                "websocket_connection_limit_reached",
-                f"This connection is older than {settings.connection_limit / 60:g} minutes; open a new one.",
-            )
-        name = None if lane is UNSET else lane
-        assert name is None or isinstance(name, str)
-        if not self._lanes.name(name):
-            raise lanes_named(settings.lanes.named)
-        request, pictures = self._pictures.resolved(decoded.value)
-        size = len(message) + pictures
-        if not self._lanes.wait(name, request, size):
+            raise too_old(self._settings.connection_limit)
+
+    def ask_for(self, request: ResponseRequest, size: int, lane: str | None) -> None:
+        """The request, of so many bytes, is answered in `lane` when its turn comes. Raises WireError."""
+        self.check_open()
+        self.name_lane(lane)
+        if not self._lanes.wait(lane, request, size):
             raise too_many(self._lanes, size)
         self._start_waiting()
+
+    def name_lane(self, lane: str | None) -> None:
+        """The lane is known from now on. Raises WireError if it is one too many."""
+        if not self._lanes.name(lane):
+            raise lanes_named(self._settings.lanes.named)
 
     def _cancel(self, message: str | bytes, fields: dict[str, Raw]) -> None:
         # Silent where nothing matches: clients read any frame here as the answer to their next request. An id of
@@ -214,6 +227,7 @@ class ResponsesSocket:
         if cancel.response_id is not None:
             jobs = [job for job in self._jobs.values() if job.response.run.id == cancel.response_id]
         else:
+            self.drafts.drop(cancel.stream_id)
             running = self._lanes.running(cancel.stream_id)
             if isinstance(running, Fetching):
                 running.cancelled = True
@@ -237,7 +251,9 @@ class ResponsesSocket:
             except WireError as error:
                 raise SteerRefused("invalid_input", error.message) from None
             if job is None:
-                raise self._no_target(target)
+                ended = self.latest_turn(target) is not None
+                ended = ended or self._store.get(self._wire.tenant, target) is not None
+                raise no_target(target, ended, self._running.find(self._wire.tenant, target) is not None)
             run = job.response.run
             if isinstance(run, WarmUpRun):
                 raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
@@ -267,18 +283,6 @@ class ResponsesSocket:
         )
         self.mark(run.stream)
 
-    def _no_target(self, target: str) -> SteerRefused:
-        """Why there is no response to steer under this id."""
-        if any(latest.response_id == target for latest in self._lanes.latest.values()):
-            return SteerRefused("response_already_completed", "The response has ended: continue it.")
-        if self._running.find(self._wire.tenant, target) is not None:
-            return SteerRefused("response_not_active", "This response runs on another connection.")
-        if self._store.get(self._wire.tenant, target) is not None:
-            return SteerRefused("response_already_completed", "The response has ended: continue it.")
-        return SteerRefused(
-            "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
-        )
-
     # -- the life of a response --------------------------------------------------------------------------------
 
     def _start_waiting(self) -> None:
@@ -289,6 +293,7 @@ class ResponsesSocket:
             if parked is not None and parked.target == request.previous_response_id:
                 del self._parked[lane]
                 commits = parked.steers
+                self.drafts.forget(request)
                 request = with_steers(request, commits)
             self._start(lane, request, commits)
 
@@ -297,7 +302,7 @@ class ResponsesSocket:
     ) -> None:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
         previous = request.previous_response_id
-        if previous is None or (turn := self._latest_turn(previous)) is not None:
+        if previous is None or (turn := self.latest_turn(previous)) is not None:
             self._open(lane, request, None if previous is None else turn, commits, own=own)
             return
         fetching = Fetching()
@@ -341,6 +346,7 @@ class ResponsesSocket:
                 self._wire.tenant,
                 self.mark,
                 lane=UNSET if lane is None else lane,
+                draft=self.drafts.claim(request),
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
@@ -364,6 +370,7 @@ class ResponsesSocket:
         own: bool,
     ) -> None:
         """The request is refused; what it continued in its own lane is forgotten."""
+        self.drafts.forget(request)
         if self._is_latest(lane, request.previous_response_id):
             self._forget(lane)
         if own:
@@ -376,8 +383,10 @@ class ResponsesSocket:
             if not self._marked:
                 self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
-            if stream.full and (job := self._jobs.get(stream)) is not None:
-                self._drop_if_slow(job)
+            if stream.full and (job := self._jobs.get(stream)) is not None and job.rather_dropped:
+                # Not from inside the step that is being told.
+                self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
+                self._close(4002, "reading too slowly")
 
     def _tell(self, job: Job) -> None:
         response = job.response
@@ -402,14 +411,6 @@ class ResponsesSocket:
             self._finish(job)
         elif job.steering.stop(run):
             self._runtime.cancel(run.stream)
-
-    def _drop_if_slow(self, job: Job) -> None:
-        """The policy of a client that would rather lose an answer than wait for it."""
-        request, stream = job.response.run.request, job.response.run.stream
-        if isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None:
-            # Not from inside the step that is being told.
-            self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
-            self._close(4002, "reading too slowly")
 
     def _finish(self, job: Job) -> None:
         response, held = job.response, job.held
@@ -456,7 +457,7 @@ class ResponsesSocket:
         for steer in steers:
             self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def _latest_turn(self, response_id: str) -> Turn | None:
+    def latest_turn(self, response_id: str) -> Turn | None:
         """The turn of a lane's latest response: it continues even if it was not stored."""
         for latest in self._lanes.latest.values():
             if latest.response_id == response_id:
@@ -526,8 +527,7 @@ class ResponsesSocket:
 
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
         """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
-        if not self._lanes.name(lane):
-            raise lanes_named(self._settings.lanes.named)
+        self.name_lane(lane)
         if self._lanes.running(lane) not in (None, own):
             raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from msgspec import UNSET, Raw, structs
 
 from headrace.runtime.interface import FinishReason
+from headrace.runtime.refusal import shorten
 from headrace.server.faces.asks import response_messages
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.settings import new_id
@@ -164,3 +165,14 @@ def required_input(response: ev.Response) -> tuple[ev.RequiredInput, ...]:
         elif isinstance(item, ev.CustomCallItem) and item.status == "completed":
             stubs.append(ev.RequiredInput("custom_tool_call_output", item.call_id))
     return tuple(stubs)
+
+
+def no_target(target: str, ended: bool, elsewhere: bool) -> SteerRefused:
+    """Why there is no response to steer under this id: it has `ended`, or runs `elsewhere`."""
+    if ended:
+        return SteerRefused("response_already_completed", "The response has ended: continue it.")
+    if elsewhere:
+        return SteerRefused("response_not_active", "This response runs on another connection.")
+    return SteerRefused(
+        "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
+    )

@@ -50,7 +50,7 @@ TRACE = (
     "Why, in winter, does the wheel turn slowly? I read this:\n\n" + "The ice is thick. " * 30,
     "Why, in winter, does the wheel turn slowly? I read this:\n\n" + "The ice is thick. " * 12,
     "Why, in cold winters, does the wheel turn slowly? I read this:\n\n" + "The ice is thick. " * 12, PAUSE,
-    "Why, in cold winters, does the wheel turn slowly? I read this:\n\n" + "The ice is thick. " * 12 + "True?", PAUSE,
+    "Why, in cold winters, does the wheel turn slowly? I read this:\n\n" + "The ice is thick. " * 12 + "So?", PAUSE,
 )  # fmt: skip
 
 
@@ -105,8 +105,8 @@ async def test_what_was_sent_is_found_by_the_next_turn_and_read_no_second_time(b
 async def test_random_scripts_end_in_the_ids_of_one_shot(demo: FolderPrompter) -> None:
     """`python -P tests/typing_bench.py --scripts 10000` is the whole number."""
     bench = TypingBench(demo, WIDTH, slots=4)
-    stats = await run(bench, range(150))
-    assert stats["drafts_sent"] == 150 and stats["draft_tokens_used"] > stats["draft_tokens_wasted"] > 0
+    stats = await run(bench, range(80))
+    assert stats["drafts_sent"] == 80 and stats["draft_tokens_used"] > stats["draft_tokens_wasted"] > 0
     bench.runtime.close()
 
 
