@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
+from headrace.server.protocol.drafts import InputAck, InputCommitted, InputEnded
 from headrace.server.protocol.extension import Error as VerbRefused
 from headrace.server.protocol.extension import Goaway, Paused, Resumed, Updated
 from headrace.server.protocol.response_events import (
@@ -42,6 +43,9 @@ __all__ = [
     "Goaway",
     "InProgress",
     "Incomplete",
+    "InputAck",
+    "InputCommitted",
+    "InputEnded",
     "ItemAdded",
     "ItemDone",
     "NotAnEvent",
@@ -91,6 +95,9 @@ KnownEvent = (
     | Updated
     | VerbRefused
     | Goaway
+    | InputAck
+    | InputCommitted
+    | InputEnded
 )
 AnyEvent = KnownEvent | UnknownEvent
 TERMINAL = (Completed, Incomplete, Failed)
