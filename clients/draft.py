@@ -14,6 +14,8 @@ from headrace.clients.errors import ConnectionLost, ServerRefused
 from headrace.clients.events import InputAck, InputCommitted, InputEnded, VerbRefused
 from headrace.clients.stream import ResponseStream
 
+COMMIT = "commit"  # the event_id of a commit
+
 
 class Draft:
     """Made by `Client.draft`. Places are characters, as in any Python string."""
@@ -35,6 +37,7 @@ class Draft:
         self._stream: ResponseStream | None = None
         self._rev = 0  # changes that the server has been told
         self._over = False
+        self._own_fault = True  # of the request, if it is refused; else of what was said while typing
         self._news = asyncio.Event()
 
     def insert(self, text: str, at: int | None = None) -> None:
@@ -86,11 +89,19 @@ class Draft:
         self._over = True
         extra = dict(parameters.pop("extra", None) or {})
         fields = {"x_credit" if name == "credit" else name: value for name, value in parameters.items()}
-        stream.say({"type": "x.input.commit", **extra, **{k: v for k, v in fields.items() if v is not None}})
+        stream.say(
+            {
+                "type": "x.input.commit",
+                "event_id": COMMIT,
+                "rev": self._rev,
+                **extra,
+                **{k: v for k, v in fields.items() if v is not None},
+            }
+        )
         try:
             await stream.created()
-        except ServerRefused as refused:
-            if refused.code != "draft_not_found":
+        except ServerRefused:
+            if self._own_fault:
                 raise
             return await self._ask(self.text, {**parameters, "extra": extra})
         except ConnectionLost:
@@ -134,8 +145,9 @@ class Draft:
             self.outcome = event
         elif isinstance(event, InputEnded) and self._stream is not None:
             self._stream.end("cancelled", None)  # the next change opens it anew
-        elif isinstance(event, VerbRefused) and self._over and event.error.code != "draft_not_found":
-            # The server keeps a draft whose commit it refuses; here it is over.
-            assert self._stream is not None
-            self._stream.say({"type": "x.input.discard"})
+        elif isinstance(event, VerbRefused) and self._over and self._stream is not None:
+            code = event.error.code
+            self._own_fault = event.event_id == COMMIT and code not in ("draft_not_found", "draft_changed")
+            if code != "draft_not_found":  # the server keeps a draft whose commit it refuses; here it is over
+                self._stream.say({"type": "x.input.discard"})
         self._news.set()

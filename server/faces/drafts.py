@@ -180,6 +180,9 @@ class LaneDrafts:
             raise WireError(
                 "invalid_value", "input: a commit sends what was typed, and nothing else", "input"
             )
+        if decoded.value.rev not in (None, draft.rev):
+            what = f"rev: the draft has taken {draft.rev} changes; what it says is not what was typed"
+            raise WireError("draft_changed", what, "rev")
         if not draft.text and not draft.pictures:
             raise WireError("invalid_value", "nothing is typed in this lane", "stream_id")
         if decoded.ignored:

@@ -65,6 +65,11 @@ class InputCommit(ResponseCreate, frozen=True, kw_only=True, tag_field="type", t
     """What is typed in the lane is asked for: the fields of a `response.create`, without its `input`. Those
     that the draft was opened with need not be said again."""
 
+    rev: Annotated[
+        Place | None,
+        honoured("the changes that were said, the opening included; if one was refused, so is this"),
+    ] = None
+
 
 # -- what it is told -------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ STATUS = {
     "draft_not_found": 404,
     "draft_limit_reached": 400,
     "draft_too_long": 400,
+    "draft_changed": 409,
     "rate_limit_exceeded": 429,
     "server_error": 500,
     "server_is_overloaded": 503,

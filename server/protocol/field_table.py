@@ -58,6 +58,7 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("x.input.append on the /v1/responses socket", drafts.InputAppend),
     ("x.input.replace on the /v1/responses socket", drafts.InputReplace),
     ("x.input.discard on the /v1/responses socket", drafts.InputDiscard),
+    ("x.input.commit on the /v1/responses socket", drafts.InputCommit),
     ("session.update on the /v1/realtime socket: `session`", SessionFields),
     ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )

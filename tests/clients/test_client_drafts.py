@@ -140,6 +140,12 @@ async def test_what_the_server_refuses_is_raised_at_the_end(live: LiveServer) ->
             await draft.commit(temperature=9.0)
         assert refused.value.param == "temperature"
         await asyncio.to_thread(live.until, lambda app: app.runtime.stats()["drafts"] == 0)
+        draft = await client.draft()
+        draft.insert(WORDS)
+        draft.insert("x" * (1 << 20))  # more than a draft may be, but a request as any other
+        with pytest.raises(ServerRefused) as refused:
+            await draft.commit()
+        assert refused.value.code == "context_length_exceeded"
         with pytest.raises(IndexError):
             (await client.draft()).insert("x", at=1)
     await asyncio.to_thread(live.baseline)

@@ -278,6 +278,7 @@ async def test_mistakes_are_typed_and_change_nothing(bench: FaceBench) -> None:
         ("discard", {"stream_id": "b"}, "draft_not_found", "stream_id"),
         ("commit", {"stream_id": "b"}, "draft_not_found", "stream_id"),
         ("commit", {"stream_id": "a", "input": "x"}, "invalid_value", "input"),
+        ("commit", {"stream_id": "a", "rev": 2}, "draft_changed", "rev"),
         ("commit", {"stream_id": "a", "temperature": 9}, "invalid_value", "temperature"),
         ("commit", {"stream_id": ""}, "invalid_stream_id", "stream_id"),
     ]
