@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.encode_pace import EncodePace
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
-from headrace.runtime.plan import StepPlan, StepResult
+from headrace.runtime.plan import StepPlan, StepResult, row_price
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
+from headrace.runtime.telemetry import StepMeters, micros
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import TextCutter, TextSplitter
@@ -42,6 +44,7 @@ class Engine(Protocol):
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
     pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    bucket: rows that the step launched last is padded to. replays: steps launched as captured graphs so far.
     masks: it keeps to the grammars of a plan; else no request may have one."""
 
     @property
@@ -56,7 +59,17 @@ class Engine(Protocol):
     @property
     def pace(self) -> Pace | None: ...
 
+    @property
+    def bucket(self) -> int: ...
+
+    @property
+    def replays(self) -> int: ...
+
     def launch(self, plan: StepPlan) -> Future[StepResult]: ...
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` where the steps run, behind those that were launched."""
+        ...
 
     def close(self) -> None: ...
 
@@ -75,7 +88,8 @@ class Generation:
 
 @dataclass(slots=True)
 class StepFacts:
-    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it.
+    """One landed step, for metrics: its seconds, rounded as they are told to readers, and rows and prompt tokens in
+    it. It begins when it was launched or, behind another one, when that one landed.
 
     gap: seconds in which the device had nothing to do before this step because the host was not ready with it. lag:
     the longest time between two looks at the device while it ran: so late its landing may have been seen."""
@@ -105,7 +119,8 @@ def _nothing() -> None:
 
 
 class StepLoop:
-    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired.
+    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired. encodes: what a
+    picture's encode takes; None: a prompt token for each row.
 
     Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
     streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens, and how many streams had
@@ -120,12 +135,14 @@ class StepLoop:
         engine: Engine,
         *,
         request_limit: float = 1800.0,
+        encodes: EncodePace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert engine.depth >= 1
         self.scheduler = scheduler
         self.engine = engine
         self.request_limit = request_limit
+        self.encodes = encodes
         self.clock = clock
         self.on_flush: Callable[[], None] = _nothing
         self.on_step: Callable[[StepFacts], None] = _ignore_step
@@ -134,6 +151,7 @@ class StepLoop:
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
+        self.meters = StepMeters()
         self._changes: list[tuple[Generation, Callable[[int | None], None]]] = []  # asked for, not told yet
         self.holds = 0  # how often a generation left the batch because its reader had fallen behind
         self.progress_at = clock()  # when a step was last launched or landed
@@ -170,10 +188,16 @@ class StepLoop:
         self._live[generation.req.id] = generation
         self._empty.clear()
         generation.stream.times.joined = self.clock()
+        self.meter(generation)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         generation.deadline = self._loop.call_later(self.request_limit, self._expire, generation)
         self._schedule()
+
+    def meter(self, generation: Generation) -> None:
+        """The steps of the generation are told to the meter of its stream, if that has one."""
+        if generation.stream.meter is not None:
+            self.meters.join(generation.stream.meter, generation.req)
 
     def cancel(self, generation: Generation, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """The generation is in no plan from now on; its stream ends here and now."""
@@ -267,23 +291,36 @@ class StepLoop:
 
     def _retire_launch_tell(self) -> None:
         events: list[Retired] = []
+        metered = self.meters.on
+        landed: list[tuple[StepPlan, float, float, list[Retired]]] = []  # where somebody asked for each step
         while self._flight and self._flight[0][1].done():
             plan, future, launched = self._flight.popleft()
             result = future.result()
             now = self.clock()
             self.progress_at = now
-            events += self.scheduler.retire(plan, result)
+            retired = self.scheduler.retire(plan, result)
+            began = max(launched, self._landed_at)
+            if metered:
+                landed.append((plan, began, now, retired))
+            else:
+                events += retired
             rows, tokens = len(plan.decode), plan.prefill_tokens
-            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens, self._gap, self._lag))
+            seconds = (micros(now) - micros(began)) / 1e6
+            self.on_step(StepFacts(seconds, rows, len(plan.prefill), tokens, self._gap, self._lag))
             self._gap = self._lag = 0.0
             if self.engine.pace is not None and not plan.encodes:
-                # A step that was launched behind another kept the device busy only once that one had landed.
                 pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
-                self.engine.pace.observe(rows, tokens, pairs, now - max(launched, self._landed_at))
+                self.engine.pace.observe(rows, tokens, pairs, now - began)
+            if self.encodes is not None:
+                self.encodes.observe(plan, now - began)
             self._landed_at = now
         self._launch()
         if events:
             self._tell(events)
+        for step in landed:
+            self._tell_metered(*step)
+        if metered:
+            self.meters.look(self.scheduler)
         if self._changes:
             self._tell_changes()
         self.on_flush()
@@ -298,14 +335,19 @@ class StepLoop:
         while len(self._flight) < self.engine.depth:
             pace = self.engine.pace
             prospect = None if pace is None else self.scheduler.prospect()
-            plan = self.scheduler.plan(None if pace is None or prospect is None else pace.allow(*prospect))
+            budget = None if pace is None or prospect is None else pace.allow(*prospect)
+            price = row_price if self.encodes is None else self.encodes.price
+            plan = self.scheduler.plan(budget, price)
             if plan is None:
                 return
             now = self.clock()
             self.progress_at = now
             for grant in plan.grants:
                 self._admitted(grant.req_id, now)
+            replays = self.engine.replays if self.meters.on else 0
             future = self.engine.launch(plan)
+            if self.meters.on:
+                self.meters.launched(plan, self.engine.bucket, self.engine.replays > replays, now)
             if not self._flight and not self._resting:
                 self._gap += self.clock() - self._landed_at
             self._resting = False
@@ -327,6 +369,12 @@ class StepLoop:
         if stream.times.admitted is None:
             stream.times.admitted = now
             stream.cached_tokens = min(generation.req.cached_len, stream.prompt_tokens)
+
+    def _tell_metered(self, plan: StepPlan, began: float, now: float, events: list[Retired]) -> None:
+        """A step, then its tokens: one that ends here is in no later step of this turn."""
+        self.meters.landed(plan, began, now)
+        if events:
+            self._tell(events)
 
     def _tell(self, events: list[Retired]) -> None:
         """Hand tokens to their readers, as text. What is told in one turn is told at one time."""
@@ -425,6 +473,7 @@ class StepLoop:
         if generation.deadline is not None:
             generation.deadline.cancel()
         stream = generation.stream
+        self.meters.leave(generation.req.id)
         stream.times.ended = self.clock()
         stream.end(finish, tail, error, pieces)
         self.on_end(stream)

@@ -31,8 +31,10 @@ from headrace.runtime.plan import (
     PageCopy,
     PagePatch,
     PlanRow,
+    Price,
     StepPlan,
     StepResult,
+    row_price,
 )
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
@@ -48,8 +50,7 @@ class Scheduler:
 
     page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
-    a low value packs more requests and retracts more often. image_blocks, image_block_rows: the pool of image rows.
-    """
+    a low value packs more requests and retracts more often. gallery: of pictures; None: there are none."""
 
     def __init__(
         self,
@@ -61,8 +62,7 @@ class Scheduler:
         prefix_cache: bool = True,
         waiting_limit: int = 1024,
         ahead_tokens: int = 64,
-        image_blocks: int = 0,
-        image_block_rows: int = 1,
+        gallery: Gallery | None = None,
     ) -> None:
         assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
         self.page_size = page_size
@@ -73,7 +73,7 @@ class Scheduler:
         self.pool = PagePool(page_count)
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
-        self.gallery = Gallery(image_blocks, image_block_rows)
+        self.gallery = gallery or Gallery(0, 1)
         self.drafts = Drafts(self)
         self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
@@ -151,12 +151,12 @@ class Scheduler:
             self._changing.add(req.id)
             self._settle(req)
 
-    def plan(self, budget: int | None = None) -> StepPlan | None:
-        """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step.
+    def plan(self, budget: int | None = None, price: Price = row_price) -> StepPlan | None:
+        """The next step, or None if nothing can run. budget: in place of `chunk_tokens`; price: what encodes take.
 
         Decode rows first, then prompt chunks in order of admission, then admissions while budget, slots and
         pages last. All state is moved forward: the plan must be launched, and retired in order."""
-        step = OpenPlan(self.chunk_tokens if budget is None else budget)
+        step = OpenPlan(self.chunk_tokens if budget is None else budget, price)
         self._dry = False
         able = self._plannable()
         decoding, decode = self._decode_rows(able, step.patches)

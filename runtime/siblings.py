@@ -1,4 +1,4 @@
-"""Streams that answer the prompt of another one and wait until that has its first token. Knows asks and prompts."""
+"""Streams that answer one prompt and wait for the first of them. Knows asks and prompts; knows no loop."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ ITEM_BYTES = {
 }  # fmt: skip
 # Tensors that older files carry and no model reads: rotary tables that are computed here, causal masks.
 HARMLESS = re.compile(
-    r"model\.rotary_emb\.inv_freq|model\.layers\.\d+\.self_attn\.(rotary_emb\.inv_freq|masked_bias|bias)"
+    r"model\.(language_model\.)?rotary_emb\.inv_freq"
+    r"|model\.(language_model\.)?layers\.\d+\.self_attn\.(rotary_emb\.inv_freq|masked_bias|bias)"
+    r"|model\.vision_tower\.embeddings\.position_ids"
 )
 TIED_HEAD = "lm_head.weight"
 
@@ -139,14 +141,15 @@ class Checkpoint:
                 old, new = next((pair for pair in renames if name.startswith(pair[0])), ("", ""))
                 self.entries[new + name.removeprefix(old)] = entry
 
-    def match(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def match(self, expected: Mapping[str, tuple[int, ...]], spare: tuple[str, ...] = ()) -> None:
         """Raise CheckpointError unless the files hold exactly the expected tensors, in shape and a float type.
 
-        Buffers on the HARMLESS list may be there; so may the head, where it is tied to the embedding."""
+        Buffers on the HARMLESS list may be there; so may the head, where it is tied to the embedding, and names
+        that begin with one of `spare`."""
         missing = sorted(set(expected) - set(self.entries))
         if missing:
             raise CheckpointError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}")
-        extra = [name for name in self.entries if name not in expected and not _may_be_extra(name)]
+        extra = [name for name in self.entries if name not in expected and not _may_be_extra(name, spare)]
         if extra:
             raise CheckpointError(
                 f"{len(extra)} tensors do not belong to this architecture, the first is {min(extra)[:100]!r}"
@@ -159,9 +162,9 @@ class Checkpoint:
                 raise CheckpointError(f"{name!r} is {entry.dtype}; F32, F16 and BF16 are supported")
 
 
-def _may_be_extra(name: str) -> bool:
+def _may_be_extra(name: str, spare: tuple[str, ...]) -> bool:
     # A tied head that is stored anyway is the embedding once more; an untied one is expected and never extra.
-    return name == TIED_HEAD or HARMLESS.fullmatch(name) is not None
+    return name == TIED_HEAD or name.startswith(spare) or HARMLESS.fullmatch(name) is not None
 
 
 class MappedParts:

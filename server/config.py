@@ -111,6 +111,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     draft_idle: Annotated[
         float, Meta(gt=0, description="a prompt that nobody types on for so long is dropped", extra=SECONDS)
     ] = 120.0
+    image_fetch_timeout: Annotated[
+        float, Meta(gt=0, description="time to fetch one picture by its address", extra=SECONDS)
+    ] = 10.0
     waiting_per_socket: Annotated[
         int, Meta(ge=0, description="requests waiting behind those; beyond: an error for that request")
     ] = 64
@@ -147,6 +150,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     query_token: Annotated[
         bool, Meta(description="take the key from ?access_token= too (URLs get logged)")
     ] = False
+    image_url_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="a host that pictures may be fetched from, over https at its usual port (or http://host, "
+            "host:port; * is every host), or an inner address or network that it may lie at; may be repeated; "
+            "without any, addresses of pictures are refused"
+        ),
+    ] = ()
     tool_parser: Annotated[
         Literal["auto", "none", "hermes", "llama3", "mistral", "qwen_coder"],
         Meta(description="how the model writes tool calls; auto: as its chat template spells them"),
@@ -177,6 +188,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int,
         Meta(ge=1 << 20, description="of conversations in that file; the oldest go first", extra=BYTES),
     ] = 4 << 30
+    profile_dir: Annotated[
+        str,
+        Meta(description="a folder for the traces of /start_profile; nothing: profiles are refused"),
+    ] = ""
     drain: Annotated[float, Meta(ge=0, description="time for running answers at SIGTERM", extra=SECONDS)] = (
         30.0
     )

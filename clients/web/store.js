@@ -3,6 +3,7 @@
 import { keep } from "./dom.js";
 import { checkedPictures } from "./pictures.js";
 import { cleanSettings } from "./protocol.js";
+import { cleaned } from "./timing.js";
 
 const ROLES = new Set(["user", "assistant"]);
 const STATUSES = new Set(["done", "stopped", "length", "failed", "interrupted"]);
@@ -95,6 +96,8 @@ export function checked(raw) {
         if (count(ahead, 0) > 0) kept.measured.ahead = ahead;
       }
       if (Array.isArray(node.gaps)) kept.gaps = node.gaps.filter(Number.isFinite).slice(0, 400);
+      const timing = cleaned(node.timing);
+      if (timing) kept.timing = timing;
     }
     nodes.push(kept);
   }

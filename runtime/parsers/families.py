@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.runtime.parsers import hermes, llama3, mistral, qwen_coder
@@ -20,18 +20,26 @@ CallGrammar = Callable[[Mapping[str, str], bool, str], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class ToolFamily:
-    """One way of writing calls. marks: strings that must be seen in the text even if they are special tokens."""
+    """One way of writing calls. marks: strings that must be seen in the text even if they are special tokens.
+
+    begin: the mark behind which a call stands, anywhere in an answer; "": calls stand at its beginning alone, where
+    `announced`, a regex, tells them from text. plain: values are written as they are, not as JSON."""
 
     read: CallReader
     marks: tuple[str, ...]
     grammar: CallGrammar
+    begin: str
+    announced: str = ""
+    plain: bool = False
 
 
 TOOLS = {
-    "hermes": ToolFamily(hermes.read, hermes.MARKS, hermes.grammar),
-    "qwen_coder": ToolFamily(qwen_coder.read, qwen_coder.MARKS, qwen_coder.grammar),
-    "llama3": ToolFamily(llama3.read, llama3.MARKS, llama3.grammar),
-    "mistral": ToolFamily(mistral.read, mistral.MARKS, mistral.grammar),
+    "hermes": ToolFamily(hermes.read, hermes.MARKS, hermes.grammar, hermes.BEGIN),
+    "qwen_coder": ToolFamily(
+        qwen_coder.read, qwen_coder.MARKS, qwen_coder.grammar, qwen_coder.BEGIN, plain=True
+    ),
+    "llama3": ToolFamily(llama3.read, llama3.MARKS, llama3.grammar, "", llama3.ANNOUNCED),
+    "mistral": ToolFamily(mistral.read, mistral.MARKS, mistral.grammar, mistral.BEGIN),
 }
 REASONING = {"think": THINK, "mistral": BRACKET_THINK}
 
@@ -65,13 +73,23 @@ class AnswerForm:
     template: str = ""  # the chat template that taught the model
 
     def splitter(
-        self, tools: Mapping[str, Mapping[str, Any] | None], *, single: bool = False, thinking: bool = False
+        self,
+        tools: Mapping[str, Mapping[str, Any] | None],
+        *,
+        single: bool = False,
+        thinking: bool = False,
+        midway: bool = False,
     ) -> Splitter | None:
-        """For one answer. tools: name → schema of what may be called; single, thinking: see Splitter."""
+        """For one answer. tools: name → schema of what may be called; single, thinking, midway: see Splitter."""
         calls = None if self.tools is None or not tools else (self.tools.read, CallRules(tools, single))
         if calls is None and self.reasoning is None:
             return None
-        return Splitter(self.reasoning, thinking, calls)
+        return Splitter(self.reasoning, thinking, calls, midway=midway)
+
+    @property
+    def past_reasoning(self) -> AnswerForm:
+        """What is left of it for an answer that goes on with a text: its time to reason is over."""
+        return replace(self, reasoning=None)
 
     @property
     def abilities(self) -> frozenset[str]:

@@ -111,7 +111,11 @@ class LaneDrafts:
 
     def claim(self, request: ResponseRequest) -> Draft | None:
         """What was read ahead for this very request."""
-        return next((draft.draft for known, draft in self._sent if known is request), None)
+        draft = next((draft for known, draft in self._sent if known is request), None)
+        if draft is not None and (draft.draft is None or draft.draft.over):
+            self._end(draft)  # what it continues was not known in time: there is nothing to hear of it
+            return None
+        return None if draft is None else draft.draft
 
     def forget(self, request: ResponseRequest) -> None:
         """The request is refused, or became another one: nothing of its draft is kept."""
@@ -277,8 +281,8 @@ class LaneDrafts:
         previous = draft.opening.previous_response_id
         if previous is None:
             self._begin(draft, None)
-        elif (turn := self._socket.latest_turn(previous)) is not None:
-            self._begin(draft, turn)
+        elif (near := self._socket.near(previous)) is not None:
+            self._begin(draft, near.turn)
         elif fresh or draft.wanted is not None:
             # An answer that still runs is continued from when it has ended; the next key looks again.
             running = self._socket.find(previous) is not None
@@ -317,7 +321,7 @@ class LaneDrafts:
             role = "system" if draft.opening.role in ("system", "developer") else "user"
             return Message(role, draft.text)
         request, _ = self._pictures.resolved(draft.request())
-        (message,) = response_messages(request)
+        (message,) = response_messages(request.input, self._socket.tenant)
         shown: tuple[Picture, ...] = message.pictures
         # The same pictures are the same objects, so that they are read once.
         known = () if draft.draft is None else (draft.draft.ask.messages or ())[-1].pictures

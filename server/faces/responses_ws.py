@@ -11,31 +11,22 @@ from functools import partial
 
 from msgspec import UNSET, Raw, Struct
 
-from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream, micros
 from headrace.runtime.refusal import shorten
-from headrace.server.conversation import Stored, Turn
+from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
-from headrace.server.faces.asks import check_model
+from headrace.server.faces import frames, steer_verb
+from headrace.server.faces.asks import check_model, check_response
 from headrace.server.faces.drafts import LaneDrafts
 from headrace.server.faces.extension import VERBS, verb_error
-from headrace.server.faces.frames import (
-    LANE_NAME,
-    absent,
-    bad_lane,
-    error_frame,
-    lane_of,
-    lanes_named,
-    not_found,
-    stopping,
-    too_many,
-    too_old,
-)
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.jobs import Fetching, Job, Parked, equip
+from headrace.server.faces.lineage import Ancestor, Traced, items_of, refers, trace
 from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
 from headrace.server.faces.reports import Reports
+from headrace.server.faces.responses import BEGINNING
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
@@ -44,17 +35,15 @@ from headrace.server.faces.steering import (
     fate,
     no_target,
     required_input,
-    steer_failed,
-    steer_items,
     successor,
     with_steers,
 )
-from headrace.server.faces.warm_up import WarmUpRun
+from headrace.server.faces.telemetry import steps_told
 from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest, ResponseSteer
+from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
 from headrace.server.session import Lanes, Latest, WaitingBudget
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
@@ -80,6 +69,8 @@ class ResponsesSocket:
         self.held = held
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
         self._reports = Reports()
+        self.board = StepBoard()
+        self._fresh: list[Job] = []  # jobs whose steps are told, and whose beginning was not told yet
         self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
@@ -117,15 +108,15 @@ class ResponsesSocket:
         try:
             match string(fields.get("type")):
                 case "response.create":
-                    lane = lane_of(fields)
+                    lane = frames.lane_of(fields)
                     self._create(message, fields, lane)
                 case "response.cancel":
                     self._cancel(message, fields)
                 case "response.steer":
-                    self._steer(message, fields)
+                    steer_verb.steer(self, message, fields)
                 case verb if verb is not None and verb.startswith("x."):
                     self._verb(verb, message, fields)
-                case None if absent(fields.get("type")):
+                case None if frames.absent(fields.get("type")):
                     self._unreadable(WireError("missing_required_parameter", "missing field: type", "type"))
                 case None:
                     self._unreadable(WireError("invalid_value", "type: expected a string", "type"))
@@ -137,6 +128,8 @@ class ResponsesSocket:
 
     def render(self) -> list[str | bytes]:
         """All frames that are ready. Ends responses, and starts what waited for them."""
+        if self.board.used:
+            self._tell_steps()
         while self._marked:
             marked, self._marked = self._marked, {}
             for stream in marked:
@@ -147,8 +140,8 @@ class ResponsesSocket:
         behind, self._behind = self._behind, []
         for stream in behind:
             self.mark(stream)
-        frames, self._frames = self._frames, []
-        return frames
+        ready, self._frames = self._frames, []
+        return ready
 
     def closed(self, code: int) -> None:
         """Cancel or detach everything in flight and let go of what the connection remembered."""
@@ -166,6 +159,7 @@ class ResponsesSocket:
                 self.held.let_go(held)
             job.response.abandon()
         self._jobs.clear()
+        self._fresh.clear()
         self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
@@ -180,7 +174,7 @@ class ResponsesSocket:
         if self._extended:
             self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
-            self._refuse(stopping(), UNSET if lane is None else lane)
+            self._refuse(frames.stopping(), UNSET if lane is None else lane)
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
 
     # -- client events -----------------------------------------------------------------------------------------
@@ -196,43 +190,42 @@ class ResponsesSocket:
         decoded = decode(message, ResponseCreate, strict=settings.strict_fields, fields=fields)
         if decoded.ignored:
             settings.on_ignored_fields("responses_ws", len(decoded.ignored))
-        self.check_open()
         request, pictures = self._pictures.resolved(decoded.value)
         self.ask_for(request, len(message) + pictures, None if lane is UNSET else str(lane))
 
     def check_open(self) -> None:
         """Raise WireError if this connection takes nothing more."""
         if self._draining:
-            raise stopping()
+            raise frames.stopping()
         if self._expired:
-            raise too_old(self._settings.connection_limit)
+            raise frames.too_old(self._settings.connection_limit)
 
     def ask_for(self, request: ResponseRequest, size: int, lane: str | None) -> None:
         """The request, of so many bytes, is answered in `lane` when its turn comes. Raises WireError."""
         self.check_open()
         self.name_lane(lane)
         if not self._lanes.wait(lane, request, size):
-            raise too_many(self._lanes, size)
+            raise frames.too_many(self._lanes, size)
         self._start_waiting()
 
     def name_lane(self, lane: str | None) -> None:
         """The lane is known from now on. Raises WireError if it is one too many."""
         if not self._lanes.name(lane):
-            raise lanes_named(self._settings.lanes.named)
+            raise frames.lanes_named(self._settings.lanes.named)
 
     def _cancel(self, message: str | bytes, fields: dict[str, Raw]) -> None:
         # Silent where nothing matches: clients read any frame here as the answer to their next request. An id of
         # the wrong type is no such race but a mistake in the client's program, and silence would hide it there.
         cancel = decode(message, ResponseCancel, fields=fields).value
         if cancel.response_id is not None:
-            jobs = [job for job in self._jobs.values() if job.response.run.id == cancel.response_id]
+            job = self.find(cancel.response_id)
         else:
             self.drafts.drop(cancel.stream_id)
             running = self._lanes.running(cancel.stream_id)
             if isinstance(running, Fetching):
                 running.cancelled = True
-            jobs = [running] if isinstance(running, Job) else []
-        for job in jobs:
+            job = self.running(cancel.stream_id)
+        if job is not None:
             stream = job.response.run.stream
             if stream.finish is None:
                 self._runtime.cancel(stream)
@@ -241,47 +234,13 @@ class ResponsesSocket:
                 stream.limit = None
                 self.mark(stream)
 
-    def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
-        target = string(fields.get("previous_response_id")) or ""
-        given = fields.get("input", Raw(b"null"))
-        job = next((job for job in self._jobs.values() if job.response.run.id == target), None)
-        try:
-            try:
-                items = steer_items(decode(message, ResponseSteer, fields=fields).value)
-            except WireError as error:
-                raise SteerRefused("invalid_input", error.message) from None
-            if job is None:
-                ended = self.latest_turn(target) is not None
-                ended = ended or self._store.get(self._wire.tenant, target) is not None
-                raise no_target(target, ended, self._running.find(self._wire.tenant, target) is not None)
-            run = job.response.run
-            if isinstance(run, WarmUpRun):
-                raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
-            if (why := None if run.stream.finish is None else fate(run)) is not None:
-                raise SteerRefused("response_not_active", why)
-            if job.response.over:  # its end is recorded, and only waits to be read here
-                raise SteerRefused("response_already_completed", "The response has ended: continue it.")
-            steer = job.steering.accept(run, target, given, items)
-        except SteerRefused as refused:
-            self._refuse_steer(job, target, given, refused)
-            return
-        job.response.say(ev.SteerAccepted(run.next_number(), steer.name, run.lane))
-        self.mark(run.stream)
+    def no_target(self, target: str) -> SteerRefused:
+        """Why there is no response to steer under this id."""
+        return no_target(target, self._lanes.latest.values(), self._running, self._wire.tenant)
 
-    def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
-        if job is None or job.response.over:
-            lane: ev.Lane = UNSET
-            if job is not None:
-                lane = job.response.run.lane
-                # Steers of one response are told apart by their order alone: earlier ones are answered first.
-                self._frames += job.response.take()
-            self.say(steer_failed(0, refused.code, refused.message, target, given, lane))
-            return
-        run = job.response.run
-        job.response.say(
-            steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane)
-        )
-        self.mark(run.stream)
+    def tell_rest(self, job: Job) -> None:
+        """What was said of this response, and only waits to be told."""
+        self._frames += job.response.take()
 
     # -- the life of a response --------------------------------------------------------------------------------
 
@@ -302,25 +261,34 @@ class ResponsesSocket:
     ) -> None:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
         previous = request.previous_response_id
-        if previous is None or (turn := self.latest_turn(previous)) is not None:
-            self._open(lane, request, None if previous is None else turn, commits, own=own)
+        if not refers(request):
+            near = None if previous is None else self.near(previous)
+            if previous is None or near is not None:
+                self._open(lane, request, None if near is None else near.turn, commits, own=own)
+                return
+        try:
+            check_response(request)  # what nothing that is found could mend is said without looking for it
+        except WireError as error:
+            self._fail(lane, request, error, commits, own=own)
             return
         fetching = Fetching()
         self._lanes.start(lane, fetching)  # who comes after it in its lane waits
 
-        def found(stored: Stored | Refusal | None) -> None:
+        def traced(outcome: Traced[ResponseRequest] | WireError | Refusal) -> None:
             if self._closing:
                 return
             self._lanes.leave(lane)
-            if isinstance(stored, Stored):
-                self._open(lane, request, stored.turn, commits, own=own, cancelled=fetching.cancelled)
+            if isinstance(outcome, Traced):
+                self._open(
+                    lane, outcome.request, outcome.parent, commits, own=own, cancelled=fetching.cancelled
+                )
             else:
-                self._fail(lane, request, not_found(previous) if stored is None else stored, commits, own=own)
+                self._fail(lane, request, outcome, commits, own=own)
             if fetching.later:
                 self._start_waiting()
                 self._wire.dirty()  # also if nothing else happens: the connection may be over now
 
-        self._store.find(self._wire.tenant, previous, found)
+        trace(self._store, self._wire.tenant, request, self.near, traced)
         fetching.later = True
 
     def _open(
@@ -347,18 +315,26 @@ class ResponsesSocket:
                 self.mark,
                 lane=UNSET if lane is None else lane,
                 draft=self.drafts.claim(request),
+                board=self.board,
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
             return
-        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
-        self._lanes.start(lane, job)
         stream = response.run.stream
-        self._jobs[stream] = job
-        equip(job, request, self.held, self, extended=self._extended)
+        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
+        self._take(job, request)
         if cancelled:
             self._runtime.cancel(stream)
         self.mark(stream)  # the stream may have spoken, or ended, before it was known here
+
+    def _take(self, job: Job, request: ResponseRequest) -> None:
+        """The job runs in its lane from now on."""
+        stream = job.response.run.stream
+        self._lanes.start(job.lane, job)
+        self._jobs[stream] = job
+        if stream.meter is not None:
+            self._fresh.append(job)
+        equip(job, request, self.held, self, extended=self._extended)
 
     def _fail(
         self,
@@ -412,6 +388,24 @@ class ResponsesSocket:
         elif job.steering.stop(run):
             self._runtime.cancel(run.stream)
 
+    def _tell_steps(self) -> None:
+        """Steps are told before what they brought, and behind the beginning of every response that they name."""
+        self.board.told_at = micros(self._settings.clock())
+        behind: list[str | bytes] = []
+        for job in self._fresh:
+            run = job.response.run
+            if run.stream in self._marked and not run.began:
+                del self._marked[run.stream]
+                at = len(self._frames)
+                self._tell(job)
+                at += BEGINNING * run.began
+                behind += self._frames[at:]
+                del self._frames[at:]
+        if self._fresh:
+            self._fresh = [job for job in self._fresh if not (job.response.run.began or job.response.over)]
+        self._frames += steps_told(self.board)
+        self._frames += behind
+
     def _finish(self, job: Job) -> None:
         response, held = job.response, job.held
         run = response.run
@@ -426,7 +420,9 @@ class ResponsesSocket:
         turn, response.turn = response.turn, None
         if turn is not None:
             self._forget(job.lane)
-            self._lanes.latest[job.lane] = Latest(run.id, turn)
+            assert run.final is not None, "who leaves a turn has told its end"
+            # Not the run itself: that would keep its stream, and the request behind it.
+            self._lanes.latest[job.lane] = Latest(run.id, turn, partial(items_of, run.request, run.final))
         elif job.continues_lane:
             self._forget(job.lane)
         self._follow(job)
@@ -457,11 +453,11 @@ class ResponsesSocket:
         for steer in steers:
             self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def latest_turn(self, response_id: str) -> Turn | None:
-        """The turn of a lane's latest response: it continues even if it was not stored."""
+    def near(self, response_id: str) -> Ancestor | None:
+        """The latest response of a lane: it continues even if it was not stored."""
         for latest in self._lanes.latest.values():
             if latest.response_id == response_id:
-                return latest.turn
+                return Ancestor(latest.turn, latest.items)
         return None
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
@@ -507,22 +503,27 @@ class ResponsesSocket:
         request: ResponseRequest,
         lane: str,
     ) -> None:
-        """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal if it
-        cannot; then nothing has changed."""
-        if not LANE_NAME.match(lane):
-            raise bad_lane()
+        """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal."""
+        if not frames.LANE_NAME.match(lane):
+            raise frames.bad_lane()
         if self._draining or self._expired:
-            raise stopping()
+            raise frames.stopping()
         self._free_lane(lane)
         if self._lanes.in_flight >= self._settings.lanes.in_flight:
-            raise too_many(self._lanes, 0)
+            raise frames.too_many(self._lanes, 0)
         response = fork_response(
-            self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
+            self._runtime,
+            self._settings,
+            self._running,
+            parent,
+            turn,
+            place,
+            request,
+            self.mark,
+            lane,
+            self.board,
         )
-        job = Job(lane, response, False, True, [])
-        self._lanes.start(lane, job)
-        self._jobs[response.run.stream] = job
-        equip(job, request, self.held, self, extended=self._extended)
+        self._take(Job(lane, response, False, True, []), request)
         self.mark(response.run.stream)
 
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
@@ -536,8 +537,7 @@ class ResponsesSocket:
         return next((job for job in self._jobs.values() if job.response.run.id == response_id), None)
 
     def take_over(self, held: Held, lane: str | None, start: int) -> None:
-        """This connection reads a held response from event `start`, in `lane`. Raises WireError if the lane is not
-        to be had."""
+        """This connection reads a held response from event `start`, in `lane`. Raises WireError if it cannot."""
         job = held.job
         run = job.response.run
         self._free_lane(lane, job)
@@ -580,7 +580,7 @@ class ResponsesSocket:
         self._wire.malformed()
 
     def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
-        self.say(error_frame(WireError.of(error), lane))
+        self.say(frames.error_frame(WireError.of(error), lane))
 
     def _expire(self) -> None:
         self._expired = True

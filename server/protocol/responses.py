@@ -120,8 +120,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     input: Annotated[
         Input | None,
         honoured(
-            "text, or items: messages of text and pictures (data: URLs), calls, their outputs, reasoning; "
-            "empty only when continuing"
+            "text, or items: messages of text and pictures (data: URLs), calls, their outputs, reasoning, "
+            "item_reference of items that are held here, compaction; empty only when continuing"
         ),
     ] = None
     instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
@@ -161,7 +161,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
         honoured(
-            "function and custom, where the model's chat template has a place; hosted types are left out"
+            "function and custom, where the model's chat template has a place; hosted types are left out; a custom "
+            "tool's grammar is enforced, except for models that write calls in qwen_coder's way"
         ),
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
@@ -179,6 +180,10 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[
         f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
     ] = None
+    x_telemetry: Annotated[
+        x.Telemetry | None,
+        honoured("extra; response: where the time went, in the metadata of the end; step: each step too"),
+    ] = None
     background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
         None
     )
@@ -189,7 +194,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
     best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
     prompt_cache_options: Annotated[
-        CacheOptions | None, honoured("prewarm is refused, not supported yet")
+        CacheOptions | None, honoured("prewarm reads the prompt and answers nothing; the rest has no effect")
     ] = None
     prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
     prompt_cache_retention: Annotated[Raw, ignored()] = NULL
@@ -203,6 +208,28 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     image: Annotated[Raw, ignored()] = NULL
     stream_options: Annotated[Raw, ignored()] = NULL
     priority: Annotated[Raw, ignored()] = NULL
+    x_receipt: Annotated[
+        bool | None,
+        honoured(
+            "the terminal event tells what was computed, in hashes; only with a server that is --deterministic"
+        ),
+    ] = None
+
+
+class CompactRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /v1/responses/compact."""
+
+    model: Annotated[f.Name | None, honoured("required")] = None
+    input: Annotated[Input | None, honoured("as on /v1/responses; empty only when continuing")] = None
+    instructions: Annotated[
+        str | None, honoured("leading system text of the summary; no part of the result")
+    ] = None
+    previous_response_id: Annotated[f.Name | None, honoured("its conversation comes before the input")] = None
+    service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
+    prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
+    prompt_cache_options: Annotated[CacheOptions | None, ignored()] = None
+    prompt_cache_retention: Annotated[Raw, ignored()] = NULL
+    image: Annotated[Raw, ignored()] = NULL
 
 
 class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type", tag="response.create"):

@@ -12,11 +12,16 @@ import pytest
 import torch
 from vision_rig import PAD, noise, shown
 
+from headrace.runtime.backends.queue import HostQueue
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import EngineConfig, SettingError
+from headrace.runtime.engine import open_device_engine
 from headrace.runtime.plan import ImageEncode, ImageRows, PlanRow, SlotGrant
 from headrace.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
-FAMILIES = ("qwen3-vl", "qwen2.5-vl")
+FAMILIES = ("qwen3-vl", "qwen2.5-vl", "gemma3-vl")
+ALL = (*FAMILIES, "llava")  # whose pictures are to its decoder what those of others are to theirs
 
 
 def words(count: int, seed: int) -> list[int]:
@@ -34,7 +39,7 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
         count = -(-span.image.rows // rows)
         blocks[index] = tuple(reversed(range(at, at + count)))
         at += count
-        encodes.append(ImageEncode(span.image, blocks[index]))
+        encodes.append(ImageEncode(span.image, blocks[index], 0, engine.image_stages))
 
     def work() -> torch.Tensor:
         engine.kv.data.fill_(float("nan"))
@@ -43,8 +48,12 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
         engine.eyes.grant(grant)
         engine.eyes.encode(encodes)
         found = []
-        for start in range(0, len(ids), chunk):
+        start = 0
+        while start < len(ids):
             part = ids[start : start + chunk]
+            if engine.whole_pictures:  # a chunk that enters one of them goes to its end
+                end = max((span.end for span in spans if span.start < start + chunk < span.end), default=0)
+                part = ids[start : max(end, start + chunk)]
             read = tuple(
                 ImageRows(first - start, last - first, first - span.start, blocks[index])
                 for index, span in enumerate(spans)
@@ -57,12 +66,13 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
                 **{**{name: getattr(inputs, name) for name in inputs.__slots__}, "sample_tokens": wanted}
             )
             found.append(engine.model.forward(inputs, engine.kv, engine.eyes.see([], [row], 0, len(part))))
+            start += len(part)
         return torch.cat(found).float()
 
     return engine.backend.submit(work).result()
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "qwen2.5-vl-older"])
+@pytest.mark.parametrize("name", [*ALL, "qwen2.5-vl-older"])
 @pytest.mark.parametrize("chunk", [64, 13])
 def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any], start: Any) -> None:
     model = seeing(name)
@@ -76,7 +86,13 @@ def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any
     torch.testing.assert_close(found, expected, rtol=5e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "said"), [("gemma3-vl", "Gemma"), ("llava", "LLaVA")])
+def test_a_gpu_says_that_it_does_not_run_them(name: str, said: str, seeing: Any) -> None:
+    with pytest.raises(SettingError, match=f"{said} models run on the CPU only"):
+        open_device_engine(Blueprint(seeing(name).folder), EngineConfig(), HostQueue(), 8 << 30, 8 << 30)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_text_alone(name: str, seeing: Any, start: Any, drive: Any) -> None:
     model = seeing(name)
     ids = words(40, 7)
@@ -190,7 +206,7 @@ def test_pictures_that_differ_only_in_pixels_or_only_in_shape(
     assert run.scheduler.gallery.encoded == 3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_many_pictures_in_many_turns_and_many_requests_at_once(
     name: str, seeing: Any, start: Any, drive: Any
 ) -> None:

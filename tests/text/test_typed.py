@@ -101,11 +101,11 @@ def test_a_conversation_that_spells_one_is_read_whole(demo: FolderPrompter) -> N
 def test_a_template_that_changes_the_text_is_read_whole(
     demo: FolderPrompter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    render = demo.rendered
+    written = demo._written
     monkeypatch.setattr(
         demo,
-        "rendered",
-        lambda ask: render(with_last(ask, ask.messages[-1].content.upper())),  # type: ignore[union-attr]
+        "_written",
+        lambda ask: written(with_last(ask, ask.messages[-1].content.upper())),  # type: ignore[union-attr]
     )
     typed = demo.typed(asked())
     found = typed.read("a wheel and another wheel")
