@@ -98,6 +98,10 @@ class FolderTokenizer:
         found = self._plain.encode_batch([text], add_special_tokens=False)[0]
         return list(found.ids), list(found.offsets)
 
+    def is_control(self, token: int) -> bool:
+        """A token that only a template writes: nothing that follows it makes it another one."""
+        return token in self._control_ids
+
     def plain_until(self, text: str) -> int:
         """How far `text` holds no string that the tokenizer would take for an added token."""
         place = self._special.first(text)

@@ -104,6 +104,7 @@ class PiecedPrompt:
         self._begun = False
         self._head = ""  # what the template writes before the typed text
         self._left = self._right = False  # which spaces of the typed text it cuts
+        self._firm = 0  # tokens of the head that nothing typed behind it can change
         self._text = ""  # as it was read last, in the template's place
         self._ids: list[int] = []  # of head and text
         self._places: list[tuple[int, int]] = []  # characters of each
@@ -122,7 +123,7 @@ class PiecedPrompt:
         self._follow(text)
         rendered = self._head + text
         sure = settled(rendered)
-        count = bisect_right(self._ends, sure)
+        count = max(self._firm, bisect_right(self._ends, sure))
         laid, spans = self._prompter.lay(self._ids[:count], self._images)
         return TypedIds(laid, spans, cut + max(0, sure - len(self._head)))
 
@@ -154,6 +155,8 @@ class PiecedPrompt:
         self._images = [prompter.read_image(ask, picture) for picture in pictures]
         self._ids, self._places = self._tokenizer.encode_places(head)
         self._ends = [end for _, end in self._places]
+        controls = [at for at, each in enumerate(self._ids) if self._tokenizer.is_control(each)]
+        self._firm = controls[-1] + 1 if controls else 0
 
     def _follow(self, text: str) -> None:
         """`_ids` become those of the head and `text`."""

@@ -24,6 +24,7 @@ from fake_engine import FakeEngine, replay
 from fake_prompter import CARD
 from typing_scripts import script
 
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.interface import Ask, Draft, Message, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import StepLoop
 from headrace.runtime.request import SamplingParams
@@ -42,7 +43,11 @@ class TypingBench:
         self.width = width
         self.engine = FakeEngine(gated=gated, width=width, **{"page_count": 1024, **sizes})
         self.scheduler = Scheduler(
-            self.engine.page_count, self.engine.page_size, self.engine.max_running, self.engine.chunk_tokens
+            self.engine.page_count,
+            self.engine.page_size,
+            self.engine.max_running,
+            self.engine.chunk_tokens,
+            gallery=Gallery(64, 16),
         )
         self.loop = StepLoop(self.scheduler, self.engine)
         self.runtime = Runtime(CARD, prompter, self.loop, self.engine.max_context)

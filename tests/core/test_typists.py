@@ -8,8 +8,21 @@ from typing import Any
 import pytest
 
 SEEDS = 40  # `python -P tests/core/typists.py --seeds 0:5000` takes the time
-# Where the planted bugs showed first, so that they need not be looked for every time.
-EARLY = (0, 3, 1, 9, 11, 21, 26, 82)
+# Where planted bugs showed first, if not in seed 0: so they need not be looked for every time.
+FIRST = {
+    "text_changes_under_a_chunk": 3,
+    "last_text_is_forgotten": 21,
+    "cut_one_too_far": 11,
+    "copy_of_more_than_is_wanted": 26,
+    "freed_under_its_chunk": 3,
+    "given_up_under_its_chunk": 82,
+    "slot_is_lost": 1,
+    "last_slot_is_taken": 9,
+    "comes_before_who_waits": 3,
+    "a_draft_that_is_gone_lands": 3,
+    "given_up_for_nobody_else": 21,
+    "admission_waits_for_typists": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +41,6 @@ def test_every_planted_bug_of_drafts_is_caught(typists: ModuleType, simulation: 
     alive = [
         mutant.name
         for mutant in mutants
-        if typists.caught_at(mutant, (*EARLY, *range(mutant.within))) is None
+        if typists.caught_at(mutant, (FIRST.get(mutant.name, 0), *range(mutant.within))) is None
     ]
     assert alive == []

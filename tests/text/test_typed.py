@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from typing_scripts import EMOJI, LANGUAGES, script
+from vision_rig import noise, png
 
+from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.demo_checkpoint import demo_folder
-from headrace.runtime.interface import Ask, Message
+from headrace.runtime.interface import Ask, Message, Picture
 from headrace.runtime.prompt import FolderPrompter
 from headrace.runtime.typed import PiecedPrompt, WholePrompt, settled, with_last
 
@@ -39,7 +41,7 @@ def test_what_is_read_begins_what_is_sent_for_every_kind_of_tokenizer(
 ) -> None:
     for name, prompter in prompters(demo, models_by_name).items():
         read = wrong = sure = total = 0
-        for seed in range(24):
+        for seed in range(12):
             rng = random.Random(seed)
             ask = asked(HISTORY[: rng.choice((0, 2))])
             typed = prompter.typed(ask)
@@ -122,6 +124,23 @@ def test_the_whole_reading_knows_what_is_certain_too(demo: FolderPrompter) -> No
             one = demo.prepare(with_last(asked(), text)).ids
             assert tuple(found.ids) == one[: len(found.ids)], text
             assert len(text) - found.characters <= 64
+
+
+@pytest.mark.parametrize("place", [0, 5])
+def test_pictures_are_read_once_wherever_they_stand(place: int) -> None:
+    seeing = FolderPrompter(demo_folder(), 1 << 16, 1 << 16, 4096, Blueprint(demo_folder()).images(64))
+    shown = (Picture(place, png(noise(40, 60, 1))), Picture(place, png(noise(60, 40, 2))))
+    ask = Ask(messages=(*HISTORY, Message("user", "what " * 2, pictures=shown)))
+    typed = seeing.typed(ask)
+    for text in ("what is", "what is it? A mill", "what is it? A river that turns a mill, and "):
+        found = typed.read(text)
+        one = seeing.prepare(with_last(ask, text))
+        assert tuple(found.ids) == one.ids[: len(found.ids)]
+        kept = tuple((span.start, span.image.key) for span in found.spans)
+        assert kept == tuple((span.start, span.image.key) for span in one.spans)[: len(kept)]
+        assert all(span.end <= len(found.ids) for span in found.spans)
+    assert len(kept) == 2 and len(one.ids) - len(found.ids) < 24
+    assert isinstance(typed, PiecedPrompt) and (typed._whole is None) == (place == 0)
 
 
 def test_every_language_is_in_the_scripts() -> None:
