@@ -67,6 +67,7 @@ __all__ = [
     "Picture",
     "Piece",
     "ProfileWish",
+    "Profiler",
     "Prompt",
     "Prompter",
     "Reading",
@@ -304,34 +305,6 @@ class Runtime:
         if self._preparing or self._siblings or self.loop.live or self.loop.flight:
             return None
         return self.loop.scheduler.flush_cache()
-
-    def start_profile(self, wish: ProfileWish, told: Callable[[Refusal | None], None]) -> None:
-        """Call `told` once, never from inside this call, when the steps are noted, or will be from the wish's first
-        step on. Raises Refusal if nobody makes profiles here, or one is being made."""
-        self._tell_later(self._profiler().start(wish), told)
-
-    def stop_profile(self, told: Callable[[str | Refusal], None]) -> None:
-        """Call `told` once, never from inside this call, with the name of the file that was written. Raises Refusal
-        if nobody makes profiles here, or none is being made."""
-        self._tell_later(self._profiler().stop(), told)
-
-    def _profiler(self) -> Profiler:
-        if self.profiler is None:
-            what = "this server makes no profiles: it was started without --profile-dir"
-            raise Refusal("unsupported_parameter", what)
-        return self.profiler
-
-    def _tell_later(self, future: Future[Worked], told: Callable[[Worked | Refusal], None]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def outcome() -> Worked | Refusal:
-            error = future.exception()
-            if error is None or isinstance(error, Refusal):
-                return future.result() if error is None else error
-            _log.error("a profile failed", exc_info=error)
-            return Refusal("server_error", f"the profile failed: {type(error).__name__}: {error}")
-
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(lambda: told(outcome())))
 
     def take_pixels(self, count: int) -> bool:
         """Count so many bytes of pixels more, or fewer; False, and nothing is counted, if that is too much."""

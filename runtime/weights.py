@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -212,13 +212,23 @@ class MappedParts:
 
 
 class MappedWeights(MappedParts):
-    """A WeightSource over a matched checkpoint, its matrices packed by `backend`."""
+    """A WeightSource over a matched checkpoint, its matrices packed by `backend`.
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, backend: Backend) -> None:
+    keep(name): whether the matrix whose first part is `name` stays in its plain form as well."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        backend: Backend,
+        keep: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         super().__init__(checkpoint, dtype)
         self.backend = backend
+        self.keep = keep
 
     def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
         # A convolution whose steps do not overlap is a matrix over flat patches.
         matrix = self.tensor(weight).flatten(1)
-        return self.backend.linear(matrix, None if bias is None else self.tensor(bias))
+        added = None if bias is None else self.tensor(bias)
+        return self.backend.linear(matrix, added, self.keep(weight[0][0]))

@@ -83,6 +83,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "use_sliding_window": False,
         },
     ),
+    # Sizes that fit the tiles of AMX.
+    "qwen3-tiles": ("Qwen3", {"head_dim": 32, "intermediate_size": 160, "tie_word_embeddings": True}),
     "phi3": ("Phi3", {"sliding_window": 21, "pad_token_id": 0}),
     "mixtral": (
         "Mixtral",

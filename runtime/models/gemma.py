@@ -86,5 +86,11 @@ def check_gemma(fields: Fields) -> None:
             "use_bidirectional_attention", "true is not supported: such a model writes nothing"
         )
     # `hidden_act`: what older files say beside it, and nobody obeys.
-    for name in ("cache_implementation", "_sliding_window_pattern", "sliding_window_pattern", "hidden_act"):
+    for name in (
+        "cache_implementation",
+        "_sliding_window_pattern",
+        "sliding_window_pattern",
+        "hidden_act",
+        "sliding_window_size",
+    ):
         fields.get(name)

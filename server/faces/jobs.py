@@ -24,18 +24,19 @@ class Job:
     held: Held | None = None  # its client may come back to it
 
     @property
+    def drops(self) -> bool:
+        """It runs, and its client would rather lose it than wait for it."""
+        request = self.response.run.request
+        running = self.response.run.stream.finish is None
+        return running and isinstance(request, ResponseCreate) and request.x_on_slow == "drop"
+
+    @property
     def reports(self) -> bool:
         """Its client knows what x.paused means."""
         request = self.response.run.request
         return self.held is not None or (
             isinstance(request, ResponseCreate) and (request.x_credit, request.x_on_slow) != (None, None)
         )
-
-    @property
-    def rather_dropped(self) -> bool:
-        """Its client would rather lose the answer than wait for it."""
-        request, stream = self.response.run.request, self.response.run.stream
-        return isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None
 
 
 @dataclass(slots=True, eq=False)

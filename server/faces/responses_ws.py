@@ -359,8 +359,8 @@ class ResponsesSocket:
             if not self._marked:
                 self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
-            if stream.full and (job := self._jobs.get(stream)) is not None and job.rather_dropped:
-                # Not from inside the step that is being told.
+            if stream.full and (job := self._jobs.get(stream)) is not None and job.drops:
+                # Its client would rather lose it than wait for it; not from inside the step that is being told.
                 self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
                 self._close(4002, "reading too slowly")
 

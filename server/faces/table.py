@@ -26,6 +26,7 @@ from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.generate_http import GenerateFace
 from headrace.server.faces.held import HeldResponses
 from headrace.server.faces.openapi_http import OpenApiFace
+from headrace.server.faces.profile_http import ProfileFace
 from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
 from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
@@ -63,6 +64,7 @@ def build_routes(
     generate = GenerateFace(runtime, settings)
     tokenizer = TokenizerFace(runtime, settings)
     engine = EngineFace(runtime, settings)
+    profiles = ProfileFace(runtime)
     running = running if running is not None else Running(runtime, store)
     responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
@@ -96,8 +98,8 @@ def build_routes(
         "/generate": HttpRoute(POST, generate.respond),
         "/abort_request": HttpRoute(POST, generate.abort),
         "/flush_cache": HttpRoute(BOTH, engine.flush_cache),
-        "/start_profile": HttpRoute(POST, engine.start_profile),
-        "/stop_profile": HttpRoute(POST, engine.stop_profile),
+        "/start_profile": HttpRoute(POST, profiles.start),
+        "/stop_profile": HttpRoute(POST, profiles.stop),
         "/server_info": HttpRoute(GET, engine.server_facts),
         "/get_server_info": HttpRoute(GET, engine.server_facts),
         "/model_info": HttpRoute(GET, engine.model_facts),

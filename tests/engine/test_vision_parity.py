@@ -72,8 +72,14 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
     return engine.backend.submit(work).result()
 
 
-@pytest.mark.parametrize("name", [*ALL, "qwen2.5-vl-older"])
-@pytest.mark.parametrize("chunk", [64, 13])
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [
+        *((name, chunk) for name in (*ALL, "qwen2.5-vl-older") for chunk in (64, 13)),
+        ("gemma3-vl-makers", 64),
+        ("llava-makers", 64),
+    ],
+)
 def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any], start: Any) -> None:
     model = seeing(name)
     engine = start(model.folder)
@@ -228,6 +234,33 @@ def test_many_pictures_in_many_turns_and_many_requests_at_once(
     run.scheduler.check()
     assert [req.tokens[req.prompt_len :] for req, _ in wanted] == [answer for _, answer in wanted]
     assert run.scheduler.gallery.held_blocks == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_that_is_left_in_the_middle_of_its_encode(
+    name: str, seeing: Any, start: Any, drive: Any
+) -> None:
+    """Its stages go on for whoever shows it too; begun for nobody, they are forgotten when another one begins."""
+    model = seeing(name)
+    engine = start(model.folder)
+    asked = []
+    for seed in (21, 22):
+        ids, spans = shown(engine.images, [words(4, seed), noise(24, 40, seed), words(6, seed + 50)])
+        answer, margin = model.answer(ids, [noise(24, 40, seed)], 6)
+        assert margin > 1e-4
+        asked.append((ids, spans, answer))
+    for follower in (0, 1):
+        run = drive(engine, chunk_tokens=4, prefix_cache=False)
+        ids, spans, _ = asked[0]
+        left = run.add(ids, 6, spans=spans)
+        while run.scheduler.gallery._unfinished is None:
+            assert run.step()
+        run.cancel(left)
+        reqs = [(run.add(ids, 6, spans=spans), answer) for ids, spans, answer in (asked[follower], asked[0])]
+        run.finish()
+        run.scheduler.check()
+        assert [req.tokens[req.prompt_len :] for req, _ in reqs] == [answer for _, answer in reqs]
+        assert run.scheduler.gallery.encoded == 1 + follower
 
 
 def test_penalties_count_placeholders_as_transformers_does(seeing: Any, start: Any, drive: Any) -> None:
