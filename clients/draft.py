@@ -71,8 +71,7 @@ class Draft:
         """Returns when the server has read all of the text that is certain, or does not read it ahead."""
         while (stream := self._stream) is not None and not stream.ended:
             ack = self.ack
-            # The last word is not certain, so there may be nothing to compute; but the text was read.
-            if ack is not None and ack.rev == self._rev and 0 < ack.tokens_stable == ack.tokens_prefilled:
+            if ack is not None and ack.rev == self._rev and ack.settled:
                 return
             self._news.clear()
             await self._news.wait()

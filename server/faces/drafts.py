@@ -363,11 +363,16 @@ class LaneDrafts:
         draft.acking = None
         draft.acked_at = self._settings.clock()
         known = draft.draft
-        stable = 0 if known is None else known.stable
-        ready = 0 if known is None else self._socket.runtime.drafting.ready(known)
+        stable = ready = 0
+        settled = False
+        if known is not None:
+            stable, ready = known.stable, self._socket.runtime.drafting.ready(known)
+            settled = not known.reading and known.read == known.text and ready == stable
         event_id = UNSET if draft.event_id is None else draft.event_id
         draft.event_id = None
-        self._socket.say(d.InputAck(draft.rev, len(draft.text), stable, ready, event_id, _wire(draft.lane)))
+        self._socket.say(
+            d.InputAck(draft.rev, len(draft.text), stable, ready, settled, event_id, _wire(draft.lane))
+        )
 
     def _expire(self, draft: LaneDraft) -> None:
         draft.idle = None

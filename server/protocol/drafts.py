@@ -83,6 +83,7 @@ class InputAck(msgspec.Struct, frozen=True, tag_field="type", tag="x.input.ack")
     chars: int
     tokens_stable: int
     tokens_prefilled: int
+    settled: bool  # all that was typed was read, and all that is certain of it is computed
     event_id: str | UnsetType = UNSET
     stream_id: Lane = UNSET
 

@@ -11,6 +11,7 @@ from fake_prompter import BytePrompter
 from typing_bench import TypingBench, run
 from vision_rig import noise, png
 
+from headrace.runtime import drafting
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.demo_checkpoint import demo_folder
 from headrace.runtime.interface import Ask, FinishReason, Message, Picture, Refusal, Tenant, TokenStream
@@ -280,6 +281,18 @@ async def test_a_text_longer_than_the_context_is_read_as_far_as_it_goes(small: T
     await small.rested(draft)
     assert draft.stable < 100
     small.drafting.drop(draft)
+    await small.empty()
+
+
+async def test_drafts_of_all_clients_together_are_bounded(
+    small: TypingBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drafting, "MOST", 1)
+    draft = small.open(asked("word", ()))
+    with pytest.raises(Refusal, match="too many prompts"):
+        small.open(asked("word", ()))
+    small.drafting.drop(draft)
+    small.drafting.drop(small.open(asked("word", ())))
     await small.empty()
 
 

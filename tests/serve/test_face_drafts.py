@@ -83,7 +83,8 @@ async def test_a_typed_prompt_is_answered_as_a_plain_one(bench: FaceBench) -> No
     socket.send({"type": "x.input.replace", "stream_id": "a", "from_char": 4, "to_char": 9, "text": "ice"})
     ack = await rested(bench, socket)
     assert ack["rev"] == 3 and ack["chars"] == 6 * len(WORDS) + 8 - 2
-    assert ack["tokens_prefilled"] == ack["tokens_stable"] > 6 * len(WORDS) - 20
+    assert ack["tokens_prefilled"] == ack["tokens_stable"] > 6 * len(WORDS) - 20 and ack["settled"]
+    assert not first["settled"]
     steps = len(bench.engine.plans)
     commit(socket, stream_id="a", metadata={"k": "v"}, event_id="e2")
     await socket.until(lambda: bool(of(socket, "response.output_text.delta")))
