@@ -28,7 +28,6 @@ from headrace.server.faces.telemetry import steps_told
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.fields import check_supported
 from headrace.server.protocol.responses import CompactRequest, ResponseRequest
 
 PAGE_LIMIT = 100  # items in one reply
@@ -74,7 +73,6 @@ class ResponsesFace:
             check_model(
                 body.model or request.query.get("model"), self._runtime.card, self._settings.model_aliases
             )
-            check_supported(body)  # what nothing that is found could mend is said without looking for it
         except (WireError, Refusal) as error:
             return error_reply(error, headers)
         later = Later(wire)

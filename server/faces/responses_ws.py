@@ -16,7 +16,7 @@ from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
 from headrace.server.faces import frames, steer_verb
-from headrace.server.faces.asks import check_model, check_response
+from headrace.server.faces.asks import check_model
 from headrace.server.faces.drafts import LaneDrafts
 from headrace.server.faces.extension import VERBS, verb_error
 from headrace.server.faces.held import Held, HeldResponses
@@ -266,11 +266,6 @@ class ResponsesSocket:
             if previous is None or near is not None:
                 self._open(lane, request, None if near is None else near.turn, commits, own=own)
                 return
-        try:
-            check_response(request)  # what nothing that is found could mend is said without looking for it
-        except WireError as error:
-            self._fail(lane, request, error, commits, own=own)
-            return
         fetching = Fetching()
         self._lanes.start(lane, fetching)  # who comes after it in its lane waits
 

@@ -115,6 +115,11 @@ def compact(raw: msgspec.Raw) -> str:
         return "…"
 
 
+def entries(raw: msgspec.Raw) -> list[msgspec.Raw]:
+    """The entries of a list that this program has written, undecoded."""
+    return _array.decode(raw)
+
+
 def string(raw: msgspec.Raw | None) -> str | None:
     """The text of a field that should be a string, or None if it is absent or something else."""
     if raw is None:

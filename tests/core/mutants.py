@@ -446,8 +446,8 @@ MUTANTS = (
     Mutant(
         "budget_of_the_step_ignored",
         S,
-        """OpenPlan(self.chunk_tokens if budget is None else budget)""",
-        """OpenPlan(budget or self.chunk_tokens)""",
+        """OpenPlan(self.chunk_tokens if budget is None else budget, price)""",
+        """OpenPlan(budget or self.chunk_tokens, price)""",
     ),
     Mutant(
         "sample_in_mid_prompt",

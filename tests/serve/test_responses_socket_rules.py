@@ -14,7 +14,7 @@ from face_bench import FaceBench, Socket
 from face_said import by_lane, errors, finals, prompt_of, text
 from live_server import WAIT, LiveServer
 from strict_responses import check_sequence
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 KEY = "openai-insecure-api-key.sk-test"
@@ -108,9 +108,9 @@ def test_a_refusal_comes_before_the_upgrade(
 def test_a_binary_message_that_is_no_picture_closes_with_1003(server: LiveServer) -> None:
     with opened(server, additional_headers={"Authorization": "Bearer sk-test"}) as socket:
         socket.send(b'{"type":"response.create"}')
-        with pytest.raises(Exception) as closed:  # noqa: PT011
+        with pytest.raises(ConnectionClosed) as closed:
             socket.recv(timeout=WAIT)
-        assert getattr(closed.value, "rcvd", None) is not None and closed.value.rcvd.code == 1003  # type: ignore[attr-defined]
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1003
 
 
 # -- 3.1: the fields of a create -------------------------------------------------------------------------------
