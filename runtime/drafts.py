@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from headrace.runtime.image import ImageSpan
-from headrace.runtime.plan import OpenPlan, PageCopy, PlanRow
+from headrace.runtime.plan import OpenPlan, PageCopy, PlanRow, StepPlan
 from headrace.runtime.prospect import grant_of
 from headrace.runtime.request import FinishReason, Phase, Req
 
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 Spans = tuple[ImageSpan, ...]
 
-CHUNK = 512  # tokens of all drafts in one step: who arrives meanwhile waits for that step
+CHUNK = 512  # tokens of all drafts in one step at most: who arrives meanwhile waits for that step
+LEAST = 16  # and on a slow device at least
+WAIT = 0.050  # seconds that a step of drafts alone may take, about
 # A step beside others' rows carries tokens of drafts once in so many steps: what it takes longer is then
 # outside of everybody's 99th percentile. Steps that are nobody else's are free.
 REST = 100
@@ -119,6 +121,17 @@ class Drafts:
             self._start(req, step, step.room - least, kept)
         if busy and self._starts:
             self._rested = core.counters.steps + self.rest
+
+    def alone_in(self, plan: StepPlan) -> bool:
+        """The plan, which has not retired, is of nobody else."""
+        return not (plan.decode or plan.encodes) and all(row.req_id in self.held for row in plan.prefill)
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A step of drafts alone took so long: the next ones are of a size that whoever arrives can wait for."""
+        if seconds > WAIT:
+            self.chunk = max(LEAST, min(self.chunk, tokens) // 2)
+        elif tokens * 2 > self.chunk and seconds < WAIT / 3:
+            self.chunk = min(CHUNK, self.chunk * 2)
 
     def landed(self, row: PlanRow) -> None:
         """A chunk of a draft is there. Marks that were made meanwhile are acted on."""

@@ -298,6 +298,7 @@ class StepLoop:
             result = future.result()
             now = self.clock()
             self.progress_at = now
+            typed = self.scheduler.drafts.alone_in(plan)
             retired = self.scheduler.retire(plan, result)
             began = max(launched, self._landed_at)
             if metered:
@@ -313,6 +314,8 @@ class StepLoop:
                 self.engine.pace.observe(rows, tokens, pairs, now - began)
             if self.encodes is not None:
                 self.encodes.observe(plan, now - began)
+            if typed:
+                self.scheduler.drafts.took(tokens, now - began)
             self._landed_at = now
         self._launch()
         if events:

@@ -174,6 +174,19 @@ async def test_a_draft_gives_its_pages_up_and_takes_them_again(small: TypingBenc
     await small.empty()
 
 
+async def test_steps_of_drafts_are_as_long_as_others_can_wait(small: TypingBench) -> None:
+    drafts = small.scheduler.drafts
+    sizes = []
+    for seconds in (0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.03, 0.001, 0.001, 0.001, 0.001, 0.001, 0.001):
+        drafts.took(drafts.chunk, seconds)
+        sizes.append(drafts.chunk)
+    assert sizes == [256, 128, 64, 32, 16, 16, 16, 16, 32, 64, 128, 256, 512, 512]
+    drafts.took(5, 0.001)
+    drafts.took(5, 0.03)
+    assert drafts.chunk == 512, "a few tokens say nothing of many"
+    await small.empty()
+
+
 async def test_typed_text_that_is_never_sent_can_be_found_by_nobody(small: TypingBench) -> None:
     cached = small.scheduler.tree.cached_pages
     draft = small.open(asked("a secret " * 30, ()))
