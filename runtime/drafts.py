@@ -257,7 +257,7 @@ class Drafts:
             if keep > req.computed_len:
                 req.copy_len = keep  # of the same page
                 return
-            core._drop_source(req.copy_from)
+            core._sources.drop(req.copy_from)
             req.copy_from = None
         keeps = full
         if rest and full < len(req.pages):
@@ -265,8 +265,7 @@ class Drafts:
             if core.pool.refs(page) == 1:
                 keeps = full + 1  # its own: what follows is written over, behind every step that reads it now
             else:
-                core.pool.share(page, req.salt)
-                core._sources[page] = core._sources.get(page, 0) + 1
+                core._sources.hold(page, req.salt)
                 req.copy_from, req.copy_len = page, keep
         for page in req.pages[keeps:]:
             core.pool.drop(page)

@@ -281,7 +281,7 @@ class LaneDrafts:
         previous = draft.opening.previous_response_id
         if previous is None:
             self._begin(draft, None)
-        elif (near := self._socket.near(previous)) is not None:
+        elif (near := self._socket.latest.near(previous)) is not None:
             self._begin(draft, near.turn)
         elif fresh or draft.wanted is not None:
             # An answer that still runs is continued from when it has ended; the next key looks again.

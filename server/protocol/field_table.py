@@ -63,6 +63,8 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("x.input.replace on the /v1/responses socket", drafts.InputReplace),
     ("x.input.discard on the /v1/responses socket", drafts.InputDiscard),
     ("x.input.commit on the /v1/responses socket", drafts.InputCommit),
+    ("x.prune on the /v1/responses socket", extension.Prune),
+    ("x.promote on the /v1/responses socket", extension.Promote),
     ("session.update on the /v1/realtime socket: `session`", SessionFields),
     ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )

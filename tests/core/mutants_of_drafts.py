@@ -51,11 +51,12 @@ MUTANTS = (
         """                req.copy_len = keep  # of the same page
                 return""",
         """                return""",
+        within=200,
     ),
     Mutant(
         "source_of_a_copy_is_never_let_go",
         D,
-        """            core._drop_source(req.copy_from)
+        """            core._sources.drop(req.copy_from)
             req.copy_from = None
         keeps""",
         """            req.copy_from = None
