@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
+from headrace.server.protocol.drafts import InputAck, InputCommitted, InputEnded
 from headrace.server.protocol.extension import Error as VerbRefused
 from headrace.server.protocol.extension import (
     Goaway,
@@ -54,6 +55,9 @@ __all__ = [
     "Goaway",
     "InProgress",
     "Incomplete",
+    "InputAck",
+    "InputCommitted",
+    "InputEnded",
     "ItemAdded",
     "ItemDone",
     "NotAnEvent",
@@ -112,6 +116,9 @@ KnownEvent = (
     | Promoted
     | VerbRefused
     | Goaway
+    | InputAck
+    | InputCommitted
+    | InputEnded
     | Queue
     | PrefillProgress
     | Step

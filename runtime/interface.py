@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.drafting import Draft, Drafting, DraftOutcome
 from headrace.runtime.fetching import Fetches, FetchRefused, unrefused
 from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
@@ -55,6 +56,8 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "CallEnd",
+    "Draft",
+    "DraftOutcome",
     "Entry",
     "FetchRefused",
     "FinishReason",
@@ -135,6 +138,7 @@ class Runtime:
         self.read_at: Callable[[], float] = lambda: 0.0  # when the bytes that are worked on now were read
         self.profiler: Profiler | None = None  # where the operator wants profiles
         loop.on_end = self._ended
+        self.drafting = Drafting(self)
 
     def open(self, ask: Ask, listener: Callable[[TokenStream], None]) -> TokenStream:
         """A stream that will carry the answer. `listener(stream)` is called, never from inside `open`, whenever
@@ -229,6 +233,7 @@ class Runtime:
             if stream in self._fetching:
                 self._fetching.pop(stream).cancel()
                 self._left(stream)
+                self.drafting.settle(stream)
             if not ended:
                 self._count_end(stream)
 
@@ -307,9 +312,17 @@ class Runtime:
             return None
         return self.loop.scheduler.flush_cache()
 
+    def take_pixels(self, count: int) -> bool:
+        """Count so many bytes of pixels more, or fewer; False, and nothing is counted, if that is too much."""
+        if count > 0 and self._pixels and self._pixels + count > _PIXELS_LIMIT:
+            return False
+        self._pixels += count
+        return True
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
+        self.drafting.end()
 
     async def emptied(self) -> None:
         """Returns when no stream is being prepared or generated."""
@@ -379,6 +392,7 @@ class Runtime:
             "kv_pages_total": scheduler.pool.count,
             "kv_pages_in_use": scheduler.pages_in_use,
             "kv_pages_cached": scheduler.tree.idle_pages + len(scheduler.remnants),
+            **self.drafting.stats(),
         }
 
     # -- preparation -------------------------------------------------------------------------------------------
@@ -412,10 +426,9 @@ class Runtime:
 
     def _prepared(self, stream: TokenStream, ask: Ask, future: Future[Prompt]) -> None:
         self._left(stream)
-        if stream.finish is not None:
-            return  # cancelled meanwhile
         try:
-            self._join(stream, ask, future.result())
+            if stream.finish is None:  # else it was cancelled meanwhile
+                self._join(stream, ask, future.result())
         except Refusal as refusal:
             stream.end(FinishReason.ERROR, error=refusal)
             self._count_end(stream)
@@ -424,6 +437,8 @@ class Runtime:
             _log_fault(error)
             stream.end(FinishReason.ERROR, error=Refusal("server_error", "the prompt could not be prepared"))
             self._count_end(stream)
+        finally:
+            self.drafting.settle(stream)
 
     def _left(self, stream: TokenStream) -> None:
         """Nothing of the stream is being prepared any more."""
@@ -433,7 +448,7 @@ class Runtime:
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
-        generation = self._generation(stream, ask, prompt)
+        generation = self._generation(stream, ask, prompt, self.drafting.fork_point(stream, ask, prompt))
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
             stream.prompt_logprobs = wish.prompt

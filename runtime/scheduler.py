@@ -21,6 +21,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from headrace.runtime.audit import audit
+from headrace.runtime.distrust import distrust
+from headrace.runtime.drafts import Drafts
 from headrace.runtime.gallery import Gallery
 from headrace.runtime.pages import PagePool, SlotPool
 from headrace.runtime.plan import (
@@ -75,6 +77,7 @@ class Scheduler:
         self.tree = PrefixTree(self.pool, page_size)
         self.remnants = Remnants(self.pool)
         self.gallery = gallery or Gallery(0, 1)
+        self.drafts = Drafts(self)
         self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
@@ -114,7 +117,9 @@ class Scheduler:
                 "server_is_overloaded", f"{len(self.waiting)} requests are waiting already", retry_after=1.0
             )
         if req.fork is not None:
+            parent = req.fork.parent
             share_parent(req, self.tree, self._sources, self.remnants, cached=self.prefix_cache)
+            self.drafts.handed_over(parent, req)
         self._grammars += req.grammar is not None
         self.waiting[req.id] = req
         self._probing += req.logprobs is not None
@@ -177,6 +182,7 @@ class Scheduler:
             reserved += self._growth(req)
         masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
         probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
+        self.drafts.fill(step, busy=bool(decoding or step.prefill))
         plan = step.close(self.counters.steps, decode, masks, probes)
         if plan is not None:
             self.counters.steps += 1
@@ -186,7 +192,7 @@ class Scheduler:
 
     def prospect(self) -> tuple[int, int, int] | None:
         """What the next plan will find; see `prospect_of`."""
-        return prospect_of(self.running, self.waiting, self._plannable)
+        return prospect_of(self.running, self.waiting or self.drafts.due, self._plannable)
 
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
@@ -223,6 +229,9 @@ class Scheduler:
                 self._land(req, landed, token, events)
         sampled = len(decoding)
         for row in plan.prefill:
+            if row.req_id in self.drafts.held:
+                self.drafts.landed(row)
+                continue
             sample = None
             if row.sample:
                 sample = tokens[sampled]
@@ -361,9 +370,10 @@ class Scheduler:
     def _make_room(self, count: int) -> bool:
         """Evict until `count` pages are free. False if the cache has no more to give."""
         while self.pool.free_count < count:
-            if not self.remnants.drop_one() and not self.tree.evict_one():
+            if self.remnants.drop_one() or self.tree.evict_one():
+                self.counters.evicted_pages += 1
+            elif not self.drafts.give_way():
                 return False
-            self.counters.evicted_pages += 1
         return True
 
     def _retract(self, req: Req) -> None:
@@ -399,6 +409,8 @@ class Scheduler:
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
+            if not fits and self.drafts.give_way():
+                continue
             victim = stuck_holder(req, self.running, self.paused, self.waiting)
             if victim is None:
                 return False
@@ -473,7 +485,7 @@ class Scheduler:
         token is real content of its KV, but nobody is told."""
         ended = req.finish is not None
         if token == NON_FINITE and not req.spoilt:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         if req.spoilt:  # then what later rows sampled came after a token that does not exist
             req.total_len -= 1
             req.computed_len = min(req.computed_len, req.total_len)
@@ -491,17 +503,6 @@ class Scheduler:
         elif len(req.tokens) == req.max_len:
             req.finish = FinishReason.LENGTH
         return Retired(req, token, req.finish)
-
-    def _distrust(self, req: Req) -> None:
-        """A row of `req` met a NaN, and any of its KV may hold it: chunks that sampled nothing were never seen
-        to be finite. Nobody shares it from now on; those who share already fail by themselves if they meet it.
-        Left in the cache it would fail every request with this prefix, and be kept because it is in demand."""
-        req.spoilt = True
-        req.landed_len = 0
-        self.gallery.condemn(req)
-        if req.lease is not None:
-            self.tree.condemn(req.lease)
-            req.lease = None
 
     def _settle(self, req: Req) -> None:
         """Act on the marks of `req`, if no launched step holds it. The only reader of marks."""

@@ -155,6 +155,8 @@ class App:
             ),
             connection_limit=limits.ws_age_limit,
             drain=self.config.drain,
+            drafts=limits.drafts_per_socket,
+            draft_idle=limits.draft_idle,
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )

@@ -33,6 +33,7 @@ CORE = tuple(
     f"runtime.{name}"
     for name in (
         "scheduler",
+        "drafts",
         "request",
         "logprobs",
         "plan",
