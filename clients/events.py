@@ -11,11 +11,14 @@ from typing import Any
 import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
+from headrace.server.protocol.drafts import InputAck, InputCommitted, InputEnded
 from headrace.server.protocol.extension import Error as VerbRefused
 from headrace.server.protocol.extension import (
     Goaway,
     Paused,
     PrefillProgress,
+    Promoted,
+    Pruned,
     Queue,
     Resumed,
     Step,
@@ -52,6 +55,9 @@ __all__ = [
     "Goaway",
     "InProgress",
     "Incomplete",
+    "InputAck",
+    "InputCommitted",
+    "InputEnded",
     "ItemAdded",
     "ItemDone",
     "NotAnEvent",
@@ -59,6 +65,8 @@ __all__ = [
     "PartDone",
     "Paused",
     "PrefillProgress",
+    "Promoted",
+    "Pruned",
     "Queue",
     "Response",
     "Resumed",
@@ -104,8 +112,13 @@ KnownEvent = (
     | Paused
     | Resumed
     | Updated
+    | Pruned
+    | Promoted
     | VerbRefused
     | Goaway
+    | InputAck
+    | InputCommitted
+    | InputEnded
     | Queue
     | PrefillProgress
     | Step
@@ -145,6 +158,8 @@ def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
     if isinstance(event, Goaway | Step):
         return None
+    if isinstance(event, (Pruned, Promoted)):
+        return event.branch
     lane = event.data.get("stream_id") if isinstance(event, UnknownEvent) else event.stream_id
     return lane if isinstance(lane, str) else None
 

@@ -21,8 +21,13 @@ from headrace.clients.events import (
     Created,
     ErrorFrame,
     Failed,
+    InputAck,
+    InputCommitted,
+    InputEnded,
     Paused,
     PrefillProgress,
+    Promoted,
+    Pruned,
     Queue,
     Response,
     Resumed,
@@ -76,6 +81,7 @@ class ResponseStream:
         self._leave: Callable[[], None] = _nothing
         self._token: str | None = None  # what the server wants to see before it tells this answer on
         self._updates: dict[str, asyncio.Future[int]] = {}  # asked for and not answered, by event_id
+        self.typed: Callable[[Any], None] = _unheard  # what is told of the prompt that it answers
         self._last = -1  # the number of the last event
         self._barren = 0  # resumes since then
         self._unread: deque[AnyEvent] = deque()
@@ -158,6 +164,17 @@ class ResponseStream:
         self._ask_cancel()
         await self._over.wait()
 
+    def prune(self) -> None:
+        """The server gives up this branch of an answer; what came before its end stays readable."""
+        if self.ended or self._cancelling:
+            return
+        self._cancelling = True  # said again, as a cancel, when the connection was lost meanwhile
+        self._post({"type": "x.prune", "branch": self.lane})
+
+    async def over(self) -> None:
+        """Returns when nothing more will arrive."""
+        await self._over.wait()
+
     def grant(self, tokens: int) -> None:
         """The server may tell so many tokens more of an answer that was asked for with `credit`."""
         if not self.ended:
@@ -228,6 +245,10 @@ class ResponseStream:
             "stream_id": self.lane,
         }
 
+    def say(self, event: dict[str, Any]) -> None:
+        """A verb of ours for its lane."""
+        self._post({**event, "stream_id": self.lane})
+
     def abandon(self) -> None:
         """Nobody will read this: cancel it as soon as its id is known."""
         self._dropping = True
@@ -247,6 +268,9 @@ class ResponseStream:
             if reply is not None and not reply.done():
                 reply.set_result(event.effective_at_token)
             return
+        if isinstance(event, InputAck | InputCommitted | InputEnded):
+            self.typed(event)
+            return
         if isinstance(event, Queue | PrefillProgress):
             self.timeline.hear(event)
             return
@@ -258,6 +282,10 @@ class ResponseStream:
             if event.reason == "reconnect" and self._cancelling:
                 self._send_cancel()  # it may have been lost with the old connection
             return
+        if isinstance(event, Pruned) and self.response_id is None:
+            self.end("cancelled", ServerRefused("branch_pruned", "this branch was given up before it began"))
+        if isinstance(event, (Pruned, Promoted)):
+            return
         number = getattr(event, "sequence_number", None)
         if number is not None:
             self._last, self._barren = number, 0
@@ -268,7 +296,7 @@ class ResponseStream:
             self._token = token if isinstance(token, str) else None
             self._created.set()
             if self._cancelling:
-                self._send_cancel()
+                self._send_cancel()  # a prune too: it may have come when this branch was about to begin
         if not self._dropping:
             self._keep(event)
         if isinstance(event, TERMINAL):
@@ -289,6 +317,7 @@ class ResponseStream:
         self._leave()
         self._leave, self._post = _nothing, _nowhere
         self._ended()
+        self.typed(None)
         for reply in self._updates.values():
             if not reply.done():
                 reply.set_exception(ServerRefused("response_not_found", "the answer ended first"))
@@ -301,6 +330,9 @@ class ResponseStream:
             if not reply.done():
                 reply.set_exception(ServerRefused(error.code, error.message, error.param))
             return
+        if refused.error.code == "draft_not_found" and self.typed is _unheard:
+            return  # about a draft that was in this lane before
+        self.typed(refused)
         if self.response_id is None:  # it was asked for by a verb, a fork
             error = refused.error
             self.end("failed", ServerRefused(error.code, error.message, error.param))
@@ -344,6 +376,10 @@ class ResponseStream:
 
 def _nowhere(event: dict[str, Any]) -> None:
     """What is said to a server that is not there; what matters is said again on the next connection."""
+
+
+def _unheard(event: Any) -> None:
+    """Nobody types its prompt."""
 
 
 def _nothing() -> None:

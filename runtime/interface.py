@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
-from headrace.runtime.fetching import Fetches, unrefused
+from headrace.runtime.drafting import Draft, Drafting, DraftOutcome
+from headrace.runtime.fetching import Fetches, FetchRefused, unrefused
 from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop, retell
@@ -55,7 +56,10 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "CallEnd",
+    "Draft",
+    "DraftOutcome",
     "Entry",
+    "FetchRefused",
     "FinishReason",
     "ForkPlace",
     "Logprobs",
@@ -131,8 +135,10 @@ class Runtime:
         self._text = TextWork()
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
+        self.read_at: Callable[[], float] = lambda: 0.0  # when the bytes that are worked on now were read
         self.profiler: Profiler | None = None  # where the operator wants profiles
         loop.on_end = self._ended
+        self.drafting = Drafting(self)
 
     def open(self, ask: Ask, listener: Callable[[TokenStream], None]) -> TokenStream:
         """A stream that will carry the answer. `listener(stream)` is called, never from inside `open`, whenever
@@ -143,6 +149,7 @@ class Runtime:
         size = ask.characters
         self._text.take(size)
         stream = TokenStream(listener, opened=self.loop.clock())
+        stream.times.read = self.read_at() or None
         self._preparing[stream] = size
         # A picture of a few bytes may take long to decode.
         if named and self.card.sees:
@@ -226,6 +233,7 @@ class Runtime:
             if stream in self._fetching:
                 self._fetching.pop(stream).cancel()
                 self._left(stream)
+                self.drafting.settle(stream)
             if not ended:
                 self._count_end(stream)
 
@@ -273,7 +281,8 @@ class Runtime:
         sampling fields of `ask` (its `max_tokens` counts the whole answer); and how many tokens of `parent` it
         keeps. They are told as if they had been generated for it.
 
-        The parent may run or have ended; while it runs, its pages are shared and nothing is computed again. Raises
+        The parent may run or have ended; what is left of its pages is shared, and not computed again: all of them,
+        if it runs, or was to be kept (`TokenStream.outlive`) and nobody needed their room. Raises
         Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
         self._check_ready()
         found = fork_request(parent, at, ask, self.prompter, self.max_context, self._next_id + 1)
@@ -281,8 +290,10 @@ class Runtime:
         stream = TokenStream(listener, opened=self.loop.clock())
         stream.prompt = prompt
         generation = Generation(req, stream, found.cutter, self.prompter.splitter(ask, prompt))
-        for token, piece in zip(req.tokens[prompt_len:], found.pieces, strict=True):
-            retell(generation, token, piece)
+        if req.logprobs is not None:
+            stream.want_logprobs(req.logprobs, self.prompter.spell)
+        for index, (token, piece) in enumerate(zip(req.tokens[prompt_len:], found.pieces, strict=True)):
+            retell(generation, token, piece, parent.told_logprob(index) if index < found.shared else None)
         self._begin(generation, prompt_len)
         return stream, found.shared
 
@@ -293,7 +304,7 @@ class Runtime:
         raises; it runs in a thread that prepares prompts. size: of its text, in characters or bytes. Raises Refusal
         when no text is taken now."""
         self._check_ready()
-        self._text.run_taken(size, work, told)
+        self._text.run_taken(size, work, told, asyncio.get_running_loop().call_soon_threadsafe)
 
     def flush_cache(self) -> int | None:
         """Forget every cached prompt; how many pages that were. None, and nothing is done, while anything runs."""
@@ -301,9 +312,17 @@ class Runtime:
             return None
         return self.loop.scheduler.flush_cache()
 
+    def take_pixels(self, count: int) -> bool:
+        """Count so many bytes of pixels more, or fewer; False, and nothing is counted, if that is too much."""
+        if count > 0 and self._pixels and self._pixels + count > _PIXELS_LIMIT:
+            return False
+        self._pixels += count
+        return True
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
+        self.drafting.end()
 
     async def emptied(self) -> None:
         """Returns when no stream is being prepared or generated."""
@@ -372,7 +391,8 @@ class Runtime:
             "paused": len(scheduler.paused),
             "kv_pages_total": scheduler.pool.count,
             "kv_pages_in_use": scheduler.pages_in_use,
-            "kv_pages_cached": scheduler.tree.idle_pages,
+            "kv_pages_cached": scheduler.tree.idle_pages + len(scheduler.remnants),
+            **self.drafting.stats(),
         }
 
     # -- preparation -------------------------------------------------------------------------------------------
@@ -392,7 +412,8 @@ class Runtime:
 
     def _prepare_elsewhere(self, stream: TokenStream, ask: Ask) -> None:
         prepare = partial(prepare_within, self.prompter, ask, self.max_context)
-        self._text.run(prepare, partial(self._prepared, stream, ask))
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._text.run(prepare, partial(self._prepared, stream, ask), soon)
 
     def _prepare_now(self, stream: TokenStream, ask: Ask) -> None:
         future: Future[Prompt] = Future()
@@ -405,10 +426,9 @@ class Runtime:
 
     def _prepared(self, stream: TokenStream, ask: Ask, future: Future[Prompt]) -> None:
         self._left(stream)
-        if stream.finish is not None:
-            return  # cancelled meanwhile
         try:
-            self._join(stream, ask, future.result())
+            if stream.finish is None:  # else it was cancelled meanwhile
+                self._join(stream, ask, future.result())
         except Refusal as refusal:
             stream.end(FinishReason.ERROR, error=refusal)
             self._count_end(stream)
@@ -417,6 +437,8 @@ class Runtime:
             _log_fault(error)
             stream.end(FinishReason.ERROR, error=Refusal("server_error", "the prompt could not be prepared"))
             self._count_end(stream)
+        finally:
+            self.drafting.settle(stream)
 
     def _left(self, stream: TokenStream) -> None:
         """Nothing of the stream is being prepared any more."""
@@ -426,7 +448,7 @@ class Runtime:
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
-        generation = self._generation(stream, ask, prompt)
+        generation = self._generation(stream, ask, prompt, self.drafting.fork_point(stream, ask, prompt))
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
             stream.prompt_logprobs = wish.prompt
@@ -442,8 +464,9 @@ class Runtime:
         stream.req = generation.req
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len if prompt_len is None else prompt_len
-        if generation.req.logprobs is not None:
-            stream.logprobs, stream.spell = [], self.prompter.spell
+        if generation.req.logprobs is not None and stream.told_logprobs is None:
+            stream.want_logprobs(generation.req.logprobs, self.prompter.spell)
+        generation.req.forkable = stream.forkable
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
@@ -509,7 +532,7 @@ class Runtime:
             prompt.grammar,
             prompt.spans,
         )
-        stream.prompt = replace(prompt, grammar=None)
+        stream.prompt = prompt if prompt.grammar is None else replace(prompt, grammar=prompt.grammar.copy())
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:

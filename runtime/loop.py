@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.encode_pace import EncodePace
+from headrace.runtime.logprobs import TokenLogprob
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult, row_price
@@ -220,6 +221,13 @@ class StepLoop:
         self._changes.append((generation, told))
         self._schedule()
 
+    def stir(self) -> None:
+        """A draft has something to compute: a step may be planned now."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        if self.fault is None:
+            self._schedule()
+
     def _tell_changes(self) -> None:
         waiting, self._changes = self._changes, []
         for generation, told in waiting:
@@ -291,6 +299,7 @@ class StepLoop:
             result = future.result()
             now = self.clock()
             self.progress_at = now
+            typed = self.scheduler.drafts.alone_in(plan)
             retired = self.scheduler.retire(plan, result)
             began = max(launched, self._landed_at)
             if metered:
@@ -306,6 +315,8 @@ class StepLoop:
                 self.engine.pace.observe(rows, tokens, pairs, now - began)
             if self.encodes is not None:
                 self.encodes.observe(plan, now - began)
+            if typed:
+                self.scheduler.drafts.took(tokens, now - began)
             self._landed_at = now
         self._launch()
         if events:
@@ -354,6 +365,8 @@ class StepLoop:
                 self._loop.call_soon(self._look)
 
     def _admitted(self, req_id: int, now: float) -> None:
+        if req_id in self.scheduler.drafts.held:
+            return
         generation = self._live.get(req_id)
         assert generation is not None, "a slot was granted to a request that has ended"
         stream = generation.stream
@@ -489,13 +502,13 @@ def _no_token(req: Req) -> Refusal:
     return Refusal("server_error", "the model produced no finite number for this request")
 
 
-def retell(generation: Generation, token: int, text: str) -> None:
+def retell(generation: Generation, token: int, text: str, logprob: TokenLogprob | None) -> None:
     """The reader of a generation that is about to begin is told `token` as if it had been generated."""
     stream, splitter = generation.stream, generation.splitter
     if splitter is None:
-        stream.push(Entry(token, text))
+        stream.push(Entry(token, text, None, logprob))
         return
-    stream.push(_typed(stream, Retired(generation.req, token, None), text, splitter))
+    stream.push(_typed(stream, Retired(generation.req, token, None, logprob), text, splitter))
     if splitter.plain:
         generation.splitter = None
 

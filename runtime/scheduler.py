@@ -11,6 +11,7 @@ Who holds a page, from birth to end:
     the Req ends or is retracted                                                 tree
     evicted, and no other Req or fork holds it                                   free
     source of a fork's part page, from `add` until the copying step retires      parent's owners + the fork
+    the part page of a Req that has ended and may be forked                      remnants, until pages are needed
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 from headrace.runtime.audit import audit
+from headrace.runtime.distrust import distrust
+from headrace.runtime.drafts import Drafts
 from headrace.runtime.gallery import Gallery
 from headrace.runtime.pages import PagePool, SlotPool
 from headrace.runtime.plan import (
@@ -40,6 +43,7 @@ from headrace.runtime.prospect import become, grant_of, prospect_of
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
+from headrace.runtime.sharing import Remnants, Sources, share_parent
 from headrace.runtime.victims import stuck_holder, victim_of
 
 
@@ -71,7 +75,9 @@ class Scheduler:
         self.pool = PagePool(page_count)
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
+        self.remnants = Remnants(self.pool)
         self.gallery = gallery or Gallery(0, 1)
+        self.drafts = Drafts(self)
         self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
@@ -85,7 +91,7 @@ class Scheduler:
         self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._grammars = 0  # live requests that follow a grammar
-        self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
+        self._sources = Sources(self.pool)
 
     # -- verbs -------------------------------------------------------------------------------------------------
 
@@ -97,7 +103,8 @@ class Scheduler:
     def add(self, req: Req) -> None:
         """`req` waits for admission. Raises Refusal if it can never fit or too many wait already.
 
-        A fork takes its references to the parent's pages here, so the parent may end at any time after."""
+        A fork takes its references to the parent's pages here, so the parent may end at any time after; what one
+        that has ended left behind is taken likewise."""
         assert req.phase is Phase.WAITING and req.id not in self.waiting and req.finish is None
         if req.max_len > self.max_tokens:
             raise Refusal(
@@ -110,7 +117,9 @@ class Scheduler:
                 "server_is_overloaded", f"{len(self.waiting)} requests are waiting already", retry_after=1.0
             )
         if req.fork is not None:
-            self._share_parent(req)
+            parent = req.fork.parent
+            share_parent(req, self.tree, self._sources, self.remnants, cached=self.prefix_cache)
+            self.drafts.handed_over(parent, req)
         self._grammars += req.grammar is not None
         self.waiting[req.id] = req
         self._probing += req.logprobs is not None
@@ -173,6 +182,7 @@ class Scheduler:
             reserved += self._growth(req)
         masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
         probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
+        self.drafts.fill(step, busy=bool(decoding or step.prefill))
         plan = step.close(self.counters.steps, decode, masks, probes)
         if plan is not None:
             self.counters.steps += 1
@@ -182,7 +192,7 @@ class Scheduler:
 
     def prospect(self) -> tuple[int, int, int] | None:
         """What the next plan will find; see `prospect_of`."""
-        return prospect_of(self.running, self.waiting, self._plannable)
+        return prospect_of(self.running, self.waiting or self.drafts.due, self._plannable)
 
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
@@ -191,7 +201,7 @@ class Scheduler:
         assert self._flight and self._flight[0] is plan, "steps retire in the order they were planned"
         self._flight.popleft()
         for copy in plan.copies:
-            self._drop_source(copy.source)  # held since `add` of the fork, so that it could not be reused
+            self._sources.drop(copy.source)  # held since `add` of the fork, so that it could not be reused
         events: list[Retired] = []
         tokens = result.tokens
         decoding = self._decoding.popleft()
@@ -219,6 +229,9 @@ class Scheduler:
                 self._land(req, landed, token, events)
         sampled = len(decoding)
         for row in plan.prefill:
+            if row.req_id in self.drafts.held:
+                self.drafts.landed(row)
+                continue
             sample = None
             if row.sample:
                 sample = tokens[sampled]
@@ -247,7 +260,10 @@ class Scheduler:
     def flush_cache(self) -> int:
         """Drop every cached page and picture that no live request holds; returns how many pages."""
         self.gallery.clear()
-        return self.tree.clear()
+        count = len(self.remnants)
+        while self.remnants.drop_one():
+            pass
+        return count + self.tree.clear()
 
     # -- rows --------------------------------------------------------------------------------------------------
 
@@ -343,16 +359,21 @@ class Scheduler:
 
     @property
     def _evictable(self) -> int:
-        """Cached pages that eviction would free. The source of a copy may lie idle in the tree when the parent
-        of its fork has ended; its hold keeps it from becoming free, so it is none of them."""
-        return self.tree.idle_pages - sum(map(self.tree.is_idle, self._sources))
+        """Cached pages that eviction would free. The source of a copy may lie idle in the tree, or be a remnant,
+        when the parent of its fork has ended; its hold keeps it from becoming free, so it is none of them."""
+        idle = self.tree.idle_pages + len(self.remnants)
+        if self._sources:
+            idle -= sum(map(self.tree.is_idle, self._sources))
+            idle -= sum([page in self._sources for page in self.remnants.pages()])
+        return idle
 
     def _make_room(self, count: int) -> bool:
         """Evict until `count` pages are free. False if the cache has no more to give."""
         while self.pool.free_count < count:
-            if not self.tree.evict_one():
+            if self.remnants.drop_one() or self.tree.evict_one():
+                self.counters.evicted_pages += 1
+            elif not self.drafts.give_way():
                 return False
-            self.counters.evicted_pages += 1
         return True
 
     def _retract(self, req: Req) -> None:
@@ -361,39 +382,6 @@ class Scheduler:
         req.retractions += 1
         self.counters.retractions += 1
         self._settle(req)
-
-    def _share_parent(self, req: Req) -> None:
-        """Take the references of a fork: the parent's full pages, and the part page as the source of a copy."""
-        assert req.fork is not None
-        parent, at = req.fork.parent, req.fork.at
-        assert parent.salt == req.salt, "a fork stays within its tenant"
-        assert parent.phase is not Phase.DONE and 0 <= at <= len(parent.tokens)
-        assert req.keys(0, at) == parent.keys(0, at), "a fork repeats its parent up to the fork point"
-        # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
-        req.fork = None
-        req.forked_len = at
-        shared = min(at, parent.landed_len, req.reusable_len, len(parent.pages) * self.page_size)
-        if not shared:
-            return  # no lease either: at admission the cache may hold what the parent has not landed yet
-        full = shared // self.page_size
-        for page in parent.pages[:full]:
-            self.pool.share(page, req.salt)
-            req.pages.append(page)
-        req.computed_len = req.landed_len = full * self.page_size
-        if parent.lease is not None:
-            req.lease = self.tree.lease_upto(parent.lease, min(full, parent.lease.depth))
-        if shared > req.computed_len:
-            req.copy_from = parent.pages[full]
-            req.copy_len = shared
-            self.pool.share(req.copy_from, req.salt)
-            self._sources[req.copy_from] = self._sources.get(req.copy_from, 0) + 1
-
-    def _drop_source(self, page: int) -> None:
-        """One copy less needs `page`."""
-        self._sources[page] -= 1
-        if not self._sources[page]:
-            del self._sources[page]
-        self.pool.drop(page)
 
     def _enter_tree(self, req: Req) -> None:
         """Every page of `req` that is full and landed becomes findable by others of its tenant."""
@@ -421,6 +409,8 @@ class Scheduler:
                 break
             if not req.pages and req.copy_from is None:
                 self._drop_lease(req)  # not while waiting: the cache may have more for it by then
+            if not fits and self.drafts.give_way():
+                continue
             victim = stuck_holder(req, self.running, self.paused, self.waiting)
             if victim is None:
                 return False
@@ -495,7 +485,7 @@ class Scheduler:
         token is real content of its KV, but nobody is told."""
         ended = req.finish is not None
         if token == NON_FINITE and not req.spoilt:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         if req.spoilt:  # then what later rows sampled came after a token that does not exist
             req.total_len -= 1
             req.computed_len = min(req.computed_len, req.total_len)
@@ -513,17 +503,6 @@ class Scheduler:
         elif len(req.tokens) == req.max_len:
             req.finish = FinishReason.LENGTH
         return Retired(req, token, req.finish)
-
-    def _distrust(self, req: Req) -> None:
-        """A row of `req` met a NaN, and any of its KV may hold it: chunks that sampled nothing were never seen
-        to be finite. Nobody shares it from now on; those who share already fail by themselves if they meet it.
-        Left in the cache it would fail every request with this prefix, and be kept because it is in demand."""
-        req.spoilt = True
-        req.landed_len = 0
-        self.gallery.condemn(req)
-        if req.lease is not None:
-            self.tree.condemn(req.lease)
-            req.lease = None
 
     def _settle(self, req: Req) -> None:
         """Act on the marks of `req`, if no launched step holds it. The only reader of marks."""
@@ -553,6 +532,8 @@ class Scheduler:
         """The one place where a request ends and everything it holds goes back."""
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
         self._changing.discard(req.id)
+        if req.forkable:
+            self.remnants.keep(req, self.page_size)
         self._give_back(req)
         self._leave_batch(req)
         self.waiting.pop(req.id, None)
@@ -567,7 +548,7 @@ class Scheduler:
             self.pool.drop(page)
         req.pages.clear()
         if req.copy_from is not None:
-            self._drop_source(req.copy_from)
+            self._sources.drop(req.copy_from)
             req.copy_from = None
         self._drop_lease(req)
 
@@ -597,4 +578,4 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
-        audit(self, self._flight, self._sources)
+        audit(self, self._flight, self._sources.counts)

@@ -44,6 +44,7 @@ export class Link {
     this.heardAt = this.openedAt = this.tickedAt = 0;
     this.waiting = [];
     this.flying = [];
+    this.onahead = () => {}; // what the server says of a message that is typed
     this.lanes = new Map(); // owner -> lane, least recently used first
   }
 
@@ -116,6 +117,24 @@ export class Link {
     // Sent but not created: the cancel needs the id, so it goes out with response.created (see #receive).
     this.waiting = this.waiting.filter((other) => other !== exchange);
     return false;
+  }
+
+  /** A word of ours beside the exchanges; lost if there is no socket. */
+  say(event) {
+    if (this.state === "open") this.socket.send(JSON.stringify(event));
+  }
+
+  /** The lane in which the next exchange of `owner` will go, or null. */
+  lane(owner) {
+    return this.#lane(owner);
+  }
+
+  /** The request that waits in this lane was not taken: say it anew, as its body is now. */
+  resend(lane) {
+    const exchange = this.flying.find((x) => x.lane === lane && x.phase === "sent");
+    if (!exchange) return;
+    this.flying = this.flying.filter((x) => x !== exchange);
+    this.#transmit(exchange);
   }
 
   /** Leave this socket for a new one (its hour is over, or the key changed); unfinished exchanges follow. */
@@ -217,6 +236,10 @@ export class Link {
       console.error("headrace: the server sent something that is not JSON");
       return;
     }
+    if (event.type.startsWith("x.input.") || (event.type === "x.error" && ["ahead", "commit"].includes(event.event_id))) {
+      this.onahead(event);
+      return;
+    }
     if (event.type === "x.step") {
       // One for all answers of this socket that were in the step.
       for (const own of event.streams) {
@@ -238,6 +261,7 @@ export class Link {
         if (exchange.stopped) this.cancel(exchange);
       }
     } else exchange = inLane("live");
+    if (event.type === "x.error" && !exchange) this.#refused(inLane("sent"), event);
     if (!exchange) return;
     if (event.type.startsWith("x.")) {
       if (event.type === "x.error") this.#forget(exchange);
@@ -250,6 +274,14 @@ export class Link {
       this.flying = this.flying.filter((x) => x !== exchange);
       exchange.phase = "done";
     }
+    exchange.event(event);
+  }
+
+  /** What was asked for by a verb of the server's own is not to be had. */
+  #refused(exchange, event) {
+    if (!exchange) return;
+    this.flying = this.flying.filter((x) => x !== exchange);
+    exchange.phase = "done";
     exchange.event(event);
   }
 

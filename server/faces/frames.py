@@ -14,6 +14,8 @@ from headrace.server.protocol.errors import WireError
 from headrace.server.session import Lanes
 
 LANE_NAME = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
+# Where an answer that was told elsewhere may be told on: a branch keeps its name.
+RESUMED_LANE = re.compile(r"\A([A-Za-z0-9_.-]{1,256}|[A-Za-z0-9_.-]{0,256}#[0-9]{1,3})\Z")
 
 
 def error_frame(error: WireError, lane: ev.Lane = UNSET) -> ev.ErrorFrame:
@@ -38,6 +40,12 @@ def not_found(response_id: str) -> WireError:
 
 def stopping() -> WireError:
     return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
+
+
+def too_old(limit: float) -> WireError:
+    """The connection has reached its age, which is in seconds."""
+    what = f"This connection is older than {limit / 60:g} minutes; open a new one."
+    return WireError("websocket_connection_limit_reached", what)
 
 
 def absent(raw: Raw | None) -> bool:

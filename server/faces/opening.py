@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from msgspec import UNSET
 
 from headrace.runtime.interface import (
+    Draft,
     ForkPlace,
     Refusal,
     Runtime,
@@ -41,9 +43,12 @@ def open_response(
     lane: ev.Lane = UNSET,
     background: bool = False,
     board: StepBoard | None = None,
+    doubt: bool = False,
+    draft: Draft | None = None,
 ) -> RunningResponse:
-    """The response to `request` after `parent`; `board` hears of its steps if it asks for that. Raises WireError or
-    Refusal; then nothing was begun."""
+    """The response to `request` after `parent`; `board` hears of its steps if it asks for that. doubt: how sure
+    the model is of each token is kept. draft: what was read ahead of its prompt. Raises WireError or Refusal;
+    then nothing was begun."""
     check_response(request)
     if request.x_receipt and not runtime.card.computing:
         what = "x_receipt: this server computes faster than it could certify; start it with --deterministic"
@@ -56,7 +61,9 @@ def open_response(
     if warm_up and not (history or added or request.instructions):
         stream = ended_stream(settings.clock())
     else:
-        stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
+        ask = response_ask(request, history, added, tenant, warm_up=warm_up)
+        ask = replace(ask, doubt=True) if doubt else ask
+        stream = runtime.open(ask, listener) if draft is None else runtime.drafting.send(draft, ask, listener)
     kind = WarmUpRun if warm_up else ResponseRun
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     if request.x_receipt:
@@ -84,15 +91,18 @@ def fork_response(
     listener: Callable[[TokenStream], None],
     lane: str,
     board: StepBoard,
+    doubt: bool,
 ) -> RunningResponse:
     """A response that begins as `parent` does up to `place` and goes on as `request` says. `turn` is what both
-    continue. Raises WireError or Refusal; then nothing was begun."""
+    continue; doubt: as for `open_response`. Raises WireError or Refusal; then nothing was begun."""
     check_response(request)
     history = () if turn is None else turn.history()
     ask = response_ask(request, history, parent.added, parent.tenant, warm_up=False)
-    stream, shared = runtime.fork(parent.run.stream, place, ask, listener)
+    stream, shared = runtime.fork(parent.run.stream, place, replace(ask, doubt=doubt), listener)
     run = ResponseRun(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     run.forked_from = ev.ForkedFrom(parent.run.id, shared)
+    if request.x_receipt:
+        run.certify = partial(receipt_of, stream, runtime.card)
     meter_run(runtime, run, board)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, parent.tenant, turn, parent.added, items)

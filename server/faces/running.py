@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from headrace.runtime.interface import FinishReason, Message, Runtime, Tenant
 from headrace.server.conversation import Conversations, Turn
+from headrace.server.faces.branches import BranchCounts
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.tape import Tape
 from headrace.server.protocol import response_events as ev
@@ -172,6 +173,7 @@ class Running:
     def __init__(self, runtime: Runtime, store: Conversations) -> None:
         self.runtime = runtime
         self.store = store
+        self.branch_counts = BranchCounts()
         self._by_id: dict[tuple[str, str], RunningResponse] = {}
 
     def __len__(self) -> int:

@@ -36,6 +36,8 @@ class FaceSettings:
     lanes: LaneLimits = field(default_factory=LaneLimits)
     waiting_bytes: int = 256 << 20  # of requests that wait, on all sockets together
     linger: float = 60.0  # seconds that a held response outlives its connection
+    drafts: int = 4  # prompts that may be typed at once on one socket
+    draft_idle: float = 120.0  # seconds without a key after which a draft is dropped
     drain: float = 30.0  # seconds that running answers have when the server stops
     version: str = "0"
     now: Callable[[], float] = time.time

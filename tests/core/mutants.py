@@ -23,6 +23,7 @@ import sys
 planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 changes = sys.modules["core_simulation"].load("mutants_of_changes")
+forks = sys.modules["core_simulation"].load("mutants_of_forks")
 
 S = "scheduler"
 V = "victims"
@@ -329,85 +330,6 @@ MUTANTS = (
             self._wait_first(req)""",
         """            self._wait_first(req)""",
     ),
-    # -- forks
-    Mutant(
-        "copy_source_not_held",
-        S,
-        """            self.pool.share(req.copy_from, req.salt)
-            self._sources[req.copy_from] = self._sources.get(req.copy_from, 0) + 1""",
-        """            pass""",
-    ),
-    Mutant(
-        "copy_source_dropped_at_launch",
-        S,
-        """            req.copy_from = None
-            self.counters.copied_pages += 1""",
-        """            self._drop_source(req.copy_from)
-            self.pool.share(req.copy_from, req.salt)
-            self.pool.drop(req.copy_from)
-            req.copy_from = None
-            self.counters.copied_pages += 1""",
-    ),
-    Mutant(
-        "copy_missing",
-        S,
-        """            step.copies.append(PageCopy(req.copy_from, target))""",
-        """            self._drop_source(req.copy_from)""",
-    ),
-    Mutant(
-        "copy_one_token_too_long",
-        S,
-        """            req.copy_len = shared
-""",
-        """            req.copy_len = min(shared + 1, len(req.tokens) - 1)
-""",
-    ),
-    Mutant(
-        "part_page_shared",
-        S,
-        """        full = shared // self.page_size
-        for page""",
-        """        full = min(self._pages_for(shared), len(parent.pages))
-        for page""",
-    ),
-    Mutant(
-        "fork_of_unlanded_tokens",
-        S,
-        """        shared = min(at, parent.landed_len, req.reusable_len""",
-        """        shared = min(at, parent.computed_len, req.reusable_len""",
-        within=300,
-    ),
-    Mutant(
-        "fork_shares_the_last_token",
-        S,
-        """        shared = min(at, parent.landed_len, req.reusable_len, len""",
-        """        shared = min(at, parent.landed_len, len(req.tokens), len""",
-    ),
-    Mutant(
-        "fork_with_an_empty_lease",
-        S,
-        """        if not shared:
-            return  # no lease either""",
-        """        if not shared and parent.lease is None:
-            return  # no lease either""",
-    ),
-    Mutant(
-        "copy_source_counted_as_free",
-        S,
-        """        return self.tree.idle_pages - sum(map(self.tree.is_idle, self._sources))""",
-        """        return self.tree.idle_pages""",
-        within=300,
-    ),
-    Mutant(
-        "fork_counts_its_own_work_as_cached",
-        S,
-        """        if not req.admitted:
-            req.admitted = True
-            req.cached_len""",
-        """        if not req.cached_len:
-            req.admitted = True
-            req.cached_len""",
-    ),
     # -- limits and ends of an answer
     Mutant(
         "oversized_admitted",
@@ -428,15 +350,6 @@ MUTANTS = (
         """        if len(self.waiting) > self.waiting_limit:""",
     ),
     Mutant(
-        "refused_fork_keeps_pages",
-        S,
-        """        if len(self.waiting) >= self.waiting_limit:""",
-        """        if req.fork is not None:
-            self._share_parent(req)
-        if len(self.waiting) >= self.waiting_limit:""",
-        within=200,
-    ),
-    Mutant(
         "budget_exceeded",
         S,
         """        step.take(PlanRow(req.id, req.slot, start, count, ids, last, images))""",
@@ -446,8 +359,8 @@ MUTANTS = (
     Mutant(
         "budget_of_the_step_ignored",
         S,
-        """OpenPlan(self.chunk_tokens if budget is None else budget)""",
-        """OpenPlan(budget or self.chunk_tokens)""",
+        """OpenPlan(self.chunk_tokens if budget is None else budget, price)""",
+        """OpenPlan(budget or self.chunk_tokens, price)""",
     ),
     Mutant(
         "sample_in_mid_prompt",
@@ -498,18 +411,18 @@ MUTANTS = (
     ),
     Mutant(
         "nan_page_stays_cached",
-        S,
-        """            self.tree.condemn(req.lease)""",
-        """            self.tree.release(req.lease)""",
+        "distrust",
+        """        tree.condemn(req.lease)""",
+        """        tree.release(req.lease)""",
     ),
     Mutant(
         "nan_of_a_cancelled_request_is_cached",
         S,
         """        if token == NON_FINITE and not req.spoilt:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         if req.spoilt:""",
         """        if token == NON_FINITE and not ended:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         elif token == NON_FINITE:
             req.total_len -= 1
             return None
@@ -572,6 +485,7 @@ MUTANTS = (
         """    pages, guided = tuple(req.pages[:1]), req""",
     ),
     *changes.MUTANTS,
+    *forks.MUTANTS,
 )
 
 

@@ -49,6 +49,8 @@ HELD_BY = {
     "requests_per_socket": "test_the_in_flight_limit_to_the_number",
     "lanes_per_socket": "test_the_named_lane_limit_to_the_number",
     "ws_age_limit": "test_the_age_limit_closes_an_idle_socket_without_a_frame",
+    "drafts_per_socket": "test_drafts_are_few_and_bounded",
+    "draft_idle": "test_what_is_not_sent_leaves_nothing",
     "waiting_per_socket": "test_the_waiting_limit_to_the_number",
 }
 
