@@ -41,7 +41,7 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
         seen.add(req.id)
         assert phases[req.phase].get(req.id) is req, "phase and container disagree"
         assert req.inflight == flown.pop(req.id, 0), "inflight counts launched steps"
-        assert req.inflight > 0 or not (req.finish or req.retracting or req.changing), (
+        assert req.inflight > 0 or not (req.finish or req.retracting or req.yielding or req.changing), (
             "a mark was not settled"
         )
         assert (req.changing is not None) <= (req.id in scheduler._changing), "a change is not looked for"
@@ -93,3 +93,6 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
     for req_id, req in scheduler._regrants.items():
         assert scheduler.running.get(req_id) is req and req.phase is Phase.PREFILL and req.inflight == 0
     assert len(scheduler.running) <= scheduler.slots.count
+    assert scheduler._yielding == sum(req.yielding for req in scheduler.running.values())
+    scheduler.waiting.check()
+    scheduler.shares.check(scheduler.reqs())

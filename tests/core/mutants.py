@@ -26,20 +26,19 @@ changes = sys.modules["core_simulation"].load("mutants_of_changes")
 
 S = "scheduler"
 V = "victims"
+A = "admission"
 MUTANTS = (
     # -- ends and releases
     Mutant(
         "abort_leaks_pages",
         S,
         """        self._give_back(req)
-        self._leave_batch(req)
-        self.waiting.pop(req.id, None)
-        self.paused.pop""",
+        self._stay(req)
+""",
         """        req.pages.clear()
         self._drop_lease(req)
-        self._leave_batch(req)
-        self.waiting.pop(req.id, None)
-        self.paused.pop""",
+        self._stay(req)
+""",
     ),
     Mutant(
         "abort_frees_in_flight",
@@ -130,14 +129,14 @@ MUTANTS = (
     Mutant(
         "quick_landing_of_a_pausing_one",
         S,
-        """not (req.pausing or req.retracting)""",
-        """not req.retracting""",
+        """not (req.pausing or req.retracting or req.yielding)""",
+        """not (req.retracting or req.yielding)""",
     ),
     Mutant(
         "quick_landing_of_one_taken_back",
         S,
-        """not (req.pausing or req.retracting)""",
-        """not req.pausing""",
+        """not (req.pausing or req.retracting or req.yielding)""",
+        """not (req.pausing or req.yielding)""",
     ),
     Mutant(
         "quick_landing_of_a_nan",
@@ -187,10 +186,10 @@ MUTANTS = (
     Mutant(
         "hit_one_token_too_long",
         S,
-        """            req.computed_len = req.landed_len = hit * self.page_size
-        found""",
-        """            req.computed_len = req.landed_len = min(hit * self.page_size + 1, len(req.tokens) - 1)
-        found""",
+        """        req.computed_len = req.landed_len = hit * self.page_size
+""",
+        """        req.computed_len = req.landed_len = min(hit * self.page_size + 1, len(req.tokens) - 1)
+""",
     ),
     Mutant(
         "salt_ignored_by_match",
@@ -214,11 +213,11 @@ MUTANTS = (
     Mutant(
         "hit_without_a_reference",
         S,
-        """                self.pool.share(page, req.salt)
-                req.pages.append(page)
-            req.computed_len = req.landed_len = hit""",
-        """                req.pages.append(page)
-            req.computed_len = req.landed_len = hit""",
+        """            self.pool.share(page, req.salt)
+            req.pages.append(page)
+        req.computed_len = req.landed_len = hit""",
+        """            req.pages.append(page)
+        req.computed_len = req.landed_len = hit""",
     ),
     Mutant(
         "eviction_takes_leased",
@@ -261,8 +260,8 @@ MUTANTS = (
     Mutant(
         "oldest_retracted_first",
         V,
-        """    return max(running.values(), key=_age, default=None)""",
-        """    return min(running.values(), key=_age, default=None)""",
+        """    victim = max(running.values(), key=worth, default=None)""",
+        """    victim = min(running.values(), key=worth, default=None)""",
         within=200,
     ),
     Mutant(
@@ -277,7 +276,7 @@ MUTANTS = (
     Mutant(
         "stuck_behind_a_paused_holder",
         V,
-        """    return max(holders, key=_age, default=None)""",
+        """    return max(holders, key=worth, default=None)""",
         """    return None""",
     ),
     Mutant(
@@ -292,16 +291,16 @@ MUTANTS = (
     Mutant(
         "retracted_twice_in_flight",
         V,
-        """    if any(req.retracting or req.pausing or req.finish is not None for req in running.values()):
+        """    if any(map(_goes, running.values())):
         return None
-""",
-        "",
+    promised""",
+        """    promised""",
         within=400,
     ),
     Mutant(
         "retracted_goes_last",
-        S,
-        """        self.waiting.move_to_end(req.id, last=False)""",
+        "line",
+        """        back.move_to_end(req.id, last=False)""",
         """        pass""",
         within=200,
     ),
@@ -318,7 +317,7 @@ MUTANTS = (
     Mutant(
         "pause_leaves_it_in_line",
         S,
-        """            self.waiting.pop(req.id, None)
+        """            self.waiting.leave(req)
             self.paused[req.id] = req""",
         """            self.paused[req.id] = req""",
     ),
@@ -339,20 +338,20 @@ MUTANTS = (
     ),
     Mutant(
         "copy_source_dropped_at_launch",
-        S,
+        A,
         """            req.copy_from = None
-            self.counters.copied_pages += 1""",
-        """            self._drop_source(req.copy_from)
-            self.pool.share(req.copy_from, req.salt)
-            self.pool.drop(req.copy_from)
+            self.core.counters.copied_pages += 1""",
+        """            self.core._drop_source(req.copy_from)
+            self.core.pool.share(req.copy_from, req.salt)
+            self.core.pool.drop(req.copy_from)
             req.copy_from = None
-            self.counters.copied_pages += 1""",
+            self.core.counters.copied_pages += 1""",
     ),
     Mutant(
         "copy_missing",
-        S,
+        A,
         """            step.copies.append(PageCopy(req.copy_from, target))""",
-        """            self._drop_source(req.copy_from)""",
+        """            self.core._drop_source(req.copy_from)""",
     ),
     Mutant(
         "copy_one_token_too_long",
@@ -400,7 +399,7 @@ MUTANTS = (
     ),
     Mutant(
         "fork_counts_its_own_work_as_cached",
-        S,
+        A,
         """        if not req.admitted:
             req.admitted = True
             req.cached_len""",
@@ -552,8 +551,8 @@ MUTANTS = (
     ),
     Mutant(
         "admission_without_room",
-        S,
-        """        return need + self._growth(req, self._pages_for(len(req.tokens))) + reserved <= available
+        A,
+        """        return need + self._growth(req, self.core._pages_for(len(req.tokens))) + reserved <= available
 """,
         """        return True
 """,

@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import Any
 
 # In order of import: a module built here sees the edited ones before it.
-MODULES = ("request", "pages", "prefix", "audit", "victims", "prospect", "scheduler")
+MODULES = (
+    "request", "shares", "line", "pages", "prefix", "audit", "victims", "prospect", "admission", "scheduler",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

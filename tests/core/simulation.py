@@ -45,7 +45,7 @@ def load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-cells, ledger, swarm, changes = map(load, ("device", "watch", "swarm", "changes"))
+cells, ledger, classes, swarm, changes = map(load, ("device", "watch", "classes", "swarm", "changes"))
 
 EVENT_LIMIT = 20_000
 
@@ -74,6 +74,7 @@ class World:
         self.drawn = found = swarm.draw(rng)
         self.seen: Counter[str] = Counter()
         self.record: list[str] | None = [] if record else None
+        self.order = classes.Order(self)
         self.scheduler = self._watched(core)(
             found.pages,
             found.page_size,
@@ -82,9 +83,11 @@ class World:
             prefix_cache=found.cache,
             waiting_limit=found.waiting_limit,
             ahead_tokens=found.ahead,
+            patience=self.order.patience,
         )
+        self.order.watch(self.scheduler)
         self.device = cells.Device(found.pages, found.page_size, found.slots, found.width)
-        self.watch = ledger.Watch(core, self.scheduler, self.device, cells, self.seen)
+        self.watch = ledger.Watch(core, self.scheduler, self.device, cells, self.seen, self.order)
         self.stories = self.watch.stories
         self.now = 0
         self.events = 0
@@ -143,6 +146,7 @@ class World:
 
     def _settled(self) -> None:
         self.watch.settle()
+        self.order.settled(self.scheduler)
         # Something can be done now perhaps: the loop takes a turn soon.
         if not self._turn_set:
             self._turn_set = True
@@ -160,7 +164,9 @@ class World:
                 budget = rng.choice((0, 0, 1, self.drawn.chunk // 2, self.drawn.chunk * 2))
             room = self.drawn.chunk if budget is None else budget
             evicted = scheduler.counters.evicted_pages
-            plan = scheduler.plan(budget)
+            self.scheduler.prospect()
+            plan = scheduler.plan(budget, **self.order.limit())
+            self.order.planned(scheduler)
             if scheduler.counters.evicted_pages > evicted:
                 self.seen["eviction under pressure"] += 1
             if budget == 0:
@@ -266,7 +272,17 @@ class World:
             min_tokens=rng.choice((0, 0, 0, 3)),
             presence_penalty=rng.choice((0.0, 0.5)),
         )
-        req = core.Req(len(self.stories) + 1, salt, list(tokens), len(tokens), max_len, params, fork)
+        req = core.Req(
+            len(self.stories) + 1,
+            salt,
+            list(tokens),
+            len(tokens),
+            max_len,
+            params,
+            fork,
+            claim=self.order.claim(),
+        )
+        req.promise = self.order.promise()
         story = self.stories[req.id] = ledger.Story(req, tuple(tokens), params)
         parent = None if fork is None else self.stories[fork.parent.id]
         too_big = max_len > found.capacity + 1
@@ -284,6 +300,7 @@ class World:
             self.seen[f"refused: {code}"] += 1
         else:
             assert not too_big and not full, "accepted what can never run, or too many"
+            self.order.added(req)
             if max_len == most:
                 self.seen["longest request that fits"] += 1
             if parent is not None:
@@ -321,6 +338,8 @@ class World:
             return "paused with pages" if req.pages else "paused without pages"
         if req.retracting:
             return "retracting"
+        if req.yielding and not req.pausing:
+            return "making way"
         if req.pausing:
             return "pausing"
         if phase is Phase.WAITING:
