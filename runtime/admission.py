@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headrace.runtime.claim import Rank
-from headrace.runtime.line import urgency
+from headrace.runtime.line import dated, urgency
 from headrace.runtime.plan import OpenPlan, PageCopy
 from headrace.runtime.prospect import grant_of
 from headrace.runtime.request import Phase, Req
@@ -69,7 +69,7 @@ class Admission:
         """May `req` take one more slot? Those of waiting promises are not given to others."""
         if most_rows is not None and len(self.core.running) >= max(1, most_rows):
             return False
-        kept = len(self.core.waiting.promised) if req.promise is None else 0
+        kept = len(self.core.waiting.promised) if not dated(req) else 0
         return self.core.slots.free_count > kept
 
     def _make_way(self, head: Req) -> None:
@@ -85,7 +85,7 @@ class Admission:
 
     def _promised_pages(self, head: Req) -> int:
         """Pages that those who wait with a promise will need; none of them are for `head`, if it has no promise."""
-        if head.promise is not None or not self.core.waiting.promised:
+        if dated(head) or not self.core.waiting.promised:
             return 0
         promised = self.core.waiting.promised.values()
         return sum(self.core._pages_for(len(req.tokens)) - len(req.pages) for req in promised)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 
@@ -51,15 +52,23 @@ NO_CLAIM = Claim()
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """The first token comes until `due` (seconds of the loop's clock). Its prompt takes `cost` seconds at the
+    """The first token comes until `due` (seconds of the loop's clock; infinity: only the time between tokens was
+    promised, or the end). Its prompt takes `cost` seconds at the
     slowest, and the last of its tokens take `rate` seconds each: no part of the prompt takes longer per token.
-    done: when the last token has to be there; None: that was not asked for."""
+    done: when the last token has to be there; None: that was not asked for. expected: seconds from its arrival in
+    which the first token was foretold."""
 
     due: float
     cost: float
     rate: float
     done: float | None = None
+    expected: float = 0.0
+
+    @property
+    def dated(self) -> bool:
+        """It has a first token that can be late."""
+        return self.due < math.inf
 
     def left(self, tokens: int) -> float:
         """Seconds that `tokens` more of its prompt take at the slowest."""
-        return min(self.cost, self.rate * tokens)
+        return min(self.cost, self.rate * max(0, tokens))

@@ -4,8 +4,8 @@ In this order:
 
 1. Promises, the earliest due first, once they have no time left to lose (`hurry`: the caller has the clock). Until
    then they stand in the ranks like everybody else.
-2. Ranks, most urgent first. After `patience` admissions that passed a rank over, that rank is next, and who then goes
-   is of the highest rank until it ends: nobody waits for ever, and nobody takes back what it waited for.
+2. Ranks, most urgent first. After `patience` admissions that passed a rank over, that rank is next, and who then
+   goes is of the highest rank until it ends: nobody waits for ever, and nobody takes back what it waited for.
 3. Within a rank, who has been admitted before (sent back, woken or made to give way), the latest of them first:
    victims are chosen youngest first, so that is the order of arrival.
 4. Then owners by what they have had of the server (`Shares`), and each owner's requests in order of arrival; those
@@ -25,7 +25,7 @@ PATIENCE = 16
 
 
 class Line(Mapping[int, Req]):
-    """The waiting requests by id, in order of joining. `promised`: those of them with a promise."""
+    """The waiting requests by id, in order of joining. `promised`: those whose first token must come in time."""
 
     def __init__(self, shares: Shares, patience: int = PATIENCE) -> None:
         assert patience >= 1
@@ -61,7 +61,7 @@ class Line(Mapping[int, Req]):
         assert req.id not in self._all
         self._all[req.id] = req
         self._owners[req.rank].setdefault(req.claim.owner, {})[req.id] = req
-        if req.promise is not None:
+        if dated(req):
             self.promised[req.id] = req
 
     def rejoin(self, req: Req) -> None:
@@ -71,7 +71,7 @@ class Line(Mapping[int, Req]):
         back = self._back[req.rank]
         back[req.id] = req
         back.move_to_end(req.id, last=False)
-        if req.promise is not None:
+        if dated(req):
             self.promised[req.id] = req
 
     def leave(self, req: Req) -> None:
@@ -131,7 +131,7 @@ class Line(Mapping[int, Req]):
         else:
             own = owners[self.shares.least(owners, running)]
         if self.promised:
-            promised = [req for req in own.values() if req.promise is not None]
+            promised = [req for req in own.values() if dated(req)]
             if promised:
                 return min(promised, key=_due)
         return next(iter(own.values()))
@@ -154,7 +154,12 @@ class Line(Mapping[int, Req]):
                     assert req.rank is rank and req_id not in seen and self._all[req_id] is req
                     seen.add(req_id)
         assert seen == set(self._all)
-        assert set(self.promised) == {i for i, req in self._all.items() if req.promise is not None}
+        assert set(self.promised) == {i for i, req in self._all.items() if dated(req)}
+
+
+def dated(req: Req) -> bool:
+    """Its first token was promised for a time."""
+    return req.promise is not None and req.promise.dated
 
 
 def _due(req: Req) -> tuple[float, int]:
@@ -164,7 +169,7 @@ def _due(req: Req) -> tuple[float, int]:
 
 def urgency(req: Req, hurry: bool) -> tuple[int, float]:
     """Who of those who read their prompts goes before whom: the smaller one."""
-    if hurry and req.promise is not None:
+    if hurry and req.promise is not None and req.promise.dated:
         return -1, req.promise.due
     return req.rank, 0.0
 

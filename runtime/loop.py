@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.foresight import Foresight
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult
@@ -28,6 +29,7 @@ from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
+from headrace.runtime.tally import Tally
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import TextCutter, TextSplitter
@@ -71,6 +73,8 @@ class Generation:
     cutter: TextCutter
     splitter: TextSplitter | None = None
     deadline: asyncio.TimerHandle | None = None
+    itl: float | None = None  # seconds between two tokens that it was promised
+    slow: bool = False  # that was broken
 
 
 @dataclass(slots=True)
@@ -134,6 +138,8 @@ class StepLoop:
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
+        self.foresight = Foresight(scheduler, engine.pace, engine.depth)
+        self.tally = Tally()
         self._changes: list[tuple[Generation, Callable[[int | None], None]]] = []  # asked for, not told yet
         self.holds = 0  # how often a generation left the batch because its reader had fallen behind
         self.progress_at = clock()  # when a step was last launched or landed
@@ -163,10 +169,19 @@ class StepLoop:
         return len(self._flight)
 
     def join(self, generation: Generation) -> None:
-        """The generation takes part from the next step. Raises Refusal as `Scheduler.add` does."""
+        """The generation takes part from the next step. Raises Refusal as `Scheduler.add` does, and if what it
+        wants of its time cannot be promised."""
         if self.fault is not None:
             raise Refusal("server_error", "the engine has stopped after a fault")
-        self.scheduler.add(generation.req)
+        req, now = generation.req, self.clock()
+        try:
+            opened = generation.stream.times.opened
+            req.promise = self.foresight.promise(req, opened, now, self._ahead(now))
+        except Refusal:
+            self.tally.refused[req.claim.targets.rank] += 1
+            raise
+        generation.itl = req.claim.targets.itl
+        self.scheduler.add(req)
         self._live[generation.req.id] = generation
         self._empty.clear()
         generation.stream.times.joined = self.clock()
@@ -188,6 +203,7 @@ class StepLoop:
             generation.stream.wake = partial(self._wake_reader, generation)
             self.holds += 1
             self.scheduler.pause(generation.req)
+            generation.itl = None  # how fast its tokens come is up to its reader from here on
 
     def change(self, generation: Generation, change: Change, told: Callable[[int | None], None]) -> None:
         """The generation goes on as `change` says. `told(index)`, once, when it has taken effect: from output token
@@ -287,11 +303,21 @@ class StepLoop:
             if self._resting and not self._live:
                 self.on_idle()
 
+    def _ahead(self, now: float) -> float:
+        """Seconds until the steps in flight will have landed, about."""
+        pace = self.engine.pace
+        if pace is None or not self._flight:
+            return 0.0
+        taken = 0.0
+        for plan, _, _ in self._flight:
+            taken += pace.alone(len(plan.decode))
+            taken += pace.added(plan.prefill_tokens, plan.prefill[0].start) if plan.prefill else 0.0
+        return max(0.0, taken - (now - max(self._flight[0][2], self._landed_at)))
+
     def _launch(self) -> None:
         while len(self._flight) < self.engine.depth:
-            pace = self.engine.pace
-            prospect = None if pace is None else self.scheduler.prospect()
-            plan = self.scheduler.plan(None if pace is None or prospect is None else pace.allow(*prospect))
+            allowed = self.foresight.allowance(self.clock())
+            plan = self.scheduler.plan(allowed.budget, most_rows=allowed.most_rows, hurry=allowed.hurry)
             if plan is None:
                 return
             now = self.clock()
@@ -341,6 +367,8 @@ class StepLoop:
                 times.first_token = now
             else:
                 self.on_gap(now - last, 1)
+            if generation.itl is not None and last is not None and now - last > generation.itl:
+                generation.slow = True
             try:
                 # The token that stops an answer counts, but its text is no part of it.
                 stopped = event.finish is FinishReason.STOP
@@ -417,6 +445,7 @@ class StepLoop:
             generation.deadline.cancel()
         stream = generation.stream
         stream.times.ended = self.clock()
+        self.tally.ended(generation.req.claim.targets, stream.times, finish, generation.slow)
         stream.end(finish, tail, error, pieces)
         self.on_end(stream)
         if not self._live:

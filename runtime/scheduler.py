@@ -88,6 +88,7 @@ class Scheduler:
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._changing: set[int] = set()  # ids of live requests with a change that waits for steps in flight
         self._regrants: dict[int, Req] = {}  # running ones whose slot is written again before their next row
+        self.promises = 0  # live requests with a promise
         self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._yielding = 0  # running ones that are to make way
@@ -124,6 +125,7 @@ class Scheduler:
         self._grammars += req.grammar is not None
         self.waiting.join(req)
         self._probing += req.logprobs is not None
+        self.promises += req.promise is not None
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
@@ -536,6 +538,7 @@ class Scheduler:
         self.shares.depart(req)
         self._grammars -= req.grammar is not None
         self._probing -= req.logprobs is not None
+        self.promises -= req.promise is not None
         req.phase = Phase.DONE
 
     def _give_back(self, req: Req) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from headrace.runtime.claim import Rank
 from headrace.runtime.request import Req
 
 Held = Mapping[int, Req]  # one of the scheduler's three containers, by id
@@ -61,7 +62,7 @@ def lesser_holder(head: Req, running: Held, paused: Held, waiting: Held) -> Req 
     return None
 
 
-def makes_way(running: Held, above: Mapping[int, int], head: Req) -> list[Req]:
+def makes_way(running: Held, above: Mapping[Rank, int], head: Req) -> list[Req]:
     """No slot is free: who of `running` gives its own up, worst first. above: rank -> how many wait whose rank is
     more urgent. Without such ones, an owner that has more than its share of the slots makes way for the first in
     line, one at a time, if that leaves it no worse off than the other."""

@@ -24,7 +24,7 @@ GATES = (
     "a rank was overdue",
     "a promise went first",
     "a promise had time, and somebody else went first",
-    "a slot was kept for a promise",
+    "a promise took the last slot",
     "a promise held cached pages while it waited",
     "an owner's first request passed a line",
     "rows were limited",
@@ -44,12 +44,20 @@ class Order:
         self.patience = rng.choice((1, 2, 3, 16))
         self.limits = rng.random() < 0.2
         self.hurry = True
+        if self.on and rng.random() < 0.6:
+            # Few slots and many pages: then it is slots that are fought for.
+            found = world.drawn
+            found.slots, found.pages = rng.randint(1, 2), max(found.pages, 16)
+            found.requests, found.gap = found.requests + 4, min(found.gap, 5)
         self.streak = dict.fromkeys(
             Rank, 0
         )  # unpromised admissions of higher ranks while one of this rank waited
         self.passed: Counter[tuple[int, str]] = Counter()  # (request, owner): fresh ones that went before it
         self.firsts: set[int] = set()  # first requests of their owners
         self.known: set[str] = set()
+        self.let_in: set[int] = set()
+        self.served: set[str] = set()  # owners of whom anybody was let in
+        self.tempted: Any = None  # whom the next fault meets
         self.kept: dict[
             int, tuple[int, int]
         ] = {}  # who made way: what was computed, and its retractions then
@@ -57,7 +65,7 @@ class Order:
 
     def watch(self, scheduler: Any) -> None:
         line, seen = scheduler.waiting, self.world.seen
-        admit, rejoin, take_back = line.admit, line.rejoin, scheduler.admission.core._retract
+        admit, rejoin = line.admit, line.rejoin
 
         def admitted(req: Any) -> None:
             self._admitted(scheduler, line, req)
@@ -71,7 +79,6 @@ class Order:
                 seen["yield: after chunks of its prompt alone"] += req.output_len == 0
 
         line.admit, line.rejoin = admitted, rejoined
-        del take_back
 
     def claim(self) -> Claim:
         if not self.on:
@@ -108,9 +115,22 @@ class Order:
         for req in scheduler.running.values():
             if req.yielding and req.id not in self.marked:
                 self.marked[req.id] = True
+                lower = any(other.rank < req.rank for other in scheduler.waiting.values())
+                self.world.seen["yield: for an owner with fewer slots"] += not lower
+                if self.rng.random() < 0.2:
+                    self.tempted = req
+                    self.world._at(
+                        self.world.now, self.rng.choice((self.world._do_cancel, self.world._do_pause))
+                    )
+
+    def taken_back(self, scheduler: Any, victim: Any) -> None:
+        higher = any(req.rank < victim.rank for req in scheduler.waiting.values())
+        self.world.seen["a lower rank lost pages to a higher one"] += higher
 
     def settled(self, scheduler: Any) -> None:
         seen = self.world.seen
+        present = {req.rank for req in scheduler.waiting.values()}
+        self.streak = {rank: count if rank in present else 0 for rank, count in self.streak.items()}
         for req_id in list(self.marked):
             req = self.world.stories[req_id].req
             if req.finish is not None:
@@ -146,6 +166,8 @@ class Order:
             seen["a promise went first"] += any(
                 other.rank < req.rank or other.id < req.id for other in waiting
             )
+        else:
+            seen["a promise took the last slot"] += bool(waiting) and scheduler.slots.free_count == 1
         by_rank = {rank: [other for other in waiting if other.rank is rank] for rank in Rank}
         for rank, others in by_rank.items():
             if rank is req.rank or not others:
@@ -155,19 +177,22 @@ class Order:
                 assert self.streak[rank] <= self.patience, f"rank {rank.name} is starved"
         if req.promise is None and any(by_rank[rank] for rank in Rank if rank < req.rank):
             seen["a rank was overdue"] += 1
-        if req.admitted or stories[req.id].slept or req.promise is not None:
+        again = req.id in self.let_in
+        self.let_in.add(req.id)
+        self.served.add(req.claim.owner)
+        if again or stories[req.id].slept or req.promise is not None:
             return
         for other in waiting:
             if (
                 other.rank is not req.rank
-                or other.admitted
+                or other.id in self.let_in
                 or stories[other.id].slept
                 or other.promise is not None
             ):
                 continue
             if other.claim.owner == req.claim.owner:
                 assert other.id > req.id, f"request {req.id} overtook {other.id} of the same owner"
-            elif other.id in self.firsts:
+            elif other.id in self.firsts and other.claim.owner not in self.served:
                 self.passed[other.id, req.claim.owner] += 1
                 assert self.passed[other.id, req.claim.owner] <= 1, (
                     f"the first request of an owner, {other.id}, waits"

@@ -116,6 +116,8 @@ class World:
 
             def _retract(self, req: Any) -> None:
                 world.watch.taken_back(req, world.forced)
+                if not world.forced:
+                    world.order.taken_back(self, req)
                 super()._retract(req)
 
         return Watched
@@ -324,6 +326,10 @@ class World:
     def _pick(self, among: Iterable[Any]) -> Any:
         """A request of a state drawn first, so that rare states are met as often as common ones."""
         states: dict[str, list[Any]] = {}
+        among = list(among)
+        tempted, self.order.tempted = self.order.tempted, None
+        if tempted in among:
+            return tempted
         for req in among:
             states.setdefault(self._state(req), []).append(req)
         if not states:

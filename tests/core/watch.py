@@ -227,8 +227,9 @@ class Watch:
         return launched
 
     def _note_grant(self, story: Story) -> None:
-        """Nobody overtakes, where all have one class and one owner (else see classes.py): who ran before and was sent back comes before those who never ran, and these come
-        in the order of arrival. (Who was paused comes back first of all.)"""
+        """Where all have one class and one owner (else see classes.py) nobody overtakes: who ran before and was
+        sent back comes before those who never ran, and these come in the order of arrival. (Who was paused comes
+        back first of all.)"""
         if story.grants == 1 and not story.slept and not self.order.on:
             for other in self.scheduler.waiting:
                 ahead = self.stories[other]
