@@ -55,13 +55,13 @@ class Promise:
     """The first token comes until `due` (seconds of the loop's clock; infinity: only the time between tokens was
     promised, or the end). Its prompt takes `cost` seconds at the
     slowest, and the last of its tokens take `rate` seconds each: no part of the prompt takes longer per token.
-    done: when the last token has to be there; None: that was not asked for. expected: seconds from its arrival in
+    itl: seconds between two of its tokens at most, None: as it comes. expected: seconds from its arrival in
     which the first token was foretold."""
 
     due: float
     cost: float
     rate: float
-    done: float | None = None
+    itl: float | None = None
     expected: float = 0.0
 
     @property

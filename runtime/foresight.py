@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.runtime.scheduler import Scheduler
 
 SHARE = 0.9  # of the time until a first token is due: so much of it may be promised
+HALF = 0.5  # of a deadline is for the answer behind its first token, if more is not needed
 PARAM = "x_latency"
 
 
@@ -72,21 +73,19 @@ class Foresight:
         pace, targets = self.pace, req.claim.targets
         if pace is None or not targets.promised:
             return None
-        itl = self._tightest(targets.itl)
-        rows = self._rows(itl)
-        self._check_pace(targets.itl)
+        own, answer = self._own_pace(req)
+        self._check_pace(own)
         if targets.ttft is None and targets.deadline is None:
-            return Promise(math.inf, 0.0, 0.0)
-        due, done = math.inf, None
-        if targets.ttft is not None:
-            due = opened + targets.ttft
+            return Promise(math.inf, 0.0, 0.0, own)
+        due = math.inf if targets.ttft is None else opened + targets.ttft
         if targets.deadline is not None:
-            done = opened + targets.deadline
-            answer = (req.max_len - req.prompt_len - 1) * pace.longest(rows, math.inf, itl)
-            due = min(due, done - answer)
+            due = min(due, opened + targets.deadline - answer)
+        itl = self._tightest(own)
+        rows = self._rows(itl)
         cached = self.scheduler.cached_len(req)
         cost = self._cost(rows, itl, cached, len(req.tokens))
-        made = Promise(due, *cost, done)
+        made = Promise(due, *cost, own)
+        whole = targets.deadline is not None
         # A reader that was promised shorter steps makes everybody's prompt slower.
         others = [
             (other, self._renewed(other, rows, itl))
@@ -99,15 +98,15 @@ class Foresight:
         mine = after[req.id]
         expected = min(mine, now + ahead + self._expected(req, cached, itl)) - opened
         if (mine - now) > SHARE * (due - now):
-            self._refuse(expected, mine - now - SHARE * (due - now), done is not None)
+            self._refuse(expected, mine - now - SHARE * (due - now), whole)
         for other, promise in others:
             if after[other.id] > promise.due >= before[other.id]:
-                self._refuse(expected, after[other.id] - promise.due, done is not None)
+                self._refuse(expected, after[other.id] - promise.due, whole)
         if not self._has_pages(req, cached, due - now, rows):
-            self._refuse(max(expected, due - opened), due - now, done is not None)
+            self._refuse(max(expected, due - opened), due - now, whole)
         for other, promise in others:
             other.promise = promise
-        return Promise(due, *cost, done, expected)
+        return Promise(due, *cost, own, expected)
 
     # -- parts -------------------------------------------------------------------------------------------------
 
@@ -123,14 +122,28 @@ class Foresight:
 
     def _tightest(self, itl: float | None = None) -> float | None:
         """The shortest time between tokens that anybody here was promised, or `itl`."""
-        wanted = [req.claim.targets.itl for req in self.scheduler.reqs()] + [itl]
-        return min([each for each in wanted if each is not None], default=None)
+        promises = [req.promise for req in self.scheduler.reqs() if req.promise is not None]
+        wanted = [promise.itl for promise in promises if promise.itl is not None]
+        return min(wanted if itl is None else [*wanted, itl], default=None)
+
+    def _own_pace(self, req: Req) -> tuple[float | None, float]:
+        """The time between its tokens that `req` must be promised (None: none), and what its whole answer takes
+        then after the first token. A deadline needs a pace where nothing else bounds the steps enough."""
+        assert self.pace is not None
+        own, deadline = req.claim.targets.itl, req.claim.targets.deadline
+        more = req.max_len - req.prompt_len - 1
+        if deadline is None or not more:
+            return own, 0.0
+        if more * self.pace.longest(self._rows(own), math.inf, own) > HALF * deadline:
+            own = HALF * deadline / more
+        return own, more * self.pace.longest(self._rows(own), math.inf, own)
 
     def _rows(self, itl: float | None) -> int:
         """The most decode rows that there can be."""
         assert self.pace is not None
         most = None if itl is None else self.pace.most_rows(itl)
-        return self.scheduler.slots.count if most is None else min(most, self.scheduler.slots.count)
+        slots = self.scheduler.slots.count
+        return slots if most is None else max(1, min(most, slots))
 
     def _cost(self, rows: int, itl: float | None, start: int, end: int) -> tuple[float, float]:
         """Seconds that the prompt takes from `start` on, and its last tokens each, at the slowest."""
@@ -142,7 +155,7 @@ class Foresight:
         """The promise of `req`, for what is left of its prompt."""
         assert req.promise is not None
         cost, rate = self._cost(rows, itl, req.computed_len, len(req.tokens))
-        return Promise(req.promise.due, cost, rate, req.promise.done, req.promise.expected)
+        return Promise(req.promise.due, cost, rate, req.promise.itl, req.promise.expected)
 
     def _check_pace(self, itl: float | None) -> None:
         """Can the rows that run, and one more, keep this time between tokens?"""
@@ -151,11 +164,11 @@ class Foresight:
             return
         most = self.pace.most_rows(itl)
         running = len(self.scheduler.running)
-        if self.pace.alone(1) > itl or (most is not None and running + 1 > most):
+        if most is not None and running + 1 > most:
             seconds = self.pace.alone(running + 1)
             raise Refusal(
                 "rate_limit_exceeded",
-                f"tokens would come every {seconds * 1e3:.0f} ms; itl_ms asks for {itl * 1e3:.0f}",
+                f"tokens would come every {seconds * 1e3:.0f} ms; {itl * 1e3:.0f} ms are needed",
                 PARAM,
                 retry_after=1.0,
             )

@@ -100,10 +100,11 @@ class Pace:
         return bound if itl is None else min(bound, KEPT * itl)
 
     def most_rows(self, itl: float) -> int | None:
-        """How many decode rows a step may have that keeps `itl` with no prompt in it; None: as many as were ever
-        seen. At least one."""
-        slow = [kind for kind, seconds in self._decode.items() if seconds > KEPT * itl]
-        return 1 << max(0, min(slow) - 1) if slow else None
+        """How many decode rows a step may have that keeps `itl` with the least of a prompt in it; None: as many
+        as were ever seen."""
+        bound = KEPT * itl - self.added(LEAST, 0)
+        slow = [kind for kind, seconds in self._decode.items() if seconds > bound]
+        return 0 if 0 in slow else 1 << min(slow) - 1 if slow else None
 
     def per_token(self, rows: int, start: int, itl: float | None = None) -> float:
         """Seconds that each prompt token takes behind `start` tokens, in steps with `rows` decode rows."""

@@ -37,7 +37,8 @@ def prospect_of(
     first = prompts[0] if prompts else head
     assert first is not None
     queued = sum(len(req.tokens) - req.computed_len for req in (*prompts, *waiting.values()))
-    promised = [req.claim.targets.itl for req in decoding if req.claim.targets.itl is not None]
+    promises = [req.promise for req in decoding if req.promise is not None]
+    promised = [promise.itl for promise in promises if promise.itl is not None]
     rows = len(decoding) if read or promised else 0
     return Prospect(rows, first.computed_len, queued, min(promised, default=None))
 

@@ -45,7 +45,8 @@ def load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-cells, ledger, classes, swarm, changes = map(load, ("device", "watch", "classes", "swarm", "changes"))
+cells, ledger, classes, swarm = map(load, ("device", "watch", "classes", "swarm"))
+changes, forks = map(load, ("changes", "forks"))
 
 EVENT_LIMIT = 20_000
 
@@ -314,6 +315,7 @@ class World:
     # -- faults ------------------------------------------------------------------------------------------------
 
     _do_change = changes.do_change
+    _note_fork = forks.note_fork
 
     def _meddle(self) -> None:
         rng = self.rng
@@ -432,28 +434,6 @@ class World:
             return
         self._note("fork", parent.id, at, extra, self._state(parent))
         self._add(parent.salt, tokens, self.core.ForkPoint(parent, at))
-
-    def _note_fork(self, story: Any) -> None:
-        req, parent, seen = story.req, story.parent.req, self.seen
-        Phase = self.core.Phase
-        if req.copy_from is not None:
-            seen["fork: part page"] += 1
-        elif req.pages:
-            seen["fork: page edge"] += 1
-        else:
-            seen["fork: nothing to share"] += 1
-        if tuple(req.tokens) == tuple(parent.tokens):
-            seen["fork: whole parent"] += 1
-        if story.parent.parent is not None:
-            seen["fork: of a fork"] += 1
-        if parent.finish is not None:
-            seen["fork: of an ending parent"] += 1
-        elif parent.retracting:
-            seen["fork: of a retracting parent"] += 1
-        elif parent.phase is Phase.WAITING:
-            seen["fork: of a waiting parent"] += 1
-        elif parent.phase is Phase.PAUSED:
-            seen["fork: of a paused parent"] += 1
 
     def _do_flush(self) -> None:
         if self.scheduler.tree.idle_pages:

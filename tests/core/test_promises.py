@@ -13,7 +13,7 @@ import pytest
 from headrace.runtime.claim import Claim, Rank, Targets
 from headrace.runtime.pace import Pace
 
-SEEDS = 40
+SEEDS = 16
 
 
 @pytest.fixture(scope="module")

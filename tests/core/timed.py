@@ -57,7 +57,7 @@ class ExactPace(Pace):
         return self.device.added(tokens, pairs_of(tokens, start))
 
     def most_rows(self, itl: float) -> int | None:
-        return max(1, int((0.9 * itl - self.device.base) / self.device.row))
+        return max(0, int((0.9 * itl - self.added(16, 8000) - self.device.base) / self.device.row))
 
 
 @dataclass
