@@ -83,6 +83,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--prompt", type=int, default=112, help="--streams: prompt tokens (mean over the streams)"
     )
     parser.add_argument("--tokens", type=int, default=32, help="--streams: tokens to generate per stream")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits in any batch (CPU only)")
     parser.add_argument("--alone", action="store_true", help="--streams: without transformers")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="compute type"
@@ -130,6 +131,7 @@ def measure(
         EngineConfig(
             device=args.device,
             dtype=args.dtype,
+            deterministic=args.deterministic,
             weights=weights,
             threads=args.threads,
             max_running=max(8, *args.rows, *args.streams),

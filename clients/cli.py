@@ -19,6 +19,7 @@ commands:
   serve   start the server: websocket, HTTP and a chat page on one port
   chat    talk to a running server in this terminal
   bench   measure; without a name, list what can be measured
+  replay  compute an answer again from its receipt, and say whether it is the same
 
   headrace COMMAND --help   says what a command takes
   headrace --version        prints the version
@@ -56,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _status(chat, rest)
         case "bench":
             return _bench(rest)
+        case "replay":
+            from headrace.clients.replay import main as replay
+
+            return _status(replay, rest)
         case _:
             print(f"headrace: there is no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
             return 2

@@ -135,14 +135,18 @@ class Client:
         seed: int | None = None,
         store: bool | None = None,
         credit: int | None = None,
+        receipt: bool | None = None,
+        telemetry: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> ResponseStream:
         """Ask for an answer; returns when the server has taken the request (nothing need be generated yet).
 
         `input` is a text, or messages like `{"role": "user", "content": "..."}`. `previous` continues an earlier
         answer (its stream or its id); `instructions` are not inherited from it. With `credit`, the server tells so
-        many tokens and then waits for `ResponseStream.grant`. `extra` holds further fields of a `response.create`
-        event. None means the server's default.
+        many tokens and then waits for `ResponseStream.grant`. `receipt`: tell at the end what was computed
+        (`ResponseStream.receipt`). With `telemetry` "step" the stream's `timeline` hears of its place in the line,
+        of its prompt and of each step; with "response" of the sums at its end. `extra` holds further fields of a
+        `response.create` event. None means the server's default.
 
         Raises ServerRefused with code, param and message if the server does not take it, ConnectionLost if the
         connection ends meanwhile, ServerUnreachable if no connection can be had.
@@ -162,6 +166,8 @@ class Client:
             "seed": seed,
             "store": store,
             "x_credit": credit,
+            "x_receipt": receipt,
+            "x_telemetry": telemetry,
             **(extra or {}),
         }
         return await self._ask(request, previous.lane if isinstance(previous, ResponseStream) else None)
@@ -203,6 +209,7 @@ class Client:
             raise
         # From here on the seat belongs to the stream, which gives it back when it ends, however it ends.
         stream = link.open(self._seats.release, lane)
+        stream.request = request
         try:
             await asyncio.shield(link.post({**request, "stream_id": stream.lane}))
             await stream.created()

@@ -12,7 +12,17 @@ import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
 from headrace.server.protocol.extension import Error as VerbRefused
-from headrace.server.protocol.extension import Goaway, Paused, Resumed, Updated
+from headrace.server.protocol.extension import (
+    Goaway,
+    Paused,
+    PrefillProgress,
+    Queue,
+    Resumed,
+    Step,
+    StepStream,
+    Summary,
+    Updated,
+)
 from headrace.server.protocol.response_events import (
     Completed,
     Created,
@@ -48,8 +58,13 @@ __all__ = [
     "PartAdded",
     "PartDone",
     "Paused",
+    "PrefillProgress",
+    "Queue",
     "Response",
     "Resumed",
+    "Step",
+    "StepStream",
+    "Summary",
     "TextDelta",
     "TextDone",
     "UnknownEvent",
@@ -91,6 +106,9 @@ KnownEvent = (
     | Updated
     | VerbRefused
     | Goaway
+    | Queue
+    | PrefillProgress
+    | Step
 )
 AnyEvent = KnownEvent | UnknownEvent
 TERMINAL = (Completed, Incomplete, Failed)
@@ -125,7 +143,7 @@ def read_event(message: bytes) -> AnyEvent:
 
 def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
-    if isinstance(event, Goaway):
+    if isinstance(event, Goaway | Step):
         return None
     lane = event.data.get("stream_id") if isinstance(event, UnknownEvent) else event.stream_id
     return lane if isinstance(lane, str) else None

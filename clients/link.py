@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from headrace.clients.errors import ConnectionLost
-from headrace.clients.events import ErrorFrame, NotAnEvent, lane_of, read_event, refusal_of
+from headrace.clients.events import ErrorFrame, NotAnEvent, Step, lane_of, read_event, refusal_of
 from headrace.clients.stream import ResponseStream
 
 log = logging.getLogger("headrace.client")
@@ -130,7 +130,12 @@ class Link:
             if stream := self._streams.get(lane):
                 stream.feed(event)
             return
-        if isinstance(event, ErrorFrame):
+        if isinstance(event, Step):
+            carried = {stream.response_id: stream for stream in self._streams.values()}
+            for own in event.streams:
+                if found := carried.get(own.response_id):
+                    found.timeline.step(event, own)
+        elif isinstance(event, ErrorFrame):
             # The server could not even read which lane it was about: any request that has no answer yet.
             waiting = [stream for stream in self._streams.values() if stream.status == "queued"]
             for stream in waiting:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +22,8 @@ from headrace.clients.events import (
     ErrorFrame,
     Failed,
     Paused,
+    PrefillProgress,
+    Queue,
     Response,
     Resumed,
     TextDelta,
@@ -29,6 +34,7 @@ from headrace.clients.events import (
     failure_of,
     refusal_of,
 )
+from headrace.clients.timeline import Timeline
 
 log = logging.getLogger("headrace.client")
 
@@ -63,6 +69,8 @@ class ResponseStream:
         self.response_id: str | None = None
         self.usage: Usage | None = None
         self.final: Response | None = None  # the response object of the last event
+        self.request: dict[str, Any] = {}  # the event that asked for it
+        self.timeline = Timeline()  # where its time went, if it was asked for with `telemetry`
         self._ended = ended
         self._post: Callable[[dict[str, Any]], object] = _nowhere
         self._leave: Callable[[], None] = _nothing
@@ -131,6 +139,18 @@ class ResponseStream:
     def answer(self) -> str:
         """The whole text, once the stream has ended by itself; "" before."""
         return answer_of(self.final) if self.final is not None else ""
+
+    @property
+    def receipt(self) -> dict[str, Any] | None:
+        """What was computed, in hashes: of an answer that has ended and was asked for with `receipt`."""
+        found = None if self.final is None else self.final.x_receipt
+        return msgspec.to_builtins(found) if isinstance(found, msgspec.Struct) else None
+
+    def save_receipt(self, path: str | PathLike[str]) -> None:
+        """Write request and receipt to a file that `headrace replay` reads. Raises ValueError without a receipt."""
+        if self.receipt is None:
+            raise ValueError("this answer has no receipt: ask for one, from a server that is --deterministic")
+        Path(path).write_text(json.dumps({"request": self.request, "receipt": self.receipt}, indent=1))
 
     async def cancel(self) -> None:
         """The server stops this answer; returns when its last event is here (what came before stays readable).
@@ -227,6 +247,9 @@ class ResponseStream:
             if reply is not None and not reply.done():
                 reply.set_result(event.effective_at_token)
             return
+        if isinstance(event, Queue | PrefillProgress):
+            self.timeline.hear(event)
+            return
         if isinstance(event, Paused):
             self.paused = event.reason
             return
@@ -251,6 +274,7 @@ class ResponseStream:
         if isinstance(event, TERMINAL):
             self.final = event.response
             self.usage = event.response.usage
+            self.timeline.end(event.response)
             self.end(event.response.status, self._error)
 
     def end(self, status: str, error: ClientError | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from headrace.runtime.logprobs import MOST_TOP
 from headrace.runtime.refusal import Refusal
@@ -13,10 +14,14 @@ from headrace.runtime.tools import AUTO, Tool, ToolCall, ToolChoice
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who may share cached work: the owner of one API key (or everybody, where no key is set)."""
+    """Who may share cached work: the owner of one API key (or everybody, where no key is set).
+
+    salt: of cached work, another one in every process. secret: what is sealed for this tenant is sealed with it,
+    the same in every process; empty where there are no keys."""
 
     id: str
     salt: str
+    secret: bytes = field(default=b"", repr=False)
 
 
 PUBLIC_TENANT = Tenant("public", "public")
@@ -74,7 +79,8 @@ class Ask:
     `param_names` maps a field of Ask to the name it has on the wire, for the `param` of a Refusal.
     `logprobs`: each output token comes with its logprob and those of so many most likely tokens (None: not at
     all). `prompt_logprobs`: those of the prompt are wanted too, from this index on. `echo`: the prompt's ids are
-    given back.
+    given back. `ending`: where the prompt of `messages` ends: at the beginning of an answer; inside of the last
+    message ("open"), which the answer goes on with; or behind it ("closed").
     Ranges are checked at birth: Refusal("invalid_value") names the field.
     """
 
@@ -103,6 +109,7 @@ class Ask:
     tool_choice: ToolChoice = AUTO
     shape: AnswerShape | None = None
     template_options: Mapping[str, bool | str] = field(default_factory=dict)
+    ending: Literal["answer", "open", "closed"] = "answer"
     drop_oldest: bool = (
         False  # a conversation that is too long loses its oldest turns, instead of being refused
     )
@@ -135,11 +142,28 @@ class Ask:
             raise self._refuse("logit_bias", "has at most 1024 entries")
         if any(not -100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
             raise self._refuse("logit_bias", "values lie between -100 and 100")
+        if self.ending == "open":
+            self._check_open()
 
     @property
     def guided(self) -> bool:
         """The answer has to follow a grammar."""
         return self.shape is not None or self.tool_choice.mode == "required"
+
+    @property
+    def characters(self) -> int:
+        """How much text it has to prepare, pictures as they were sent included."""
+        if self.messages is not None:
+            said = sum(len(text) for message in self.messages for text in message.texts)
+            said += sum(message.picture_bytes for message in self.messages)
+            return said + sum(tool.characters for tool in self.tools)
+        assert self.prompt is not None
+        return len(self.prompt)
+
+    @property
+    def shows(self) -> bool:
+        """It has a picture: one of a few bytes may take long to decode."""
+        return any(message.pictures for message in self.messages or ())
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:
@@ -152,6 +176,13 @@ class Ask:
     def wire_name(self, name: str) -> str:
         """The name of Ask field `name` in the client's own protocol."""
         return self.param_names.get(name, name)
+
+    def _check_open(self) -> None:
+        assert self.messages, "only a message can be continued"
+        if self.messages[-1].calls:
+            raise self._refuse("messages", "ends with a turn that calls tools, which cannot be continued")
+        if self.tool_choice.mode == "required":
+            raise self._refuse("tool_choice", "cannot ask for a call where the answer goes on with a text")
 
     def _refuse(self, name: str, what: str) -> Refusal:
         wire = self.wire_name(name)

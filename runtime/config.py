@@ -59,6 +59,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "(0 = auto: three times the step without, at most 50)",
         ),
     ] = 0.0
+    deterministic: Annotated[
+        bool,
+        Meta(
+            description="the same bits for the same request whatever else runs and however its prompt was cut or "
+            "cached; slower (CPU only)"
+        ),
+    ] = False
     waiting_limit: Annotated[
         int, Meta(ge=1, description="requests waiting for a slot before new ones are refused")
     ] = 1024
@@ -178,6 +185,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
 def settle_device(config: EngineConfig, facts: DeviceFacts) -> EngineConfig:
     """`config` for a GPU with every choice made that does not depend on how much memory is left for KV."""
     limit = facts.max_positions
+    if config.deterministic:
+        raise SettingError("deterministic is for the CPU: on a GPU no kernel promises it yet")
     if config.max_context > limit:
         raise SettingError(
             f"max_context {config.max_context} is more than the {limit} positions of this model"

@@ -7,8 +7,9 @@ The static inputs, the tables and the slab therefore have a single writer and ne
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor
 from headrace.graphs.inputs import RowLayout, StepBuffers, StepInputs
 from headrace.runtime.backends.base import Backend
 from headrace.runtime.backends.cpu import CpuBackend, free_bytes, has_bf16, physical_cores
+from headrace.runtime.backends.steady import SteadyBackend
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
-from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks, image_stages, sees_mutually
 from headrace.runtime.logprobs import Logprobs
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.probing import Probed
+from headrace.runtime.receipt import digest_facts, digest_files
 from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
@@ -38,9 +41,9 @@ class CpuEngine:
     """`launch` plans, get results. Raises CheckpointError or SettingError when it cannot be built.
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
-    page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows: what a Scheduler for this
-    engine needs. Prompt ids lie below `embedding_rows`, sampled ones below `logits_width`. images: how the model
-    wants pictures, None if it takes none.
+    page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows, image_stages, whole_pictures:
+    what a Scheduler for this engine needs. Prompt ids lie below `embedding_rows`, sampled ones below
+    `logits_width`. images: how the model wants pictures, None if it takes none.
     """
 
     masks = True  # it asks the grammars of a plan for their masks
@@ -48,6 +51,8 @@ class CpuEngine:
     poll = None
     pace = None
     idle_work = None
+    replays = 0  # no step is a captured graph
+    bucket = 0  # rows of the step launched last; nothing is padded
 
     def __init__(self, blueprint: Blueprint, config: EngineConfig) -> None:
         self.model_config = blueprint.config
@@ -75,12 +80,18 @@ class CpuEngine:
         self.chunk_tokens = self.config.chunk_tokens
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
         pages_per_slot = -(-self.max_context // self.page_size)
-        step_tokens = self.chunk_tokens + self.max_running
         self.images = blueprint.images(self.config.image_tokens)
         self.image_blocks = image_blocks(
             self.model_config, self.images, self.config.image_memory_mb, self.dtype.itemsize
         )
         self.image_block_rows = BLOCK_ROWS
+        self.image_stages, self.whole_pictures = (
+            image_stages(self.model_config),
+            sees_mutually(self.model_config),
+        )
+        most_tokens = self.chunk_tokens
+        if self.whole_pictures and self.images is not None:
+            most_tokens = max(most_tokens, self.images.row_limit)  # what no chunk may split
         self.sizes = measure(
             self.model_config,
             self.dtype,
@@ -89,14 +100,12 @@ class CpuEngine:
             self.page_size,
             self.max_running,
             pages_per_slot,
-            self.chunk_tokens,
+            most_tokens,
             self.image_blocks * BLOCK_ROWS,
         )
         log.info("memory: %s", self.sizes)
         self.card = blueprint.card(self.config.dtype, self.max_context, sees=self.images is not None)
-        self.backend: Backend = CpuBackend(
-            self.config.threads, self.dtype, self.model_config.kv_heads * self.model_config.head_dim
-        )
+        self.backend: Backend = self._backend()
 
         checkpoint = blueprint.checkpoint
         assert checkpoint is not None, "resolve refuses random weights on the CPU"
@@ -113,7 +122,7 @@ class CpuEngine:
                 pages_per_slot,
             )
             self.sampling = SamplingTable(self.max_running, self.logits_width)
-            self.buffers = StepBuffers(step_tokens, self.max_running)
+            self.buffers = StepBuffers(most_tokens + self.max_running, self.max_running)
             self.eyes: Eyes | None = None
             if self.images is not None:
                 self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)
@@ -123,13 +132,30 @@ class CpuEngine:
         except BaseException:
             self.backend.close()
             raise
+        if isinstance(self.backend, SteadyBackend):
+            self.card = replace(
+                self.card,
+                weights=digest_files(blueprint.folder.glob("*.safetensors")),
+                computing=digest_facts({**self.backend.plan, "dtype": self.config.dtype}),
+            )
         log.info("loaded %s, %d parameters as %s", self.card.id, blueprint.parameters, self.config.dtype)
+
+    def _backend(self) -> Backend:
+        model = self.model_config
+        if self.config.deterministic:
+            return SteadyBackend(self.config.threads, self.dtype, model.heads, model.kv_heads, model.head_dim)
+        return CpuBackend(self.config.threads, self.dtype, model.kv_heads * model.head_dim)
 
     def launch(self, plan: StepPlan) -> Future[StepResult]:
         """Run `plan` after all plans launched before. Cheap; the future is resolved on the worker thread.
 
         A future that holds an exception means that the engine is broken: no later step may be trusted."""
+        self.bucket = len(plan.decode) + len(plan.prefill)
         return self.backend.submit(lambda: self._run(plan))
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` on the worker thread, after all plans launched before."""
+        return self.backend.submit(work)
 
     def close(self) -> None:
         """Wait for launched steps and stop the worker. Harmless when called twice."""

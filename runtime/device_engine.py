@@ -36,7 +36,7 @@ from headrace.runtime.device_sampler import DeviceSampler
 from headrace.runtime.device_sizes import DeviceSizes
 from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceWeights, RandomParts
-from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks
+from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks, image_stages
 from headrace.runtime.lone_future import LoneFuture
 from headrace.runtime.models.device_decoder import DeviceDecoder
 from headrace.runtime.models.layers import NoOps
@@ -124,6 +124,7 @@ class DeviceEngine:
             self.model_config, self.images, config.image_memory_mb, self.dtype.itemsize
         )
         self.image_block_rows = BLOCK_ROWS
+        self.image_stages, self.whole_pictures = image_stages(self.model_config), False
         self.card = blueprint.card(config.dtype, config.max_context, sees=self.images is not None)
         largest = self.keys.largest
         device = queue.device
@@ -159,6 +160,7 @@ class DeviceEngine:
             self._tokens = torch.zeros(largest.samples, dtype=torch.int32, device=device)
             self._probe = DeviceProbe(self.decoder, largest, self._tokens)
             self._ring = deque(self._make_block(words + SPILL_WORDS, largest) for _ in range(BLOCKS))
+        self.bucket = self.replays = 0  # rows of the last step as padded; steps that were captured graphs
         self._flight: deque[_Landing] = deque()
         self._replays: dict[StepKey, Callable[[], None]] = {}
         self._uncaptured = deque(self.keys.captured())
@@ -183,12 +185,14 @@ class DeviceEngine:
             key, chunk, probes = self._send(plan, block)
             seen = None if self.eyes is None else self._look(self.eyes, plan, key)
             if key is not None:
+                self.bucket = key.samples
                 replay = self._replays.get(key)
                 if replay is None or seen is not None:
                     with torch.no_grad():
                         self._step(self._view(key), seen)
                 else:
                     replay()
+                    self.replays += 1
                 lane = self._lane(key, block)
                 lane.host_tokens.copy_(lane.device_tokens, non_blocking=True)
                 if probes is not None:
@@ -223,6 +227,16 @@ class DeviceEngine:
             logprobs = None if probes is None else probes.read(landing.block.place_array)
             landing.future.set_result(StepResult(tuple(found_tokens), logprobs))
         return found
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` now: steps are launched from this thread, and what the device does is nobody's thread."""
+        future: Future[None] = Future()
+        try:
+            work()
+            future.set_result(None)
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
     def close(self) -> None:
         """Wait for launched steps and resolve them. Harmless when called twice."""

@@ -56,6 +56,8 @@ def open_device_engine(
     model = blueprint.config
     if model.experts is not None:
         raise SettingError("mixtures of experts run on the CPU only (device cpu)")
+    if model.gemma is not None:
+        raise SettingError("Gemma models run on the CPU only (device cpu)")
     head_dim = model.head_dim
     if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
         raise SettingError(

@@ -7,10 +7,11 @@ runs beside them, eagerly: before the step, or in the middle of one that is then
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.image_slab import (
@@ -25,6 +26,7 @@ from headrace.runtime.image_slab import (
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.llama import Llama
 from headrace.runtime.models.seeing import Seeing
+from headrace.runtime.models.vision_config import PlainVision
 from headrace.runtime.plan import ImageEncode, PlanRow, SlotGrant
 from headrace.runtime.slot_spans import SlotSpans
 from headrace.runtime.step_images import StepImages
@@ -33,6 +35,16 @@ from headrace.runtime.step_images import StepImages
 def image_blocks(config: ModelConfig, images: ImageSettings | None, memory_mb: int, item: int) -> int:
     """How many blocks of BLOCK_ROWS rows an engine keeps. item: bytes of a number."""
     return block_count(images, memory_mb, config.image_row_size * item)
+
+
+def image_stages(config: ModelConfig) -> int:
+    """Pieces that an encode can be cut into: its tower's blocks."""
+    return 1 if config.vision is None else config.vision.depth
+
+
+def sees_mutually(config: ModelConfig) -> bool:
+    """The tokens of a picture read each other, so that no chunk may split them."""
+    return isinstance(config.vision, PlainVision) and config.vision.mutual
 
 
 class Eyes:
@@ -54,7 +66,9 @@ class Eyes:
         self.table = normal_table(images).to(self.slab.data.device)
         self.spans = SlotSpans(slots)
         self.by_axes = bool(config.rope.sections)
-        self.factor = images.factor
+        self.smallest = images.smallest
+        self.mutual = sees_mutually(config)
+        self._going: Iterator[Tensor | None] | None = None  # the picture that is begun and not done
 
     def grant(self, grant: SlotGrant) -> int:
         """The slot has a new owner; its shift."""
@@ -62,9 +76,17 @@ class Eyes:
         return int(self.spans.shift[grant.slot])
 
     def encode(self, encodes: Sequence[ImageEncode]) -> None:
-        """Each picture's rows lie in its blocks from now on."""
+        """Each picture goes on as far as its plan says; behind the last stage its rows lie in its blocks."""
         for each in encodes:
-            self.slab.store(each.blocks, self.tower.rows(normal_pixels(each.image, self.table)))
+            if not each.first:
+                self._going = self.tower.encode(normal_pixels(each.image, self.table))
+            assert self._going is not None, "a picture goes on that was never begun"
+            for _ in range(each.first, each.last):
+                rows = next(self._going)
+            if each.last == self.tower.stages:
+                assert rows is not None
+                self.slab.store(each.blocks, rows)
+                self._going = None
 
     def see(
         self,
@@ -83,12 +105,15 @@ class Eyes:
         if self.by_axes and not (shifted and self.spans.settled(prefill)):
             angles = self.spans.angles(decode, prefill, first, total)
         tokens: list[np.ndarray] = []
+        mutual: list[tuple[int, int]] = []
         cells: list[np.ndarray] = []
         at = first
         for row in prefill:
             tokens += [np.arange(at + part.at, at + part.at + part.count) for part in row.images]
             if row.images:
                 cells.append(read_cells(row.images))
+            if self.mutual:
+                mutual += [(at + part.at, at + part.at + part.count) for part in row.images]
             at += row.count
         if angles is None and not tokens:
             return None
@@ -98,11 +123,12 @@ class Eyes:
             None if angles is None else sent(angles, device),
             sent(np.concatenate([empty, *tokens]), device),
             self.slab.read(sent(np.concatenate([empty, *cells]), device)),
+            tuple(mutual),
         )
 
     def exercise(self) -> None:
         """The tower has run once, on the smallest picture: what it must load or compile is there."""
-        self.tower.rows(torch.zeros((3, self.factor, self.factor), device=self.table.device))
+        self.tower.rows(torch.zeros((3, *self.smallest), device=self.table.device))
 
 
 __all__ = ["BLOCK_ROWS", "Eyes", "image_blocks"]

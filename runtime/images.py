@@ -19,7 +19,8 @@ from PIL import GifImagePlugin, Image, JpegImagePlugin, MpoImagePlugin, PngImage
 from PIL.Image import Transpose
 
 from headrace.runtime import image
-from headrace.runtime.image_settings import ImageSettings, TooNarrow
+from headrace.runtime.image_settings import ImageSettings
+from headrace.runtime.image_shape import TooNarrow
 from headrace.runtime.refusal import shorten
 
 # Pillow warns of what a file says about itself wrongly; who reads the log is not who sent it.
@@ -83,8 +84,10 @@ def read_picture(data: bytes, settings: ImageSettings, salt: str, small: bool = 
     opened = _open(data)
     try:
         upright = _upright(opened)
-        height, width = settings.fit(upright.height, upright.width, small)
-        plain = _rgb(upright).resize((width, height), Image.Resampling(settings.resample))
+        shape = settings.fit(upright.height, upright.width, small)
+        plain = _middle(
+            _rgb(upright).resize(shape.resized[::-1], Image.Resampling(settings.resample)), shape.kept
+        )
     except TooNarrow as error:
         raise BadPicture(str(error)) from None
     except Exception as error:
@@ -92,12 +95,21 @@ def read_picture(data: bytes, settings: ImageSettings, salt: str, small: bool = 
         # of that file. The decoder's own words may hold addresses, so they stay here.
         raise BadPicture("is damaged or cut off") from error
     pixels = plain.tobytes()
-    lines, columns = settings.grid((height, width))
+    height, width = shape.kept
     key = hashlib.sha256()
     for part in (salt, repr(settings), f"{height} {width}"):
         key.update(part.encode("utf-8", "surrogatepass") + b"\0")
     key.update(pixels)
-    return image.Image(-1 - int.from_bytes(key.digest()), lines, columns, (height, width), pixels)
+    return image.Image(-1 - int.from_bytes(key.digest()), *shape.grid, shape.kept, pixels)
+
+
+def _middle(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The (height, width) pixels in the middle; where they are one off, the upper and the left ones."""
+    height, width = size
+    if (picture.height, picture.width) == size:
+        return picture
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _open(data: bytes) -> Image.Image:

@@ -25,10 +25,23 @@ from headrace.runtime.parsers.pieces import (
     joined,
 )
 from headrace.runtime.parsers.text_input import TextInput
+from headrace.runtime.profile import Profiler, ProfileWish
+from headrace.runtime.receipt import Receipt, receipt_of
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
 from headrace.runtime.shape import AnswerShape
+from headrace.runtime.siblings import Siblings
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
+from headrace.runtime.telemetry import (
+    Reading,
+    StepBoard,
+    StepReport,
+    StepRow,
+    StreamMeter,
+    StreamSummary,
+    Waiting,
+    micros,
+)
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
@@ -47,12 +60,20 @@ __all__ = [
     "ModelCard",
     "Picture",
     "Piece",
+    "ProfileWish",
     "Prompt",
     "Prompter",
+    "Reading",
     "ReasoningPiece",
+    "Receipt",
     "Refusal",
     "Runtime",
     "SamplingParams",
+    "StepBoard",
+    "StepReport",
+    "StepRow",
+    "StreamMeter",
+    "StreamSummary",
     "StreamTimes",
     "Tenant",
     "TextCutter",
@@ -65,7 +86,10 @@ __all__ = [
     "ToolCall",
     "ToolChoice",
     "Usage",
+    "Waiting",
     "joined",
+    "micros",
+    "receipt_of",
 ]
 
 
@@ -129,6 +153,8 @@ class ModelCard:
     embedded: bool = False
     notice: str = ""  # one plain sentence that the chat page shows about this model
     sees: bool = False  # it takes pictures
+    weights: str = ""  # digests for receipts (receipt.py), where the engine computes deterministically
+    computing: str = ""
 
 
 class Prompter(Protocol):
@@ -198,10 +224,11 @@ class Runtime:
         self._preparing_characters = 0
         self._pixels = 0  # bytes of them that live requests hold
         self._generations: dict[TokenStream, Generation] = {}
-        self._siblings: dict[TokenStream, _Siblings] = {}  # by the stream that they wait for
+        self._siblings: dict[TokenStream, Siblings] = {}  # by the stream that they wait for
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
+        self.profiler: Profiler | None = None  # where the operator wants profiles
         loop.on_end = self._ended
 
     def open(self, ask: Ask, listener: Callable[[TokenStream], None]) -> TokenStream:
@@ -210,14 +237,14 @@ class Runtime:
         if not self.ready or self.draining:
             raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
         self._check_room(1)
-        size = _characters(ask)
+        size = ask.characters
         if self._preparing and self._preparing_characters + size > _PREPARING_LIMIT:
             raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
         stream = TokenStream(listener, opened=self.loop.clock())
         self._preparing[stream] = size
         self._preparing_characters += size
         loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS and not ask.guided and not _shows(ask):
+        if size < _INLINE_CHARACTERS and not ask.guided and not ask.shows:
             loop.call_soon(self._prepare_now, stream, ask)
         else:
             future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
@@ -252,7 +279,7 @@ class Runtime:
             )
             for index in range(1, count)
         )
-        self._siblings[first] = _Siblings(waiting)
+        self._siblings[first] = Siblings(waiting)
         return (first, *(stream for stream, _ in waiting))
 
     def _check_room(self, count: int) -> None:
@@ -265,7 +292,7 @@ class Runtime:
     def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
         """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
         has, or with what is wrong with it. Raises Refusal when no text is taken now."""
-        self.work_on_text(_characters(ask), lambda: len(self.prompter.prepare(ask).ids), told)
+        self.work_on_text(ask.characters, lambda: len(self.prompter.prepare(ask).ids), told)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -281,6 +308,13 @@ class Runtime:
     def grant(self, stream: TokenStream, tokens: int) -> None:
         """The reader of `stream`, which got a credit at its birth (`limit`), may be told so many tokens more."""
         stream.grant(tokens)
+
+    def meter(self, stream: TokenStream, board: StepBoard | None) -> StreamMeter:
+        """The stream's meter from now on, before its first step; `board` hears of each of its steps."""
+        stream.meter = meter = StreamMeter(stream, self.loop.clock, board)
+        if (generation := self._generations.get(stream)) is not None:
+            self.loop.meter(generation)
+        return meter
 
     def hold(self, stream: TokenStream) -> None:
         """The request leaves the batch until its reader comes back (`TokenStream.attach`) or is done reading."""
@@ -361,6 +395,34 @@ class Runtime:
             return None
         return self.loop.scheduler.flush_cache()
 
+    def start_profile(self, wish: ProfileWish, told: Callable[[Refusal | None], None]) -> None:
+        """Call `told` once, never from inside this call, when the steps are noted, or will be from the wish's first
+        step on. Raises Refusal if nobody makes profiles here, or one is being made."""
+        self._tell_later(self._profiler().start(wish), told)
+
+    def stop_profile(self, told: Callable[[str | Refusal], None]) -> None:
+        """Call `told` once, never from inside this call, with the name of the file that was written. Raises Refusal
+        if nobody makes profiles here, or none is being made."""
+        self._tell_later(self._profiler().stop(), told)
+
+    def _profiler(self) -> Profiler:
+        if self.profiler is None:
+            what = "this server makes no profiles: it was started without --profile-dir"
+            raise Refusal("unsupported_parameter", what)
+        return self.profiler
+
+    def _tell_later(self, future: Future[Worked], told: Callable[[Worked | Refusal], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def outcome() -> Worked | Refusal:
+            error = future.exception()
+            if error is None or isinstance(error, Refusal):
+                return future.result() if error is None else error
+            _log.error("a profile failed", exc_info=error)
+            return Refusal("server_error", f"the profile failed: {type(error).__name__}: {error}")
+
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(lambda: told(outcome())))
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
@@ -409,6 +471,8 @@ class Runtime:
         counters = scheduler.counters
         return {
             "steps": counters.steps,
+            "graph_replays": self.loop.engine.replays,
+            "eager_steps": counters.steps - self.loop.engine.replays,
             "prefill_tokens_computed": counters.prefill_tokens_computed,
             "decode_tokens_computed": counters.decode_tokens_computed,
             "cached_tokens": counters.cached_tokens,
@@ -565,35 +629,6 @@ class Runtime:
         assert stream.finish is not None
         self.ends[stream.finish] += 1
         self.on_end(stream)
-
-
-@dataclass(slots=True)
-class _Siblings:
-    """Streams that wait for the first one of their prompt, and what each will answer, once that is prepared."""
-
-    waiting: tuple[tuple[TokenStream, Ask], ...]
-    prompts: tuple[Prompt, ...] = ()
-
-    def take(self, prompt: Prompt) -> None:
-        """The prompt of the first one: a grammar moves with its answer, so everybody gets his own."""
-        own = prompt.grammar
-        self.prompts = tuple(
-            replace(prompt, grammar=None if own is None else own.copy()) for _ in self.waiting
-        )
-
-
-def _characters(ask: Ask) -> int:
-    if ask.messages is not None:
-        said = sum(len(text) for message in ask.messages for text in message.texts)
-        said += sum(message.picture_bytes for message in ask.messages)
-        return said + sum(tool.characters for tool in ask.tools)
-    assert ask.prompt is not None
-    return len(ask.prompt)
-
-
-def _shows(ask: Ask) -> bool:
-    """A picture of a few bytes may take long to decode."""
-    return any(message.pictures for message in ask.messages or ())
 
 
 def _log_fault(error: BaseException) -> None:

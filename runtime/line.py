@@ -51,6 +51,19 @@ class Line(Mapping[int, Req]):
     def __contains__(self, req_id: object) -> bool:
         return req_id in self._all
 
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(self._all)
+
+    def in_order(self) -> Iterator[int]:
+        """Ids as they will go if nobody else comes, about: owners of a rank one by one in turn."""
+        for rank in Rank:
+            yield from self._back[rank]
+            owners = [iter(own) for own in self._owners[rank].values()]
+            while owners:
+                heads = [next(own, None) for own in owners]
+                owners = [own for own, head in zip(owners, heads, strict=True) if head is not None]
+                yield from (head for head in heads if head is not None)
+
     def values(self) -> ValuesView[Req]:
         return self._all.values()
 

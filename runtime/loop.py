@@ -30,6 +30,7 @@ from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
 from headrace.runtime.tally import Tally
+from headrace.runtime.telemetry import StepMeters, micros
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import TextCutter, TextSplitter
@@ -44,6 +45,7 @@ class Engine(Protocol):
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
     pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    bucket: rows that the step launched last is padded to. replays: steps launched as captured graphs so far.
     masks: it keeps to the grammars of a plan; else no request may have one."""
 
     @property
@@ -58,7 +60,17 @@ class Engine(Protocol):
     @property
     def pace(self) -> Pace | None: ...
 
+    @property
+    def bucket(self) -> int: ...
+
+    @property
+    def replays(self) -> int: ...
+
     def launch(self, plan: StepPlan) -> Future[StepResult]: ...
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Run `work` where the steps run, behind those that were launched."""
+        ...
 
     def close(self) -> None: ...
 
@@ -79,7 +91,8 @@ class Generation:
 
 @dataclass(slots=True)
 class StepFacts:
-    """One landed step, for metrics. Seconds from launch to landing, and rows and prompt tokens in it.
+    """One landed step, for metrics: its seconds, rounded as they are told to readers, and rows and prompt tokens in
+    it. It begins when it was launched or, behind another one, when that one landed.
 
     gap: seconds in which the device had nothing to do before this step because the host was not ready with it. lag:
     the longest time between two looks at the device while it ran: so late its landing may have been seen."""
@@ -140,6 +153,7 @@ class StepLoop:
         self.fault: BaseException | None = None
         self.foresight = Foresight(scheduler, engine.pace, engine.depth)
         self.tally = Tally()
+        self.meters = StepMeters()
         self._changes: list[tuple[Generation, Callable[[int | None], None]]] = []  # asked for, not told yet
         self.holds = 0  # how often a generation left the batch because its reader had fallen behind
         self.progress_at = clock()  # when a step was last launched or landed
@@ -185,10 +199,16 @@ class StepLoop:
         self._live[generation.req.id] = generation
         self._empty.clear()
         generation.stream.times.joined = self.clock()
+        self.meter(generation)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
         generation.deadline = self._loop.call_later(self.request_limit, self._expire, generation)
         self._schedule()
+
+    def meter(self, generation: Generation) -> None:
+        """The steps of the generation are told to the meter of its stream, if that has one."""
+        if generation.stream.meter is not None:
+            self.meters.join(generation.stream.meter, generation.req)
 
     def cancel(self, generation: Generation, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """The generation is in no plan from now on; its stream ends here and now."""
@@ -276,23 +296,35 @@ class StepLoop:
 
     def _retire_launch_tell(self) -> None:
         events: list[Retired] = []
+        metered = self.meters.on
+        landed: list[tuple[StepPlan, float, float, list[Retired]]] = []  # where somebody asked for each step
         while self._flight and self._flight[0][1].done():
             plan, future, launched = self._flight.popleft()
             result = future.result()
             now = self.clock()
             self.progress_at = now
-            events += self.scheduler.retire(plan, result)
+            retired = self.scheduler.retire(plan, result)
+            began = max(launched, self._landed_at)
+            if metered:
+                landed.append((plan, began, now, retired))
+            else:
+                events += retired
             rows, tokens = len(plan.decode), plan.prefill_tokens
-            self.on_step(StepFacts(now - launched, rows, len(plan.prefill), tokens, self._gap, self._lag))
+            seconds = (micros(now) - micros(began)) / 1e6
+            self.on_step(StepFacts(seconds, rows, len(plan.prefill), tokens, self._gap, self._lag))
             self._gap = self._lag = 0.0
             if self.engine.pace is not None and not plan.encodes:
                 # A step that was launched behind another kept the device busy only once that one had landed.
                 pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
-                self.engine.pace.observe(rows, tokens, pairs, now - max(launched, self._landed_at))
+                self.engine.pace.observe(rows, tokens, pairs, now - began)
             self._landed_at = now
         self._launch()
         if events:
             self._tell(events)
+        for step in landed:
+            self._tell_metered(*step)
+        if metered:
+            self.meters.look(self.scheduler)
         if self._changes:
             self._tell_changes()
         self.on_flush()
@@ -324,7 +356,10 @@ class StepLoop:
             self.progress_at = now
             for grant in plan.grants:
                 self._admitted(grant.req_id, now)
+            replays = self.engine.replays if self.meters.on else 0
             future = self.engine.launch(plan)
+            if self.meters.on:
+                self.meters.launched(plan, self.engine.bucket, self.engine.replays > replays, now)
             if not self._flight and not self._resting:
                 self._gap += self.clock() - self._landed_at
             self._resting = False
@@ -344,6 +379,12 @@ class StepLoop:
         if stream.times.admitted is None:
             stream.times.admitted = now
             stream.cached_tokens = min(generation.req.cached_len, stream.prompt_tokens)
+
+    def _tell_metered(self, plan: StepPlan, began: float, now: float, events: list[Retired]) -> None:
+        """A step, then its tokens: one that ends here is in no later step of this turn."""
+        self.meters.landed(plan, began, now)
+        if events:
+            self._tell(events)
 
     def _tell(self, events: list[Retired]) -> None:
         """Hand tokens to their readers, as text. What is told in one turn is told at one time."""
@@ -444,6 +485,7 @@ class StepLoop:
         if generation.deadline is not None:
             generation.deadline.cancel()
         stream = generation.stream
+        self.meters.leave(generation.req.id)
         stream.times.ended = self.clock()
         self.tally.ended(generation.req.claim.targets, stream.times, finish, generation.slow)
         stream.end(finish, tail, error, pieces)

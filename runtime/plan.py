@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -52,10 +52,13 @@ class PageCopy:
 
 @dataclass(frozen=True, slots=True)
 class ImageEncode:
-    """`image` goes through the tower, its rows into `blocks`, before any row of the step reads."""
+    """`image` goes through stages [first, last) of the tower, before any row of the step reads; behind the last one
+    of all, its rows are in `blocks`. Stage 0 begins anew: whatever was begun and not done is forgotten."""
 
     image: Image
     blocks: tuple[int, ...]
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +175,23 @@ class StepPlan:
         return sum([row.count for row in self.prefill]) if self.prefill else 0
 
 
+Price = Callable[[Image], int]
+
+
+def row_price(image: Image) -> int:
+    """One prompt token for each row: what is taken where nobody knows better."""
+    return image.rows
+
+
 class OpenPlan:
-    """A StepPlan while it is put together. `room`: prompt tokens that it still takes."""
+    """A StepPlan while it is put together. `room`: prompt tokens that it still takes. price: how many prompt tokens
+    take as long as the encode of a picture."""
 
-    __slots__ = ("copies", "encodes", "grants", "patches", "prefill", "room")
+    __slots__ = ("copies", "encodes", "grants", "patches", "prefill", "price", "room")
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, price: Price = row_price) -> None:
         self.room = room
+        self.price = price
         self.grants: list[SlotGrant] = []
         self.patches: list[PagePatch] = []
         self.copies: list[PageCopy] = []
@@ -191,11 +204,16 @@ class OpenPlan:
         self.prefill.append(row)
         self.room -= row.count
 
-    def encode(self, image: Image, blocks: tuple[int, ...]) -> None:
-        """The step's one picture. It takes as much of the room as it has rows."""
+    @property
+    def fresh(self) -> bool:
+        """Nothing of any prompt is in it yet, and no picture."""
+        return not self.prefill and not self.encodes
+
+    def encode(self, encode: ImageEncode, cost: int) -> None:
+        """The step's one picture, or a part of it; it takes `cost` of the room."""
         assert not self.encodes, "a step encodes one picture at most"
-        self.encodes.append(ImageEncode(image, blocks))
-        self.room -= image.rows
+        self.encodes.append(encode)
+        self.room -= cost
 
     def close(
         self,
@@ -204,9 +222,9 @@ class OpenPlan:
         masks: tuple[SlotMask, ...] = (),
         probes: tuple[Probe, ...] = (),
     ) -> StepPlan | None:
-        """The plan, or None if it has no row."""
-        parts = (self.grants, self.patches, self.copies, self.encodes)
-        if not decode and not self.prefill:
+        """The plan, or None if it has nothing to compute."""
+        parts = (self.grants, self.patches, self.copies)
+        if not decode and not self.prefill and not self.encodes:
             assert not any(parts), "a page was granted to nobody's step"
             return None
         return StepPlan(

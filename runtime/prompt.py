@@ -16,10 +16,12 @@ from headrace.runtime.images import COUNT_LIMIT, BadPicture, picture_bytes, read
 from headrace.runtime.interface import Ask, Picture, Prompt, TextCutter, TextSplitter
 from headrace.runtime.parsers.families import TOOLS, AnswerForm, answer_form
 from headrace.runtime.refusal import Refusal
+from headrace.runtime.seam import Seam, SeamLost
 from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefused
 from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
 from headrace.runtime.turns import described
+from headrace.runtime.woven import replaced
 
 # Names that a template gets from the server; a client may not set them (reliability.md, SEC-16).
 _RESERVED = frozenset(
@@ -109,8 +111,7 @@ class FolderPrompter:
             name, ids = "prompt", list(ask.prompt)
         grammar = None
         if ask.guided:
-            form = AnswerForm() if ask.messages is None else self._form
-            grammar = grammar_of(ask, form, self.eos_ids, self._compiler, thinking)
+            grammar = grammar_of(ask, self._form_of(ask, thinking), self.eos_ids, self._compiler, thinking)
         wire = ask.wire_name(name)
         if not ids:
             raise Refusal("invalid_value", f"{wire} is empty: there is no token to start from", wire)
@@ -126,7 +127,8 @@ class FolderPrompter:
         return Prompt(tuple(laid), thinking, grammar, spans)
 
     def cutter(self, ask: Ask) -> TextCutter:
-        """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text."""
+        """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text, and so does one
+        that goes on with a message. Stop strings are looked for in what is new."""
         continues = self._continues(ask)
         marks = frozenset[str]() if ask.messages is None else self._form.marks(bool(ask.callable_tools))
         return Cutter(self._showing(marks), ask.stop, continues=continues, quiet=ask.min_tokens)
@@ -136,7 +138,12 @@ class FolderPrompter:
         if ask.messages is None:
             return None
         tools = {tool.name: tool.parameters for tool in ask.callable_tools}
-        return self._form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
+        return self._form_of(ask, prompt.thinking).splitter(
+            tools,
+            single=not ask.tool_choice.parallel,
+            thinking=prompt.thinking,
+            midway=prompt.thinking and ask.ending == "open",
+        )
 
     def tokenize(self, text: str) -> list[int]:
         """Plain text to ids, nothing put around it; strings that spell special tokens stay ordinary text."""
@@ -195,7 +202,15 @@ class FolderPrompter:
             self._grammars = GrammarCompiler(raw + padding, self.eos_ids, self._tokenizer.encode_rendered)
         return self._grammars
 
+    def _form_of(self, ask: Ask, thinking: bool) -> AnswerForm:
+        if ask.messages is None:
+            return AnswerForm()
+        return self._form if ask.ending != "open" or thinking else self._form.past_reasoning
+
     def _continues(self, ask: Ask) -> bool:
+        if ask.ending == "open":
+            assert ask.messages is not None
+            return bool(ask.messages[-1].content or ask.messages[-1].reasoning)
         if isinstance(ask.prompt, str):
             return ask.prompt != ""
         pieces = self._tokenizer.text.raw
@@ -296,16 +311,42 @@ class FolderPrompter:
         # Only where a client spelled a special token must the render remember who wrote what; everywhere else
         # the template sees plain strings and the ids are those of transformers.
         guarded = any(self._tokenizer.spells_special(text) for text in written)
+        seam = Seam(ask.messages[-1]) if ask.ending == "open" else None
+        if seam is not None:
+            messages[-1] = seam.marked(messages[-1])
+        answering = ask.ending == "answer"
         try:
-            rendered = template.render(messages, ask.template_options, weaving=guarded, tools=tools)
+            rendered = template.render(
+                messages, ask.template_options, weaving=guarded, tools=tools, answering=answering
+            )
+            if seam is not None:
+                rendered = seam.cut(rendered)
         except TemplateRefused as refused:
             raise Refusal("invalid_value", str(refused), wire) from refused
+        except SeamLost as lost:
+            what = "this model's chat template does not write the last message so that it can be continued"
+            raise Refusal("unsupported_parameter", f"{wire}: {what}", wire) from lost
+        rendered = self._framed(rendered)
         self._check_length(wire, rendered)
         marks = self._form.reasoning
-        thinking = marks is not None and str.__str__(rendered).rstrip().endswith(marks.begin)
+        if seam is not None:
+            thinking = seam.thinking(marks)
+        else:
+            thinking = marks is not None and str.__str__(rendered).rstrip().endswith(marks.begin)
         if not guarded:
             return self._tokenizer.encode_rendered(rendered), thinking
         return self._encode_woven(wire, rendered), thinking
+
+    def _framed(self, rendered: str) -> str:
+        """The text with all that stands around a picture, where the template writes its first token alone.
+        Paragraphs around it are part of the text: they may become one token with their neighbours."""
+        frame = None if self.images is None else self.images.frame
+        if self.images is None or frame is None:
+            return rendered
+        begin, row, end = (
+            self._tokenizer.name_of(token) or "" for token in (frame[0], self.images.token_id, frame[1])
+        )
+        return replaced(rendered, begin, f"\n\n{begin}{row}{end}\n\n") if begin else rendered
 
     def _check_tools(self, ask: Ask, template: ChatTemplate) -> None:
         wire = ask.wire_name("tools")

@@ -30,8 +30,10 @@ from headrace.runtime.plan import (
     OpenPlan,
     PagePatch,
     PlanRow,
+    Price,
     StepPlan,
     StepResult,
+    row_price,
 )
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
@@ -50,6 +52,7 @@ class Scheduler:
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
     a low value packs more requests and retracts more often. image_blocks, image_block_rows: the pool of image rows.
     patience: how many admissions may pass over a class that waits.
+    image_stages, whole_pictures: see Gallery.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Scheduler:
         image_blocks: int = 0,
         image_block_rows: int = 1,
         patience: int = PATIENCE,
+        image_stages: int = 1,
+        whole_pictures: bool = False,
     ) -> None:
         assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
         self.page_size = page_size
@@ -75,7 +80,7 @@ class Scheduler:
         self.pool = PagePool(page_count)
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
-        self.gallery = Gallery(image_blocks, image_block_rows)
+        self.gallery = Gallery(image_blocks, image_block_rows, image_stages, whole_pictures)
         self.shares = Shares()
         self.waiting = Line(self.shares, patience)
         self.admission = Admission(self)
@@ -161,15 +166,21 @@ class Scheduler:
             self._settle(req)
 
     def plan(
-        self, budget: int | None = None, *, most_rows: int | None = None, hurry: bool = True
+        self,
+        budget: int | None = None,
+        price: Price = row_price,
+        *,
+        most_rows: int | None = None,
+        hurry: bool = True,
     ) -> StepPlan | None:
-        """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step; `most_rows`
-        bounds how many requests may run; `hurry`: promises have no time to lose.
+        """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step; `price`: how
+        many tokens of it the encode of a picture takes; `most_rows` bounds how many requests may run; `hurry`:
+        promises have no time to lose.
 
         Decode rows first. Then prompts: the chunks of those who run and the admissions of those who wait, the more
         urgent first and in order of admission, while budget, slots and pages last. All state is moved forward: the
         plan must be launched, and retired in order."""
-        step = OpenPlan(self.chunk_tokens if budget is None else budget)
+        step = OpenPlan(self.chunk_tokens if budget is None else budget, price)
         self._dry = False
         able = self._plannable()
         decoding, decode = self._decode_rows(able, step.patches)

@@ -14,6 +14,7 @@ from headrace.runtime.request import FinishReason, Req, SamplingParams
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import Prompt
+    from headrace.runtime.telemetry import StreamMeter
 
 
 @dataclass(slots=True)  # not frozen: one is made for every token, and freezing costs four times as much
@@ -57,10 +58,9 @@ def _nobody(stream: TokenStream) -> None:
 class TokenStream:
     """A ring of entries between the step loop (writer) and one connection (reader), both on the loop thread.
 
-    Indices count tokens from 0: `floor <= sent <= head`, and `sent <= limit` where the reader counts its credit
-    (`limit` None: it does not). Entries in [floor, sent) are kept for a reader that comes back; [sent, head) wait
-    for the reader. When `head - sent` reaches `window` the loop pauses the request (`full`), and wakes it when the
-    reader has drained below half of it (`drained`).
+    Indices count tokens from 0: `sent <= head`, and `sent <= limit` where the reader counts its credit (`limit`
+    None: it does not). The ring holds the entries [sent, head), which wait for the reader. When so many wait that
+    `window` is reached the loop pauses the request (`full`), and wakes it when the reader has drained half of it.
     `tail` is text that became certain only with the end (after the last entry), `tail_pieces` the same typed; both
     are final once `finish` is.
 
@@ -72,11 +72,11 @@ class TokenStream:
         "error",
         "finish",
         "head",
-        "keep",
         "limit",
         "listener",
         "logprobs",
         "matched_stop",
+        "meter",
         "params",
         "prompt",
         "prompt_ids",
@@ -94,16 +94,13 @@ class TokenStream:
         "window",
     )
 
-    def __init__(
-        self, listener: Callable[[TokenStream], None], opened: float, window: int = 512, keep: int = 0
-    ) -> None:
+    def __init__(self, listener: Callable[[TokenStream], None], opened: float, window: int = 512) -> None:
         self.listener = listener
         self.wake: Callable[[TokenStream], None] | None = (
             None  # set by the loop while it waits for the reader
         )
         self.window = window
         self.limit: int | None = None  # how many entries may be told in all; None: as many as there are
-        self.keep = keep
         self.ring: deque[Entry] = deque()
         self.head = 0
         self.sent = 0
@@ -126,6 +123,7 @@ class TokenStream:
         self.cached_tokens = 0
         self.reasoning_tokens = 0  # output tokens that were thought, not said
         self.times = StreamTimes(opened)
+        self.meter: StreamMeter | None = None  # where its reader wants to know what became of its time
 
     # -- writer side -------------------------------------------------------------------------------------------
 
@@ -199,10 +197,6 @@ class TokenStream:
             self.wake(self)
 
     @property
-    def floor(self) -> int:
-        return self.head - len(self.ring)
-
-    @property
     def pending(self) -> int:
         """Entries waiting for the reader."""
         return self.head - self.sent
@@ -215,13 +209,7 @@ class TokenStream:
     @property
     def _alone(self) -> bool:
         """One entry is there, it waits, and nothing but its text is asked for: the usual case, and a short way."""
-        return (
-            self.head - self.sent == 1 == len(self.ring)
-            and not self.keep
-            and self.wake is None
-            and self.logprobs is None
-            and self.limit is None
-        )
+        return len(self.ring) == 1 and self.wake is None and self.logprobs is None and self.limit is None
 
     def take_text(self) -> str:
         """The text of all waiting entries that the credit covers; they count as sent."""
@@ -237,8 +225,7 @@ class TokenStream:
                 return None
             self.sent += 1
             return self.ring.popleft().text
-        start = self.sent - self.floor
-        if any(self.ring[i].pieces is not None for i in range(start, len(self.ring))):
+        if any(entry.pieces is not None for entry in self.ring):
             return None
         return "".join([entry.text for entry in self.take()])
 
@@ -259,13 +246,10 @@ class TokenStream:
         count = self.pending if limit is None else min(limit, self.pending)
         if self.limit is not None:
             count = min(count, self.limit - self.sent)
-        start = self.sent - self.floor
-        taken = [self.ring[start + i] for i in range(count)]
+        taken = [self.ring.popleft() for _ in range(count)]
         self.sent += count
         if self.logprobs is not None:
             self.logprobs += [entry.logprob for entry in taken if entry.logprob is not None]
-        while self.sent - self.floor > self.keep:
-            self.ring.popleft()
         if count and self.wake is not None and self.pending <= self.window // 2:
             self.wake(self)
         return taken
@@ -282,6 +266,6 @@ class TokenStream:
         return Usage(self.prompt_tokens, self.cached_tokens, self.head, self.reasoning_tokens)
 
     def check(self) -> None:
-        assert 0 <= self.floor <= self.sent <= self.head, self
+        assert 0 <= self.sent <= self.head, self
         assert self.limit is None or self.sent <= self.limit, self
-        assert self.sent - self.floor <= self.keep, self
+        assert len(self.ring) == self.head - self.sent, self

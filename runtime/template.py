@@ -69,8 +69,10 @@ class ChatTemplate:
         *,
         weaving: bool,
         tools: Sequence[Mapping[str, Any]] = (),
+        answering: bool = True,
     ) -> str:
-        """The prompt text, ready for an answer. weaving: a Woven, which knows what the template wrote.
+        """The prompt text, ready for an answer (or not, without `answering`). weaving: a Woven, which knows what
+        the template wrote.
 
         Raises TemplateRefused: the template said no, failed on these messages, or wanted too much.
         """
@@ -82,7 +84,7 @@ class ChatTemplate:
             messages=[dict(message) for message in messages],
             tools=list(tools) or None,
             documents=None,
-            add_generation_prompt=True,
+            add_generation_prompt=answering,
         )
         try:
             with Rendering(weaving):

@@ -33,7 +33,9 @@ ITEM_BYTES = {
 }  # fmt: skip
 # Tensors that older files carry and no model reads: rotary tables that are computed here, causal masks.
 HARMLESS = re.compile(
-    r"model\.rotary_emb\.inv_freq|model\.layers\.\d+\.self_attn\.(rotary_emb\.inv_freq|masked_bias|bias)"
+    r"model\.(language_model\.)?rotary_emb\.inv_freq"
+    r"|model\.(language_model\.)?layers\.\d+\.self_attn\.(rotary_emb\.inv_freq|masked_bias|bias)"
+    r"|model\.vision_tower\.embeddings\.position_ids"
 )
 TIED_HEAD = "lm_head.weight"
 

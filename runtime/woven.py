@@ -87,3 +87,18 @@ def weave(parts: Iterable[str]) -> Woven:
                 own.append((at + start, at + end))
         at += len(part)
     return Woven("".join(laid), tuple(own))
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """`new` for every `old` that the template itself wrote; in a plain string, for every one."""
+    if not isinstance(text, Woven):
+        return text.replace(old, new)
+    parts: list[str] = []
+    done = at = 0
+    while (at := str.find(text, old, at)) >= 0:
+        end = at + len(old)
+        if any(start <= at and end <= stop for start, stop in text.own):
+            parts += (text[done:at], Woven(new, ((0, len(new)),)))
+            done = end
+        at = end
+    return weave([*parts, text[done:]])

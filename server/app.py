@@ -26,6 +26,7 @@ from typing import Protocol
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.interface import ModelCard, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import Engine, StepFacts, StepLoop
+from headrace.runtime.profile import Profiler
 from headrace.runtime.scheduler import Scheduler
 from headrace.server import flags
 from headrace.server.archive import Archive, ArchiveError
@@ -69,6 +70,8 @@ class SizedEngine(Engine, Protocol):
     chunk_tokens: int
     image_blocks: int
     image_block_rows: int
+    image_stages: int
+    whole_pictures: bool
 
     @property
     def images(self) -> ImageSettings | None:
@@ -102,6 +105,8 @@ class App:
             waiting_limit=config.engine.waiting_limit,
             image_blocks=engine.image_blocks,
             image_block_rows=engine.image_block_rows,
+            image_stages=engine.image_stages,
+            whole_pictures=engine.whole_pictures,
         )
         self.loop = StepLoop(self.scheduler, engine)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)
@@ -142,6 +147,7 @@ class App:
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )
+        self.runtime.profiler = self._make_profiler()
         self.archive = self._open_archive(settings)
         self.running = Running(self.runtime, Conversations(archive=self.archive))
         self.metrics.add_source(self._count_stored)
@@ -188,6 +194,8 @@ class App:
             if timer is not None:
                 timer.cancel()
         self.runtime.close()
+        if self.runtime.profiler is not None:
+            self.runtime.profiler.close()
         if self.engine.poll is None:
             await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
         else:
@@ -207,6 +215,17 @@ class App:
             )
         except ArchiveError as error:
             raise BadSetting(f"--store {error}") from None
+
+    def _make_profiler(self) -> Profiler | None:
+        """Where the operator wants profiles. BadSetting if the folder cannot be used."""
+        if not self.config.profile_dir:
+            return None
+        from headrace.runtime.torch_profiler import torch_profiler
+
+        try:
+            return torch_profiler(self.config.profile_dir, self.engine.aside)
+        except OSError as error:
+            raise BadSetting(f"--profile-dir {self.config.profile_dir}: {error}") from None
 
     def interrupt(self) -> None:
         """A signal: the first lets running answers finish, the second does not."""
@@ -248,6 +267,8 @@ class App:
         self.metrics.step.observe(facts.seconds)
         self.metrics.launch_gap.observe(facts.gap)
         self.metrics.look_lag.observe(facts.lag)
+        if self.runtime.profiler is not None:
+            self.runtime.profiler.stepped()
 
     def _count_stream(self, stream: TokenStream) -> None:
         times, metrics = stream.times, self.metrics

@@ -75,7 +75,9 @@ class Gate:
         self._tenants: list[tuple[bytes, Tenant]] = []
         for key in keys:
             salt = hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()
-            self._tenants.append((hashlib.sha256(key.encode()).digest(), Tenant(tenant_id(key), salt)))
+            sealing = hmac.digest(key.encode(), b"headrace seal", hashlib.sha256)
+            tenant = Tenant(tenant_id(key), salt, sealing)
+            self._tenants.append((hashlib.sha256(key.encode()).digest(), tenant))
         self._query_token = config.query_token
         self._any_host = "*" in config.allow_host
         self._hosts = {"localhost", config.host.lower(), *(name.lower() for name in config.allow_host)}

@@ -170,6 +170,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         int,
         Meta(ge=1 << 20, description="of conversations in that file; the oldest go first", extra=BYTES),
     ] = 4 << 30
+    profile_dir: Annotated[
+        str,
+        Meta(description="a folder for the traces of /start_profile; nothing: profiles are refused"),
+    ] = ""
     drain: Annotated[float, Meta(ge=0, description="time for running answers at SIGTERM", extra=SECONDS)] = (
         30.0
     )

@@ -32,6 +32,8 @@ COUNTERS = frozenset(
         "prefill_tokens_computed",
         "decode_tokens_computed",
         "steps",
+        "graph_replays",
+        "eager_steps",
         "admissions",
         "retractions",
         "evicted_pages",

@@ -6,9 +6,11 @@ bounded: requests in flight, requests waiting and their bytes, named lanes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Raw
 
 from headrace.server.conversation import Turn
 
@@ -57,10 +59,12 @@ class WaitingBudget:
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """The last response of a lane: continues even if it was not stored. Holds its turn."""
+    """The last response of a lane: continues even if it was not stored. Holds its turn; `items()` gives what it was
+    asked with and what it answered, JSON by id."""
 
     response_id: str
     turn: Turn
+    items: Callable[[], Mapping[str, Raw]]
 
 
 @dataclass(frozen=True, slots=True)

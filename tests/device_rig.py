@@ -257,6 +257,8 @@ class Run:
             "chunk_tokens": engine.chunk_tokens,
             "image_blocks": engine.image_blocks,
             "image_block_rows": engine.image_block_rows,
+            "image_stages": engine.image_stages,
+            "whole_pictures": engine.whole_pictures,
         }
         self.engine = engine
         self.scheduler = Scheduler(**{**given, **settings})

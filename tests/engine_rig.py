@@ -87,6 +87,30 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Mixtral",
         {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None, "head_dim": 16},
     ),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 20,
+            "sliding_window": 19,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 4.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "head_dim": 24,
+            "sliding_window": 13,
+            "query_pre_attn_scalar": 31,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "qwen3-sliding": (
         "Qwen3",
         {"head_dim": 16, "use_sliding_window": True, "sliding_window": 13, "max_window_layers": 2},
@@ -138,13 +162,15 @@ class TinyModel:
         return self.samples[count]
 
 
-def scramble(model: Any, seed: int) -> None:
-    """Random values everywhere, norms and biases too: a forgotten one must show."""
+def scramble(model: Any, seed: int, grown: bool = False) -> None:
+    """Random values everywhere, norms and biases too: a forgotten one must show. grown: norms of the decoder
+    add one to their weights."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         wide = 0.3 if "embed" in name or "bias" in name else 1.6 / parameter.shape[-1] ** 0.5
-        parameter.data.copy_(1.0 + 0.2 * noise if "norm" in name else wide * noise)
+        base = 0.0 if grown and "vision" not in name else 1.0
+        parameter.data.copy_(base + 0.2 * noise if "norm" in name else wide * noise)
 
 
 def build_model(name: str, folder: Path) -> TinyModel:
@@ -152,10 +178,11 @@ def build_model(name: str, folder: Path) -> TinyModel:
 
     architecture, settings = VARIANTS[name]
     config = getattr(transformers, f"{architecture}Config")(**{**SHAPE, **settings})
-    config._attn_implementation = "sdpa"
-    model = getattr(transformers, f"{architecture}ForCausalLM")(config).float().eval()
+    # Capped scores are lost in torch's fused attention, and transformers does not say so.
+    config._attn_implementation = "eager" if name == "gemma2" else "sdpa"
+    model = getattr(transformers, f"{architecture.removesuffix('Text')}ForCausalLM")(config).float().eval()
     model.generation_config.eos_token_id = None
-    scramble(model, seed=len(name))
+    scramble(model, seed=len(name), grown="gemma" in name)
     model.save_pretrained(folder, max_shard_size="60KB" if name in SHARDED else "5GB")
     assert (folder / "model.safetensors.index.json").exists() == (name in SHARDED)
     if name in OLD_SPELLING:
@@ -221,6 +248,8 @@ def scheduler_for(engine: CpuEngine, **settings: Any) -> Scheduler:
         "chunk_tokens": engine.chunk_tokens,
         "image_blocks": engine.image_blocks,
         "image_block_rows": engine.image_block_rows,
+        "image_stages": engine.image_stages,
+        "whole_pictures": engine.whole_pictures,
     }
     return Scheduler(**{**given, **settings})
 

@@ -234,8 +234,10 @@ class FaceBench:
         store: Mapping[str, Any] | None = None,
         waiting_limit: int = 64,
         form: Mapping[str, str] | None = None,
+        virtual: bool = False,
         **sizes: int,
     ) -> None:
+        """virtual: the step loop lives by the test's clock too, so that every time is exact."""
         self.clock = FakeClock()
         self.engine = FakeEngine(gated=gated, choose=choose, **sizes)
         self.scheduler = Scheduler(
@@ -245,7 +247,7 @@ class FaceBench:
             self.engine.chunk_tokens,
             waiting_limit=waiting_limit,
         )
-        self.loop = StepLoop(self.scheduler, self.engine)
+        self.loop = StepLoop(self.scheduler, self.engine, clock=self.clock if virtual else time.monotonic)
         prompter = BytePrompter(eos, sees=card.sees, **(form or {}))
         self.runtime = Runtime(card, prompter, self.loop, self.engine.max_context)
         self.runtime.ready = True

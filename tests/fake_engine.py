@@ -169,6 +169,8 @@ class FakeEngine:
         self.masks = True
         self.poll: Callable[[], bool] | None = self._tell if polled else None
         self.idle_work: Callable[[], bool] | None = None
+        self.bucket = self.replays = 0
+        self.captured: frozenset[int] = frozenset()  # rows for which it pretends to have a graph
         self.pace: Pace | None = None
         self._landed: deque[tuple[Future[StepResult], StepResult]] = deque()
         self.page_count = page_count
@@ -177,6 +179,7 @@ class FakeEngine:
         self.max_context = page_count * page_size
         self.chunk_tokens = 64
         self.image_blocks, self.image_block_rows, self.images = 64, 16, None
+        self.image_stages, self.whole_pictures = 4, False
         self.memory = PageMemory(page_count, page_size, slots, width, choose)
         self.plans: list[StepPlan] = []  # every plan launched, for tests that look at what ran
         self.gated = gated
@@ -188,6 +191,9 @@ class FakeEngine:
     def launch(self, plan: StepPlan) -> Future[StepResult]:
         future: Future[StepResult] = Future()
         self.plans.append(plan)
+        rows = len(plan.decode) + len(plan.prefill)
+        self.bucket = 1 << (rows - 1).bit_length()
+        self.replays += self.bucket in self.captured and not plan.prefill
         if self.fault is not None:
             future.set_exception(self.fault)
             return future
@@ -217,6 +223,13 @@ class FakeEngine:
             future, result = self._landed.popleft()
             future.set_result(result)
         return found
+
+    def aside(self, work: Callable[[], None]) -> Future[None]:
+        """Its steps run on the thread that lets them land: so does this."""
+        future: Future[None] = Future()
+        work()
+        future.set_result(None)
+        return future
 
     def close(self) -> None:
         self.closed = True

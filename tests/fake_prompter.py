@@ -80,7 +80,7 @@ class BytePrompter:
             raise Refusal("unsupported_parameter", "this model takes no tools", ask.wire_name("tools"))
         grammar = None
         if ask.guided:
-            form = AnswerForm() if ask.messages is None else self.form
+            form = self._form_of(ask)
             grammar = grammar_of(ask, form, self.eos_ids, self._compiler, thinking=False)
         if ask.messages is not None:
             for message in ask.messages:
@@ -89,7 +89,11 @@ class BytePrompter:
                     raise Refusal("invalid_value", "this model takes no pictures: it reads text alone", name)
             lines = [f"offers {tool.name}\n" for tool in ask.tools if ask.tool_choice.mode != "none"]
             lines += [_line(message) for message in ask.messages]
-            return Prompt(tuple("".join([*lines, "assistant: "]).encode()), grammar=grammar)
+            if ask.ending == "open":
+                lines[-1] = lines[-1].removesuffix("\n")
+            elif ask.ending == "answer":
+                lines.append("assistant: ")
+            return Prompt(tuple("".join(lines).encode()), grammar=grammar)
         if isinstance(ask.prompt, str):
             if not ask.prompt:
                 raise Refusal("invalid_value", "the prompt is empty", ask.wire_name("prompt"))
@@ -102,6 +106,11 @@ class BytePrompter:
                 raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))
         return Prompt(tuple(ask.prompt), grammar=grammar)
 
+    def _form_of(self, ask: Ask) -> AnswerForm:
+        if ask.messages is None:
+            return AnswerForm()
+        return self.form.past_reasoning if ask.ending == "open" else self.form
+
     def _compiler(self) -> GrammarCompiler:
         raw = [bytes([each]) for each in range(256)]
         return GrammarCompiler(raw, self.eos_ids, lambda text: list(text.encode()))
@@ -113,7 +122,9 @@ class BytePrompter:
         if ask.messages is None:
             return None
         tools = {tool.name: tool.parameters for tool in ask.callable_tools}
-        return self.form.splitter(tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking)
+        return self._form_of(ask).splitter(
+            tools, single=not ask.tool_choice.parallel, thinking=prompt.thinking
+        )
 
     @property
     def abilities(self) -> frozenset[str]:

@@ -13,6 +13,7 @@ import uvloop
 from fake_engine import FakeEngine
 from fake_prompter import CARD, BytePrompter, letters
 
+from headrace.runtime.interface import ModelCard
 from headrace.server.app import App
 from headrace.server.config import Limits, ServerConfig
 
@@ -43,11 +44,12 @@ class LiveServer:
         eos: frozenset[int] = frozenset(),
         page_count: int = 2048,
         form: Mapping[str, str] | None = None,
+        card: ModelCard = CARD,
         parts: tuple[Any, Any, Any] | None = None,
         **config: Any,
     ) -> None:
         self.engine = FakeEngine(gated=gated, page_count=page_count, choose=choose)
-        self.parts = parts or (self.engine, BytePrompter(eos, **(form or {})), CARD)
+        self.parts = parts or (self.engine, BytePrompter(eos, **(form or {})), card)
         limits = msgspec.structs.replace(Limits(), **PATIENT)
         self.config = ServerConfig(**{"port": 0, "limits": limits, **config})
         self.keys = keys

@@ -87,6 +87,7 @@ class SeeingModel:
     name: str
     folder: Path
     reference: Any
+    marks: str = "mm_token_type_ids"  # the argument that says which tokens are a picture's
 
     def logits(self, ids: Sequence[int], images: Sequence[Any]) -> torch.Tensor:
         """After every token of `ids`, by transformers; images: arrays [height, width, 3] in order."""
@@ -99,8 +100,9 @@ class SeeingModel:
         found: dict[str, Any] = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
         if images:
             done = processor(self.folder)(images=list(images), return_tensors="pt")
-            found |= {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
-            found["mm_token_type_ids"] = (whole == PAD).int()
+            found |= {name: done[name] for name in ("pixel_values", "image_grid_thw") if name in done}
+            if self.marks:
+                found[self.marks] = (whole == PAD).int()
         return found
 
     def answer(self, ids: Sequence[int], images: Sequence[Any], count: int) -> tuple[list[int], float]:
@@ -118,11 +120,14 @@ class SeeingModel:
 
 def processor(folder: Path) -> Any:
     """The image processor of transformers that needs no torchvision."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     said = json.loads((folder / "preprocessor_config.json").read_text())
-    said.pop("image_processor_type")
-    return Qwen2VLImageProcessorPil(**said)
+    kinds = (CLIPImageProcessorPil, Gemma3ImageProcessorPil, Qwen2VLImageProcessorPil)
+    named = {kind.__name__.removesuffix("Pil"): kind for kind in kinds}
+    return named[said.pop("image_processor_type")](**said)
 
 
 def build_qwen3_vl(folder: Path, **text: Any) -> SeeingModel:
@@ -153,7 +158,7 @@ def build_qwen3_vl(folder: Path, **text: Any) -> SeeingModel:
     return SeeingModel("qwen3-vl", folder, model)
 
 
-def write_text_files(folder: Path) -> None:
+def write_text_files(folder: Path, template: str = TEMPLATE) -> None:
     """A tokenizer of single bytes, its special tokens, and a chat template that shows pictures."""
     tokenizer = Tokenizer(models.BPE(vocab=byte_characters(), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -162,7 +167,7 @@ def write_text_files(folder: Path) -> None:
     assert tokenizer.token_to_id("<|image_pad|>") == PAD
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(template)
 
 
 def build_qwen2_5_vl(folder: Path, older: bool = False) -> SeeingModel:
@@ -221,9 +226,53 @@ def lay_out_as_before(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**text, **config}))
 
 
+PLAIN_VISION: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 4,
+}
+
+
+def build_gemma3(folder: Path) -> SeeingModel:
+    """Pictures of 16 rows, more than its window holds."""
+    import transformers
+
+    text = {
+        **TEXT,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 11,
+        "query_pre_attn_scalar": 20,
+        "final_logit_softcapping": None,
+    }
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config={**PLAIN_VISION, "image_size": 32, "vision_use_head": False},
+        mm_tokens_per_image=16,
+        image_token_index=PAD,
+        boi_token_index=START,
+        eoi_token_index=END,
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = "sdpa"
+    model = transformers.Gemma3ForConditionalGeneration(config).float().eval()
+    model.generation_config.eos_token_id = None
+    scramble(model, seed=8, grown=True)
+    model.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    said = {"image_processor_type": "Gemma3ImageProcessor", "size": size, "do_pan_and_scan": None}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    # Its processor puts the rest around a picture, not its template.
+    write_text_files(folder, TEMPLATE.replace("<|image_pad|><|vision_end|>", ""))
+    return SeeingModel("gemma3-vl", folder, model, "token_type_ids")
+
+
 BUILDERS: dict[str, Callable[[Path], SeeingModel]] = {
     "qwen3-vl": build_qwen3_vl,
     "qwen2.5-vl": build_qwen2_5_vl,
+    "gemma3-vl": build_gemma3,
     "qwen2.5-vl-older": partial(build_qwen2_5_vl, older=True),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
@@ -43,13 +43,30 @@ class Ops(Protocol):
 
     def copy_pages(self, slab: Tensor, sources: Tensor, targets: Tensor) -> None: ...
 
-    def reach(self, inputs: StepInputs, page_table: Tensor, page_size: int, window: int) -> Reach:
-        """Which cells each row of this step reads in layers of this window (0 = all)."""
+    def reach(
+        self,
+        inputs: StepInputs,
+        page_table: Tensor,
+        page_size: int,
+        window: int,
+        mutual: Sequence[tuple[int, int]] = (),
+    ) -> Reach:
+        """Which cells each row of this step reads in layers of this window (0 = all).
+
+        mutual: tokens [begin, end) of the step that read each other too, each range within one prefill row; the
+        window holds for what lies before a token all the same."""
 
     def attend(
-        self, query: Tensor, key_cells: Tensor, value_cells: Tensor, reach: Reach, scale: float
+        self,
+        query: Tensor,
+        key_cells: Tensor,
+        value_cells: Tensor,
+        reach: Reach,
+        scale: float,
+        cap: float = 0.0,
     ) -> Tensor:
-        """query [T, H, D] -> [T, H, D]; decode rows and prefill rows of the step at once."""
+        """query [T, H, D] -> [T, H, D]; decode rows and prefill rows of the step at once. cap: scores x become
+        cap * tanh(x / cap); 0: they stay."""
 
 
 class Backend(Protocol):

@@ -7,7 +7,8 @@ therefore each score is computed twice, once plainly and once minus the rounded 
 inside the product). The two halves together have 16 bits.
 
 Decode rows of similar length share one call: the shorter ones are filled up with their own newest token, whose
-weight the mask makes zero. So no row ever reads a cell that is not its own, nor one that was never written: what
+weight the mask makes zero. (Capped scores have no fused attention; their rows go the same ways by plain products in
+float32.) So no row ever reads a cell that is not its own, nor one that was never written: what
 lies there may even be NaN. Their cells are gathered, also where they lie in a row: the copy runs at the speed of
 memory, and the attention then finds its keys in the cache, which is 2.5 times faster than attending from memory.
 Calls are cut to what the cache holds.
@@ -15,7 +16,7 @@ Calls are cut to what the cache holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,17 +149,29 @@ def _mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
-def _extend_row(rows: Rows, row: int, begin: int, end: int, window: int, dtype: torch.dtype) -> ExtendRow:
+def _extend_row(
+    rows: Rows,
+    row: int,
+    begin: int,
+    end: int,
+    window: int,
+    mutual: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+) -> ExtendRow:
     count, length = end - begin, int(rows.lengths[row])
     cells = rows.cells([row])
     many = dtype is torch.bfloat16 and count * cells.length >= MANY
-    if not many and count == cells.length and not (window and window < length):
+    mine = [span for span in mutual if begin <= span[0] < end]
+    if not many and not mine and count == cells.length and not (window and window < length):
         return ExtendRow(cells, begin, end, False, None)
     # Without a window only the chunk's own tokens hide anything from each other.
     masked = count if many and not window else cells.length
     own = torch.arange(length - count, length)[:, None]
     read = torch.arange(length - masked, length)
     hidden = read > own
+    for first, last in mine:
+        assert last <= end, "tokens that read each other are in one row"
+        hidden[first - begin : last - begin, masked - (end - first) : masked - (end - last)] = False
     if window:
         hidden |= read <= own - window
     return ExtendRow(cells, begin, end, many, _mask(hidden, torch.float32 if many else dtype))
@@ -176,7 +189,14 @@ class CpuAttention:
         size = GATHER_BYTES // dtype.itemsize if cell_elements else 0
         self.scratch = torch.empty((2, size), dtype=dtype)
 
-    def reach(self, inputs: StepInputs, page_table: Tensor, page_size: int, window: int) -> CpuReach:
+    def reach(
+        self,
+        inputs: StepInputs,
+        page_table: Tensor,
+        page_size: int,
+        window: int,
+        mutual: Sequence[tuple[int, int]] = (),
+    ) -> CpuReach:
         """Host work, once per step and window. Reads tables and lengths, never the slab."""
         table = page_table.numpy()
         slots, lengths, edges = inputs.slots.numpy(), inputs.lengths.numpy(), inputs.row_offsets.numpy()
@@ -184,67 +204,128 @@ class CpuAttention:
         rows = Rows(table, slots, firsts, lengths, page_size)
         decode = inputs.shape.decode_rows
         extend = tuple(
-            _extend_row(rows, row, int(edges[row]), int(edges[row + 1]), window, self.dtype)
+            _extend_row(rows, row, int(edges[row]), int(edges[row + 1]), window, mutual, self.dtype)
             for row in range(decode, len(slots))
         )
         return CpuReach(tuple(_decode_groups(rows, decode, self.dtype, self.most)), extend)
 
     def attend(
-        self, query: Tensor, key_cells: Tensor, value_cells: Tensor, reach: CpuReach, scale: float
+        self,
+        query: Tensor,
+        key_cells: Tensor,
+        value_cells: Tensor,
+        reach: CpuReach,
+        scale: float,
+        cap: float = 0.0,
     ) -> Tensor:
         """query [T, H, D] -> [T, H, D], as `reach` says."""
         if len(reach.decode) == 1 and not reach.extend:
-            return self._decode(query, key_cells, value_cells, reach.decode[0], scale)
+            return self._decode(query, key_cells, value_cells, reach.decode[0], scale, cap)
         out = torch.empty_like(query)
         for group in reach.decode:
             if group.tokens is None:
                 rows = group.cells.rows
-                out[:rows] = self._decode(query[:rows], key_cells, value_cells, group, scale)
+                out[:rows] = self._decode(query[:rows], key_cells, value_cells, group, scale, cap)
             else:
                 mine = query.index_select(0, group.tokens)
-                out.index_copy_(0, group.tokens, self._decode(mine, key_cells, value_cells, group, scale))
+                found = self._decode(mine, key_cells, value_cells, group, scale, cap)
+                out.index_copy_(0, group.tokens, found)
         for row in reach.extend:
             extend = _extend_many if row.many else _extend_few
             part = slice(row.begin, row.end)
-            extend(out[part], query[part], key_cells, value_cells, row, scale)
+            extend(out[part], query[part], key_cells, value_cells, row, scale, cap)
         return out
 
     def _decode(
-        self, query: Tensor, key_cells: Tensor, value_cells: Tensor, group: DecodeGroup, scale: float
+        self,
+        query: Tensor,
+        key_cells: Tensor,
+        value_cells: Tensor,
+        group: DecodeGroup,
+        scale: float,
+        cap: float,
     ) -> Tensor:
         """The query heads that share a kv head are taken as so many queries, so that its keys are read once."""
         rows, heads, size = query.shape
-        read = F.scaled_dot_product_attention(
-            query.view(rows, key_cells.shape[1], -1, size),
-            group.cells.read(key_cells, self.scratch[0]),
-            group.cells.read(value_cells, self.scratch[1]),
-            group.mask,
-            scale=scale,
-        )
+        shared = query.view(rows, key_cells.shape[1], -1, size)
+        keys = group.cells.read(key_cells, self.scratch[0])
+        values = group.cells.read(value_cells, self.scratch[1])
+        if cap:
+            read = _capped(shared, keys, values, group.mask, scale, cap)
+        else:
+            read = F.scaled_dot_product_attention(shared, keys, values, group.mask, scale=scale)
         return read.reshape(rows, heads, size)
 
 
+def _capped(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, cap: float
+) -> Tensor:
+    """query [rows, G, n, D] over keys and values [rows, G, length, D], scores capped before `mask` is added."""
+    scores = torch.matmul(query.float(), keys.float().transpose(-1, -2))
+    scores = scores.mul_(scale / cap).tanh_().mul_(cap)
+    if mask is not None:
+        scores += mask
+    return torch.matmul(scores.softmax(-1), values.float()).to(query.dtype)
+
+
+def _extend_capped(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, cap: float
+) -> Tensor:
+    """query [shared, G, n, D] over keys and values [1, G, length, D], one kv head after the other, in cuts that
+    stay in the cache. mask: as ExtendRow has it."""
+    shared, kv_heads, count, _ = query.shape
+    length = keys.shape[2]
+    if mask is None:
+        mask = _mask(torch.ones(count, count, dtype=torch.bool).triu_(1), torch.float32)
+    cut = max(1, SCORES // (shared * length))
+    out = torch.empty_like(query)
+    for head in range(kv_heads):
+        for begin in range(0, count, cut):
+            part = slice(begin, begin + cut)
+            mine = slice(head, head + 1)
+            out[:, mine, part] = _capped(
+                query[:, mine, part], keys[:, mine], values[:, mine], mask[part], scale, cap
+            )
+    return out
+
+
 def _extend_few(
-    out: Tensor, query: Tensor, key_cells: Tensor, value_cells: Tensor, row: ExtendRow, scale: float
+    out: Tensor,
+    query: Tensor,
+    key_cells: Tensor,
+    value_cells: Tensor,
+    row: ExtendRow,
+    scale: float,
+    cap: float,
 ) -> None:
     """Query heads that share a kv head become a batch over the same keys, expanded and not copied."""
     count, heads, size = query.shape
     kv_heads = key_cells.shape[1]
     shared = heads // kv_heads
     keys, values = row.cells.read(key_cells), row.cells.read(value_cells)
-    read = F.scaled_dot_product_attention(
-        query.view(count, kv_heads, shared, size).permute(2, 1, 0, 3),
-        keys.expand(shared, -1, -1, -1),
-        values.expand(shared, -1, -1, -1),
-        row.mask,
-        is_causal=row.mask is None,
-        scale=scale,
-    )
+    turned = query.view(count, kv_heads, shared, size).permute(2, 1, 0, 3)
+    if cap:
+        read = _extend_capped(turned, keys, values, row.mask, scale, cap)
+    else:
+        read = F.scaled_dot_product_attention(
+            turned,
+            keys.expand(shared, -1, -1, -1),
+            values.expand(shared, -1, -1, -1),
+            row.mask,
+            is_causal=row.mask is None,
+            scale=scale,
+        )
     out.view(count, kv_heads, shared, size).copy_(read.permute(2, 1, 0, 3))
 
 
 def _extend_many(
-    out: Tensor, query: Tensor, key_cells: Tensor, value_cells: Tensor, row: ExtendRow, scale: float
+    out: Tensor,
+    query: Tensor,
+    key_cells: Tensor,
+    value_cells: Tensor,
+    row: ExtendRow,
+    scale: float,
+    cap: float,
 ) -> None:
     """One kv head at a time, all its query heads at once, in cuts that stay in the cache."""
     count, heads, size = query.shape
@@ -264,6 +345,8 @@ def _extend_many(
             scores = torch.mm(part, turned)
             rest = torch.addmm(scores, part, turned, beta=-1.0)
             scores = scores.float().add_(rest).view(shared, rows, length).mul_(scale)
+            if cap:
+                scores.div_(cap).tanh_().mul_(cap)
             scores[..., older:].add_(row.mask[begin : begin + rows])
             weights = scores.softmax(-1).to(query.dtype).view(shared * rows, length)
             read = torch.mm(weights, values[head]).view(shared, rows, size)

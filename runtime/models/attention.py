@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,26 +10,31 @@ from torch import Tensor
 from headrace.graphs.inputs import StepInputs
 from headrace.runtime.backends.base import Ops, Reach
 from headrace.runtime.models.config import ModelConfig
-from headrace.runtime.models.layers import WeightSource, fused_linear
+from headrace.runtime.models.layers import WeightSource, fused_linear, grown, grown_norm
 from headrace.runtime.slab import KVSlab
 
 
 class StepView(NamedTuple):
-    """Computed once per step and read by every layer. reach[w]: what a layer of window `w` reads."""
+    """Computed once per step and read by every layer. Of a layer of window `w`: turns[w], the cos and sin of its
+    heads, and reach[w], what it reads."""
 
-    cos: Tensor
-    sin: Tensor
+    turns: Mapping[int, tuple[Tensor, Tensor]]
     cells: Tensor
     reach: dict[int, Reach]
 
 
 def view_step(
-    ops: Ops, inputs: StepInputs, kv: KVSlab, cos: Tensor, sin: Tensor, windows: Sequence[int]
+    ops: Ops,
+    inputs: StepInputs,
+    kv: KVSlab,
+    turns: Mapping[int, tuple[Tensor, Tensor]],
+    windows: Sequence[int],
+    mutual: Sequence[tuple[int, int]] = (),
 ) -> StepView:
-    """Where this step's tokens are written and what each row reads."""
+    """Where this step's tokens are written and what each row reads. mutual: see `Ops.reach`."""
     cells = ops.kv_cells(kv.page_table, inputs.token_slots, inputs.positions, kv.page_size)
-    reach = {window: ops.reach(inputs, kv.page_table, kv.page_size, window) for window in windows}
-    return StepView(cos, sin, cells, reach)
+    reach = {window: ops.reach(inputs, kv.page_table, kv.page_size, window, mutual) for window in windows}
+    return StepView(turns, cells, reach)
 
 
 class HeadNorm:
@@ -45,6 +50,9 @@ class HeadNorm:
         self.weight[config.heads :] = key
         self.eps = config.norm_eps
         self.op = ops.rms_norm
+        if config.gemma is not None:
+            self.weight = grown(self.weight)
+            self.op = grown_norm
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.op(x, self.weight, self.eps)
@@ -58,6 +66,7 @@ class PagedAttention:
         self.kv_heads = config.kv_heads
         self.head_dim = config.head_dim
         self.scale = config.scale
+        self.cap = 0.0 if config.gemma is None else config.gemma.score_cap
         self.window = config.windows[layer]
         self.ops = ops
         size = config.hidden_size
@@ -70,16 +79,16 @@ class PagedAttention:
         self.out = fused_linear(source, [(f"{name}.o_proj", size)], query, config.output_bias)
 
     def __call__(
-        self, x: Tensor, residual: Tensor, step: StepView, key_cells: Tensor, value_cells: Tensor
+        self, x: Tensor, residual: Tensor | None, step: StepView, key_cells: Tensor, value_cells: Tensor
     ) -> Tensor:
-        """x, residual [T, hidden]; key_cells, value_cells: this layer's cells of the slab."""
+        """x [T, hidden], and what is added to the result; key_cells, value_cells: of this layer in the slab."""
         rotated = self.heads + self.kv_heads
         qkv = self.qkv(x).view(-1, rotated + self.kv_heads, self.head_dim)
         turning = qkv[:, :rotated]
         if self.norm is not None:
             turning = self.norm(turning)
-        turning = self.ops.rope(turning, step.cos, step.sin)
+        turning = self.ops.rope(turning, *step.turns[self.window])
         self.ops.store_kv(turning[:, self.heads :], qkv[:, rotated:], key_cells, value_cells, step.cells)
         reach = step.reach[self.window]
-        read = self.ops.attend(turning[:, : self.heads], key_cells, value_cells, reach, self.scale)
+        read = self.ops.attend(turning[:, : self.heads], key_cells, value_cells, reach, self.scale, self.cap)
         return self.out(read.reshape(-1, self.heads * self.head_dim), residual)

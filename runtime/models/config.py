@@ -99,6 +99,21 @@ class ExpertTraits:
 
 
 @dataclass(frozen=True, slots=True)
+class GemmaTraits:
+    """Where a Gemma differs from Llama: norms behind attention and MLP too, each times one more than its weight; a
+    GELU by its tanh formula; embeddings times `embedding_scale`; scores times `score_scale`.
+
+    score_cap, logit_cap: scores and logits x become cap * tanh(x / cap); 0: they stay. local_rope: how the layers
+    with a window turn, None: as the others do."""
+
+    embedding_scale: float
+    score_scale: float
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    local_rope: RopeConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Everything that shapes a decoder-only model. Sizes in elements; all checked to be positive.
 
@@ -127,6 +142,7 @@ class ModelConfig:
     prefix: str = "model"  # of the decoder's tensors in the checkpoint
     vision: VisionConfig | None = None
     experts: ExpertTraits | None = None
+    gemma: GemmaTraits | None = None
     eos_ids: frozenset[int] = frozenset()
     unread: tuple[str, ...] = ()
 
@@ -138,7 +154,7 @@ class ModelConfig:
     @property
     def scale(self) -> float:
         """What queries times keys are multiplied with."""
-        return self.head_dim**-0.5
+        return self.head_dim**-0.5 if self.gemma is None else self.gemma.score_scale
 
 
 class Fields:
@@ -326,7 +342,7 @@ def _read_yarn(rope: Fields, theta: float, original: int) -> RopeConfig:
 def read_decoder(architecture: str, fields: Fields, **traits: Any) -> ModelConfig:
     """The fields that all Llama-like architectures share; `traits` are ModelConfig fields of this one."""
     act = fields.get("hidden_act")
-    if act not in (None, "silu", "swish"):
+    if "gemma" not in traits and act not in (None, "silu", "swish"):
         raise fields.refuse("hidden_act", f"{_short(act)} is not supported (silu is)")
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
@@ -355,7 +371,7 @@ def read_decoder(architecture: str, fields: Fields, **traits: Any) -> ModelConfi
         head_dim=head_dim,
         norm_eps=fields.number("rms_norm_eps", 1e-6, high=1.0),
         max_positions=positions,
-        rope=read_rope(fields, positions),
+        rope=traits.pop("rope", None) or read_rope(fields, positions),
         tied_head=fields.flag("tie_word_embeddings", False),
         eos_ids=fields.ids("eos_token_id", vocab),
         unread=fields.unread(),

@@ -37,7 +37,7 @@ from headrace.runtime.device_slab import DeviceSlab
 from headrace.runtime.device_weights import DeviceMatrix
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.layers import GatedMLP
-from headrace.runtime.models.llama import DecoderLayer, Llama
+from headrace.runtime.models.llama import DecoderLayer, Layer, Llama
 from headrace.runtime.step_images import StepImages
 
 FEWEST = 4
@@ -105,8 +105,9 @@ class LayerWeights:
     window: int
 
     @classmethod
-    def of(cls, layer: DecoderLayer, heads: int) -> LayerWeights:
+    def of(cls, layer: Layer, heads: int) -> LayerWeights:
         """Those of a built layer."""
+        assert isinstance(layer, DecoderLayer), "layers of another shape are refused before"
         attention, norm = layer.attention, layer.attention.norm
         assert isinstance(layer.mlp, GatedMLP), "mixtures of experts are refused before"
         return cls(

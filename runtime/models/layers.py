@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.runtime.backends.base import Linear, Ops
 from headrace.runtime.models.config import RopeConfig
 
+VECTOR = 64  # numbers; a multiple of what one turn of a vector loop takes
 Part = tuple[str, tuple[int, ...]]  # name and shape of one checkpoint tensor
 
 
@@ -84,6 +86,32 @@ class RMSNorm:
         return self.op(x, self.weight, self.eps)
 
 
+def grown(weight: Tensor) -> Tensor:
+    """One more than each weight, in float32: rounded to bfloat16, the sum would lose what the weight says."""
+    if weight.is_meta:  # arithmetic on the shapes of an outline would import all of torch's compiler
+        return weight.new_empty(weight.shape, dtype=torch.float32)
+    return weight.float() + 1.0
+
+
+def grown_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x over its root mean square, times a float32 weight (shape of x's last dims), rounded once."""
+    return F.rms_norm(x.float(), x.shape[-1:], None, eps).mul_(weight).to(x.dtype)
+
+
+class GrownNorm(RMSNorm):
+    """x over its root mean square, times one more than a weight."""
+
+    def __init__(self, source: WeightSource, ops: Ops, name: str, size: int, eps: float) -> None:
+        super().__init__(source, ops, name, size, eps)
+        self.weight = grown(self.weight)
+        self.op = grown_norm
+
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """`residual` + what the norm makes of x, rounded once."""
+        normed = F.rms_norm(x.float(), x.shape[-1:], None, self.eps)
+        return torch.addcmul(residual.float(), normed, self.weight).to(x.dtype)
+
+
 class Embedding:
     """Token ids to rows: int64 [T] -> [T, size]."""
 
@@ -95,7 +123,8 @@ class Embedding:
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)) + residual; gate and up are one matrix."""
+    """down(silu(gate(x)) * up(x)) + residual; gate and up are one matrix. tanh: GELU by its tanh formula, where
+    silu is else."""
 
     def __init__(
         self,
@@ -106,16 +135,23 @@ class GatedMLP:
         inner: int,
         bias: bool = False,
         fused: bool = False,
+        tanh: bool = False,
     ) -> None:
         parts = [(f"{name}.gate_proj", inner), (f"{name}.up_proj", inner)]
         if fused:
             parts = [(f"{name}.gate_up_proj", 2 * inner)]
         self.gate_up = fused_linear(source, parts, size, bias)
         self.down = fused_linear(source, [(f"{name}.down_proj", size)], inner, bias)
-        self.silu_mul = ops.silu_mul
+        self.gated = gelu_mul if tanh else ops.silu_mul
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.down(self.silu_mul(self.gate_up(x)), residual)
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return self.down(self.gated(self.gate_up(x)), residual)
+
+
+def gelu_mul(x: Tensor) -> Tensor:
+    """gelu(x[:, :N]) * x[:, N:] for x [T, 2N], by the tanh formula."""
+    half = x.shape[-1] // 2
+    return F.gelu(x[:, :half], approximate="tanh").mul_(x[:, half:])
 
 
 class Rotary:
@@ -124,6 +160,11 @@ class Rotary:
     def __init__(self, rope: RopeConfig, head_dim: int, dtype: torch.dtype) -> None:
         self.frequencies = _FREQUENCIES[rope.kind](rope, head_dim)
         self.axes = pair_axes(rope, head_dim // 2)
+        # Filled up so that vectors divide the width: at the end of a loop cos may round otherwise, and where that
+        # is would depend on how many tokens a step has.
+        padding = torch.zeros(-len(self.axes) % VECTOR)
+        self._filled = torch.concat((self.frequencies, padding))
+        self._filled_axes = torch.concat((self.axes, padding.long()))
         self.attention = rope.attention
         self.dtype = dtype
 
@@ -131,10 +172,11 @@ class Rotary:
         """positions int64 [T], or [3, T] where time, row and column differ -> cos, sin [T, 1, head_dim] in the
         compute dtype; the first half of sin negated."""
         if positions.dim() == 2:
-            angles = positions.float()[self.axes].t()[:, None, :] * self.frequencies
+            angles = positions.float()[self._filled_axes].t()[:, None, :] * self._filled
         else:
-            angles = positions.float()[:, None, None] * self.frequencies
-        cos, sin = angles.cos(), angles.sin()
+            angles = positions.float()[:, None, None] * self._filled
+        pairs = len(self.axes)
+        cos, sin = angles.cos()[..., :pairs], angles.sin()[..., :pairs]
         if self.attention != 1.0:
             cos, sin = cos * self.attention, sin * self.attention
         return torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype)

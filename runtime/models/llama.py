@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -27,6 +30,12 @@ def read(fields: Fields) -> ModelConfig:
     )
 
 
+class Layer(Protocol):
+    """x [T, hidden] of all the step's tokens -> the same; writes their KV into its cells."""
+
+    def __call__(self, x: Tensor, step: StepView, key_cells: Tensor, value_cells: Tensor) -> Tensor: ...
+
+
 class DecoderLayer:
     """Attention and MLP, each after a norm and added to what came in."""
 
@@ -43,7 +52,12 @@ class DecoderLayer:
 
 
 class Llama:
-    """A decoder of Llama's structure. `forward` takes its tensors as arguments and holds no state."""
+    """A decoder of Llama's structure. `forward` takes its tensors as arguments and holds no state.
+
+    layer_class, norm_class: what its layers and its last norm are."""
+
+    layer_class: Callable[[WeightSource, Ops, str, ModelConfig, int], Layer] = DecoderLayer
+    norm_class: type[RMSNorm] = RMSNorm
 
     def __init__(self, config: ModelConfig, source: WeightSource, ops: Ops, dtype: torch.dtype) -> None:
         self.config = config
@@ -51,12 +65,12 @@ class Llama:
         self.windows = tuple(sorted(set(config.windows)))
         self.rotary = Rotary(config.rope, config.head_dim, dtype)
         prefix = config.prefix
-        self.embedding = Embedding(source, f"{prefix}.embed_tokens", config.vocab_size, config.hidden_size)
+        self.embedding = self.embed(source, f"{prefix}.embed_tokens")
         self.layers = [
-            DecoderLayer(source, ops, f"{prefix}.layers.{layer}", config, layer)
+            self.layer_class(source, ops, f"{prefix}.layers.{layer}", config, layer)
             for layer in range(config.layers)
         ]
-        self.norm = RMSNorm(source, ops, f"{prefix}.norm", config.hidden_size, config.norm_eps)
+        self.norm = self.norm_class(source, ops, f"{prefix}.norm", config.hidden_size, config.norm_eps)
         head = f"{prefix}.embed_tokens" if config.tied_head else "lm_head"
         self.head = fused_linear(source, [(head, config.vocab_size)], config.hidden_size)
 
@@ -69,9 +83,9 @@ class Llama:
 
         seen: what of this step comes from pictures; None where nothing does."""
         ids = self.ops.resolve_tokens(inputs.token_ids, inputs.token_slots, kv.last_tokens)
-        turned = inputs.positions if seen is None or seen.angles is None else seen.angles
-        cos, sin = self.rotary(turned)
-        step = view_step(self.ops, inputs, kv, cos, sin, self.windows)
+        places = inputs.positions if seen is None or seen.angles is None else seen.angles
+        mutual = () if seen is None else seen.mutual
+        step = view_step(self.ops, inputs, kv, self.turns(places), self.windows, mutual)
         x = self.embedding(ids)
         if seen is not None:
             x.index_copy_(0, seen.tokens, seen.rows[:, 0])
@@ -82,6 +96,14 @@ class Llama:
             if seen is not None and number < seen.rows.shape[1]:
                 x.index_add_(0, seen.tokens, seen.rows[:, number])
         return x
+
+    def embed(self, source: WeightSource, name: str) -> Embedding:
+        """What its token ids become, made while it is built."""
+        return Embedding(source, name, self.config.vocab_size, self.config.hidden_size)
+
+    def turns(self, places: Tensor) -> Mapping[int, tuple[Tensor, Tensor]]:
+        """By window: cos and sin of tokens at `places` in the layers that have it."""
+        return dict.fromkeys(self.windows, self.rotary(places))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocab] of rows that `hidden` returned."""

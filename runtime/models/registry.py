@@ -8,6 +8,10 @@ from pathlib import Path
 
 from headrace.runtime.checkpoint import CheckpointError
 from headrace.runtime.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    gemma3_vl,
     llama,
     mistral,
     mixtral,
@@ -37,6 +41,9 @@ ARCHITECTURES = {
     "MistralForCausalLM": Architecture(mistral.read, llama.Llama),
     "Qwen2ForCausalLM": Architecture(qwen2.read, llama.Llama),
     "Qwen3ForCausalLM": Architecture(qwen3.read, llama.Llama),
+    gemma2.NAME: Architecture(gemma2.read, gemma.Gemma, own=gemma2.OWN),
+    gemma3.NAME: Architecture(gemma3.read, gemma.Gemma, own=gemma3.OWN),
+    gemma3_vl.NAME: Architecture(gemma3_vl.read, gemma3_vl.Gemma3VL, gemma3_vl.RENAMES, gemma3.OWN),
     mixtral.NAME: Architecture(mixtral.read, llama.Llama, own=mixtral.OWN),
     phi3.NAME: Architecture(phi3.read, llama.Llama),
     qwen3_moe.NAME: Architecture(qwen3_moe.read, llama.Llama, own=qwen3_moe.OWN),

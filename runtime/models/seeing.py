@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from headrace.runtime.models.llama import Llama
 
 
-class Tower(Protocol):
-    """Pixels of one picture to rows that a decoder reads. Holds no state."""
+class Tower(ABC):
+    """Pixels of one picture to rows that a decoder reads. Holds no state.
+
+    pixels: float32 [channels, height, width], normalised, of a size that the model's settings gave. rows: [rows,
+    1 + deep, hidden], what the embedding of each row's token becomes, and what the first layers of the decoder add
+    to it. stages: pieces of about equal work that an encode can be cut into."""
+
+    stages: int
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Iterator[Tensor | None]:
+        """One stage at each turn; the last one gives the rows."""
 
     def rows(self, pixels: Tensor) -> Tensor:
-        """pixels: float32 [channels, height, width], normalised, of a size that the model's settings gave.
-
-        [rows, 1 + deep, hidden]: what the embedding of each row's token becomes, and what the first layers of the
-        decoder add to it."""
+        """All stages at once."""
+        *_, rows = self.encode(pixels)
+        assert rows is not None
+        return rows
 
 
 class Seeing(Llama):

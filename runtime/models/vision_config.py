@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +74,43 @@ class QwenWindowVision:
         return self.hidden // self.heads
 
 
-VisionConfig = QwenVision | QwenWindowVision
+@dataclass(frozen=True, slots=True)
+class PlainVision:
+    """The towers of SigLIP and CLIP: a transformer over the patches of a square of one size.
+
+    side: pixels a side of the picture. depth: blocks that are computed. rows: rows a side that a decoder gets;
+    fewer than patches are the means of squares of them. act: of the MLPs, a GELU: exact, by its tanh formula, or
+    CLIP's quick one. leading: a learned patch that stands for the whole picture comes first, without a bias on the
+    others, and a norm before the blocks (CLIP). closing: a norm behind them. mutual: in the decoder, the tokens of
+    a picture read each other. frame: see SquareSettings. rest as in QwenVision.
+    """
+
+    token_id: int
+    depth: int
+    hidden: int
+    intermediate: int
+    heads: int
+    channels: int
+    patch: int
+    side: int
+    rows: int
+    out: int
+    eps: float
+    act: Literal["exact", "tanh", "quick"]
+    leading: bool
+    closing: bool
+    mutual: bool = False
+    frame: tuple[int, int] | None = None
+    deep: int = 0
+
+    @property
+    def patches(self) -> int:
+        """A side."""
+        return self.side // self.patch
+
+    def scratch(self, rows: int) -> int:
+        """Numbers that the tower has in hand for a picture of `rows` rows, at most."""
+        return (self.patches**2 + 1) * (8 * self.hidden + 2 * self.intermediate) + rows * 4 * self.out
+
+
+VisionConfig = QwenVision | QwenWindowVision | PlainVision

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.runtime.models.layers import WeightSource, fused_linear
 from headrace.runtime.models.patches import cut, grid, rotation, turned, turns
+from headrace.runtime.models.seeing import Tower
 from headrace.runtime.models.vision_config import QwenVision
 
 NORM_EPS = 1e-6
@@ -64,12 +67,13 @@ class Block:
         return self.second(F.gelu(self.first(self.before_mlp(x)), approximate=self.act), x)
 
 
-class QwenTower:
-    """`rows` of one picture. Holds no state."""
+class QwenTower(Tower):
+    """Sides of its pictures are whole multiples of patch x merge; rows stand line by line. A block is a stage."""
 
     def __init__(self, config: QwenVision, source: WeightSource, dtype: torch.dtype) -> None:
         self.config = config
         self.dtype = dtype
+        self.stages = config.depth
         name = "model.visual"
         shape = (config.hidden, config.channels, config.temporal, config.patch, config.patch)
         self.embed = source.linear(
@@ -86,11 +90,7 @@ class QwenTower:
         # Once, on the device: a copy in every call would wait for the steps ahead.
         self.frequencies = turns(config.head_dim, config.rope_theta, self.positions.device)
 
-    def rows(self, pixels: Tensor) -> Tensor:
-        """pixels: float32 [channels, height, width], normalised, sides whole multiples of patch x merge.
-
-        [rows, 1 + deep, out]: for each merge x merge square, row by row, what the embedding becomes and what the
-        decoder's first layers add."""
+    def encode(self, pixels: Tensor) -> Iterator[Tensor | None]:
         config = self.config
         high, wide = pixels.shape[1] // config.patch, pixels.shape[2] // config.patch
         row, column = grid(high, wide, config.merge, pixels.device)
@@ -102,7 +102,9 @@ class QwenTower:
             x = block(x, cos, sin)
             if number in self.deep:
                 found[number] = self.deep[number](x)
-        return torch.stack([self.merger(x), *(found[number] for number in config.deepstack)], 1)
+            if number + 1 < self.stages:
+                yield None
+        yield torch.stack([self.merger(x), *(found[number] for number in config.deepstack)], 1)
 
     def _learned(self, row: Tensor, column: Tensor, high: int, wide: int) -> Tensor:
         """The square of learned positions stretched over the picture, its corners on the picture's corners."""

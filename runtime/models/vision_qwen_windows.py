@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from headrace.runtime.models.layers import WeightSource, fused_linear
 from headrace.runtime.models.patches import cut, grid, rotation, turned, turns
+from headrace.runtime.models.seeing import Tower
 from headrace.runtime.models.vision_config import QwenWindowVision
 
 NORM_EPS = 1e-6
@@ -43,12 +46,13 @@ class WindowBlock:
         return self.down(F.silu(self.gate(wide)) * self.up(wide), x)
 
 
-class QwenWindowTower:
-    """A Tower (seeing.py)."""
+class QwenWindowTower(Tower):
+    """Rows stand line by line. A block is a stage."""
 
     def __init__(self, config: QwenWindowVision, source: WeightSource, dtype: torch.dtype) -> None:
         self.config = config
         self.dtype = dtype
+        self.stages = config.depth
         name = "model.visual"
         shape = (config.hidden, config.channels, config.temporal, config.patch, config.patch)
         self.embed = source.linear([(f"{name}.patch_embed.proj.weight", shape)], None)
@@ -59,8 +63,7 @@ class QwenWindowTower:
         self.second = fused_linear(source, [(f"{name}.merger.mlp.2", config.out)], self.joined, bias=True)
         self.frequencies = turns(config.head_dim, config.rope_theta, self.norm.device)
 
-    def rows(self, pixels: Tensor) -> Tensor:
-        """pixels: float32 [channels, height, width] -> [rows, 1, out], line by line."""
+    def encode(self, pixels: Tensor) -> Iterator[Tensor | None]:
         config = self.config
         high, wide = pixels.shape[1] // config.patch, pixels.shape[2] // config.patch
         x = self.embed(cut(pixels, config.patch, config.merge, config.temporal).to(self.dtype))
@@ -69,8 +72,10 @@ class QwenWindowTower:
         windows = self._windows(high // config.merge, wide // config.merge, pixels.device)
         for number, block in enumerate(self.blocks):
             x = block(x, cos, sin, whole if number in config.full else windows)
+            if number + 1 < self.stages:
+                yield None
         x = F.rms_norm(x, (config.hidden,), self.norm, NORM_EPS).view(-1, self.joined)
-        return self.second(F.gelu(self.first(x)))[:, None]
+        yield self.second(F.gelu(self.first(x)))[:, None]
 
     def _windows(self, lines: int, columns: int, device: torch.device) -> list[Tensor]:
         """The patches of each window, windows of one size together; those at two edges may be smaller."""

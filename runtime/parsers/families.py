@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.runtime.parsers import hermes, llama3, mistral, qwen_coder
@@ -65,13 +65,23 @@ class AnswerForm:
     template: str = ""  # the chat template that taught the model
 
     def splitter(
-        self, tools: Mapping[str, Mapping[str, Any] | None], *, single: bool = False, thinking: bool = False
+        self,
+        tools: Mapping[str, Mapping[str, Any] | None],
+        *,
+        single: bool = False,
+        thinking: bool = False,
+        midway: bool = False,
     ) -> Splitter | None:
-        """For one answer. tools: name → schema of what may be called; single, thinking: see Splitter."""
+        """For one answer. tools: name → schema of what may be called; single, thinking, midway: see Splitter."""
         calls = None if self.tools is None or not tools else (self.tools.read, CallRules(tools, single))
         if calls is None and self.reasoning is None:
             return None
-        return Splitter(self.reasoning, thinking, calls)
+        return Splitter(self.reasoning, thinking, calls, midway=midway)
+
+    @property
+    def past_reasoning(self) -> AnswerForm:
+        """What is left of it for an answer that goes on with a text: its time to reason is over."""
+        return replace(self, reasoning=None)
 
     @property
     def abilities(self) -> frozenset[str]:

@@ -27,8 +27,9 @@ class ReasoningMarks:
 class Splitter:
     """One answer. `push` and `finish` return what became certain; any cutting of the text gives the same pieces.
 
-    marks: None leaves reasoning in the text. thinking: the prompt has opened the reasoning already. calls: how the
-    family writes calls, and which ones are allowed; None: markup of calls is text.
+    marks: None leaves reasoning in the text. thinking: the prompt has opened the reasoning already; midway: and
+    has begun to reason, so that the answer's first white space is a part of it. calls: how the family writes calls,
+    and which ones are allowed; None: markup of calls is text.
     `over`: the answer has ended with the one call that was allowed; nothing is told any more.
     `thinking`: the model is reasoning now. `plain`: what comes from now on is text of the answer, all of it, and
     nothing is held back: nobody needs this splitter any more.
@@ -41,11 +42,14 @@ class Splitter:
         marks: ReasoningMarks | None = None,
         thinking: bool = False,
         calls: tuple[CallReader, CallRules] | None = None,
+        *,
+        midway: bool = False,
     ) -> None:
         assert marks is not None or not thinking
+        assert thinking or not midway
         self.over = False
         self._source = Incoming()
-        self._reading = _answer(self._source, marks, thinking, calls)
+        self._reading = _answer(self._source, marks, thinking, midway, calls)
         next(self._reading)
 
     @property
@@ -85,12 +89,16 @@ class Splitter:
 
 
 def _answer(
-    source: Incoming, marks: ReasoningMarks | None, thinking: bool, calls: tuple[CallReader, CallRules] | None
+    source: Incoming,
+    marks: ReasoningMarks | None,
+    thinking: bool,
+    midway: bool,
+    calls: tuple[CallReader, CallRules] | None,
 ) -> Reading[None]:
     source.thinking = thinking
     yield  # the constructor runs up to here
     if marks is not None:
-        yield from _reasoning(source, marks)
+        yield from _reasoning(source, marks, midway)
     if calls is None:
         yield from source.remainder()
     else:
@@ -98,7 +106,7 @@ def _answer(
         yield from read(source, rules)
 
 
-def _reasoning(source: Incoming, marks: ReasoningMarks) -> Reading[None]:
+def _reasoning(source: Incoming, marks: ReasoningMarks, midway: bool) -> Reading[None]:
     """Tell the reasoning before an answer, if there is any, without the white space around it."""
     if not source.thinking:
         try:
@@ -109,7 +117,8 @@ def _reasoning(source: Incoming, marks: ReasoningMarks) -> Reading[None]:
             return
         source.at = at + len(marks.begin)
         source.thinking = True
-    yield from source.drop_white()
+    if not midway:
+        yield from source.drop_white()
     found = yield from source.text_until(marks.end)
     if found >= 0:
         source.at = found + len(marks.end)

@@ -8,9 +8,9 @@ from typing import Any
 
 from headrace.server.exchange import About, HttpRoute
 from headrace.server.faces.engine_http import NOT_GENERATIVE
-from headrace.server.protocol import chat, completions, generate, messages, ollama, tokenizing
+from headrace.server.protocol import chat, completions, generate, messages, ollama, profile, tokenizing
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.responses import ResponseRequest
+from headrace.server.protocol.responses import CompactRequest, ResponseRequest
 
 
 def described(routes: Mapping[str, HttpRoute]) -> dict[str, HttpRoute]:
@@ -94,6 +94,17 @@ ABOUT: dict[str, dict[str, About]] = {
         "GET": dataclasses.replace(_FLUSHED, query=_TIMEOUT),
         "POST": dataclasses.replace(_FLUSHED, query=_TIMEOUT),
     },
+    "/start_profile": {
+        "POST": About(
+            summary="Note what the steps do, with torch.profiler.",
+            body=profile.StartProfile,
+            reply=str,
+            reply_type="text/plain",
+        )
+    },
+    "/stop_profile": {
+        "POST": About(summary="End it and write the trace.", reply=str, reply_type="text/plain")
+    },
     "/server_info": _get("The server's settings and counts."),
     "/get_server_info": _get("As /server_info."),
     "/model_info": _get("What the served model is."),
@@ -115,7 +126,13 @@ ABOUT: dict[str, dict[str, About]] = {
             event=ev.Event,
         )
     },
-    "/v1/responses/compact": _said("Refused: conversations are not compacted here."),
+    "/v1/responses/compact": {
+        "POST": About(
+            summary="A conversation made shorter: what was not said by the model, and one compaction item.",
+            body=CompactRequest,
+            reply=ev.CompactedResponse,
+        )
+    },
     "/v1/responses/{id}": {
         "GET": About(
             summary="A response, running or stored: the object, or with stream=true its events.",

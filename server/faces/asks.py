@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
 from headrace.server.faces.pictures import picture
 from headrace.server.faces.shapes import chat_shape, response_shape
+from headrace.server.faces.telemetry import TELEMETRY
 from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
 from headrace.server.faces.tool_items import Turns, check_outputs
 from headrace.server.protocol import fields as f
@@ -17,6 +18,7 @@ from headrace.server.protocol.codec import compact
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.realtime import Options
 from headrace.server.protocol.responses import Item, Part, ResponseRequest
+from headrace.server.protocol.tokenizing import TokenizeRequest
 
 LOGPROBS = "message.output_text.logprobs"
 _MEDIA = {"input_file": "files", "input_audio": "audio"}
@@ -40,14 +42,16 @@ def scoped(tenant: Tenant, cache_salt: str | None) -> Tenant:
 # -- Responses -------------------------------------------------------------------------------------------------
 
 
-def response_messages(request: ResponseRequest) -> tuple[Message, ...]:
-    """The request's own input as messages. Raises WireError for items that are not understood."""
-    if request.input is None:
+def response_messages(given: str | list[Item] | None, tenant: Tenant) -> tuple[Message, ...]:
+    """A request's own input as messages. Raises WireError for items that are not understood.
+
+    tenant: whose compacted conversations may stand in it."""
+    if given is None:
         return ()
-    if isinstance(request.input, str):
-        return (Message("user", request.input),) if request.input else ()
-    turns = Turns(_part_text)
-    for index, item in enumerate(request.input):
+    if isinstance(given, str):
+        return (Message("user", given),) if given else ()
+    turns = Turns(_part_text, tenant)
+    for index, item in enumerate(given):
         path = f"input[{index}]"
         if not turns.add_item(item, path):
             turns.add(_item_message(item, path))
@@ -99,6 +103,10 @@ def check_response(request: ResponseRequest) -> None:
     """Raise WireError for what is not offered here."""
     f.check_supported(request)
     _check_response_options(request)
+    if request.x_telemetry in ("response", "step") and TELEMETRY in (request.metadata or {}):
+        raise WireError(
+            "invalid_value", f"metadata.{TELEMETRY}: what x_telemetry asks for goes there", "metadata"
+        )
 
 
 def response_ask(
@@ -161,6 +169,7 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
     return Ask(
         tenant=scoped(tenant, request.cache_salt),
         messages=messages,
+        ending=chat_ending(request, messages),
         max_tokens=request.max_tokens if limit is None else limit,
         tools=tools.tools,
         tool_choice=tools.choice,
@@ -175,6 +184,20 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         },
         **sampling(request, request.reasoning_effort),
     )
+
+
+def chat_ending(
+    request: ChatRequest | TokenizeRequest, messages: tuple[Message, ...]
+) -> Literal["answer", "open", "closed"]:
+    """Where the prompt of a chat ends (Ask.ending). Raises WireError."""
+    name = "continue_final_message"
+    if not request.continue_final_message:
+        return "closed" if request.add_generation_prompt is False else "answer"
+    if request.add_generation_prompt:
+        raise WireError("invalid_value", f"{name} and add_generation_prompt cannot both be true", name)
+    if not messages or messages[-1].role != "assistant":
+        raise WireError("invalid_value", f"{name}: the last message is not the assistant's", name)
+    return "open"
 
 
 def chat_messages(messages: list[ChatMessage]) -> tuple[Message, ...]:

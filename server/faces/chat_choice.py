@@ -18,8 +18,8 @@ from headrace.runtime.interface import (
     TokenStream,
     joined,
 )
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.token_logprobs import chat_logprobs
+from headrace.server.ids import new_id
 from headrace.server.protocol import chat
 from headrace.server.protocol.logprobs import ChatLogprobs
 from headrace.server.protocol.tools import CallDelta, CalledFunction, CallFunctionDelta, ChatCall

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from headrace.runtime.interface import Refusal, Runtime, TokenStream
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
@@ -10,11 +10,14 @@ from headrace.server.faces.answers import error_reply, ignored_header, sse
 from headrace.server.faces.asks import chat_ask, check_model
 from headrace.server.faces.chat_choice import ChatSpeaker
 from headrace.server.faces.many import ManyAnswer
-from headrace.server.faces.settings import FaceSettings, new_id
+from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.telemetry import summary_of
 from headrace.server.faces.usage import usage_of_many
+from headrace.server.ids import new_id
 from headrace.server.protocol import chat
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.extension import Summary
 
 CONTENT_IS = b'"content":'
 
@@ -35,12 +38,26 @@ class ChatFace:
             if decoded.ignored:
                 self._settings.on_ignored_fields("chat", len(decoded.ignored))
             check_model(decoded.value.model, self._runtime.card, self._settings.model_aliases)
+            _check_telemetry(decoded.value)
             ask = chat_ask(decoded.value, request.tenant)
             answer = ChatAnswer(self._runtime, wire, headers, decoded.value, self._settings)
             answer.open((ask,), decoded.value.n or 1)
+            if answer.measured:
+                self._runtime.meter(answer.streams[0], None)
             return answer
         except (WireError, Refusal) as error:
             return error_reply(error, headers)
+
+
+def _check_telemetry(request: chat.ChatRequest) -> None:
+    """Raise WireError where the summary would have no place, or would be of several answers."""
+    if request.x_telemetry != "response":
+        return
+    if (request.n or 1) > 1:
+        raise WireError("invalid_value", "x_telemetry: tells of one answer; n is more", "x_telemetry")
+    if request.stream and not (request.stream_options and request.stream_options.include_usage):
+        what = "x_telemetry: comes on the usage chunk, which stream_options.include_usage asks for"
+        raise WireError("invalid_value", what, "x_telemetry")
 
 
 class ChatAnswer(ManyAnswer):
@@ -62,6 +79,7 @@ class ChatAnswer(ManyAnswer):
         self._created = int(settings.now())
         self._model = runtime.card.id
         self._copies = request.n or 1
+        self.measured = request.x_telemetry == "response"  # it tells where its time went
         self._speakers = [ChatSpeaker(index, settings.reasoning_field) for index in range(self._copies)]
         self._chunk_ends: dict[int, tuple[bytes, bytes]] = {}
 
@@ -96,7 +114,12 @@ class ChatAnswer(ManyAnswer):
 
     def ending(self) -> list[bytes]:
         """The chunk that holds nothing but usage, if it is asked for."""
-        return [sse(encode(self._chunk((), self._usage())))] if self._usage_chunk else []
+        if not self._usage_chunk:
+            return []
+        chunk = self._chunk((), self._usage())
+        if self.measured:
+            chunk = structs.replace(chunk, x_telemetry=self._summary())
+        return [sse(encode(chunk))]
 
     def whole(self) -> bytes:
         """One object with all messages."""
@@ -105,9 +128,20 @@ class ChatAnswer(ManyAnswer):
         )
         return encode(
             chat.ChatCompletion(
-                self._id, "chat.completion", self._created, self._model, choices, self._usage()
+                self._id,
+                "chat.completion",
+                self._created,
+                self._model,
+                choices,
+                self._usage(),
+                self._summary() if self.measured else UNSET,
             )
         )
+
+    def _summary(self) -> Summary:
+        (stream,) = self.streams
+        assert stream.meter is not None
+        return summary_of(stream, stream.meter)
 
     def _usage(self) -> chat.ChatUsage:
         return usage_of_many(self.streams, self._copies)

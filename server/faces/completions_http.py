@@ -13,9 +13,10 @@ from headrace.server.faces.asks import check_model
 from headrace.server.faces.elsewhere import Elsewhere
 from headrace.server.faces.many import ManyAnswer
 from headrace.server.faces.prompt_asks import completion_asks
-from headrace.server.faces.settings import FaceSettings, new_id
+from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.token_logprobs import CompletionColumns
 from headrace.server.faces.usage import usage_of_many
+from headrace.server.ids import new_id
 from headrace.server.protocol import completions as wire
 from headrace.server.protocol.chat import ChatUsage
 from headrace.server.protocol.codec import TOKEN_IDS, decode, encode

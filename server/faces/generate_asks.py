@@ -9,8 +9,8 @@ from typing import TypeVar
 from headrace.runtime.interface import Ask, Tenant
 from headrace.server.faces.asks import scoped
 from headrace.server.faces.prompt_asks import Prompt, check_count
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.shapes import text_shape
+from headrace.server.ids import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.generate import MOST_PROMPTS, GenerateRequest, SamplingFields

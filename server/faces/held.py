@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from headrace.runtime.interface import FinishReason, Tenant, TokenStream
+from headrace.runtime.interface import FinishReason, StepBoard, Tenant, TokenStream
 from headrace.server.conversation import Turn
 from headrace.server.faces.settings import Timer
 from headrace.server.faces.tape import Tape
 
 if TYPE_CHECKING:
     from headrace.server.faces.jobs import Job
+    from headrace.server.faces.responses import ResponseRun
 
 ALONE_WINDOW = 4096  # tokens that wait for a reader who may come back
 EVENT_BYTES = 96  # one event on a tape, about
@@ -33,6 +34,8 @@ ENDED_LIMIT = 16_384  # ended responses whose connection lives; what bounds them
 
 class Desk(Protocol):
     """A session that a held response is attached to."""
+
+    board: StepBoard  # who hears there of the steps of an answer that asked for that
 
     def give_up(self, held: Held) -> None:
         """Another connection has taken this response over."""
@@ -133,6 +136,7 @@ class HeldResponses:
         held.desk = None
         response = held.job.response
         stream = response.run.stream
+        _tell_steps(response.run, None)
         if stream.finish is None:
             stream.attach(_nobody, 1 if held.pauses else self.window)
             if held.pauses:
@@ -147,6 +151,7 @@ class HeldResponses:
         self._stay(held)
         held.next = start
         self.resumes += 1
+        _tell_steps(held.job.response.run, desk.board)
         held.job.response.run.stream.attach(listener, held.window)
 
     def let_go(self, held: Held) -> None:
@@ -196,6 +201,14 @@ class HeldResponses:
         if held.timer is not None:
             held.timer.cancel()
             held.timer = None
+
+
+def _tell_steps(run: ResponseRun, board: StepBoard | None) -> None:
+    """`board` hears of the steps from now on; what happened before is told to nobody again."""
+    if run.stream.meter is not None and run.request.x_telemetry == "step":
+        run.stream.meter.board = board
+        if board is not None:
+            board.used = True
 
 
 def _nobody(stream: TokenStream) -> None:

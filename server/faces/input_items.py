@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from headrace.server.faces.item_ids import input_id
 from headrace.server.protocol.codec import compact, encode
 from headrace.server.protocol.responses import Item, ResponseRequest
 
@@ -18,8 +19,9 @@ def input_items(request: ResponseRequest, response_id: str) -> list[Raw]:
         return []
     if isinstance(given, str):
         given = [Item(role="user", content=given)]
-    stem = response_id.removeprefix("resp_")
-    return [Raw(encode(_item(item, f"msg_{stem}_{index}"))) for index, item in enumerate(given)]
+    return [
+        Raw(encode(_item(item, input_id(item.type, response_id, index)))) for index, item in enumerate(given)
+    ]
 
 
 def _item(item: msgspec.Struct, made_id: str) -> dict[str, Any]:

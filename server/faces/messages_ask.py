@@ -58,17 +58,24 @@ def _prompt(request: CountTokensRequest) -> dict[str, Any]:
     """The fields of Ask that make the prompt."""
     f.check_supported(request)
     tools = _tools(request)
+    messages, continued = _messages(request)
+    shape = _shape(request)
+    if continued and shape is not None:
+        what = "output_config.format: a last turn that is continued (prefill) has no format"
+        raise WireError("invalid_value", what, "output_config.format")
     return {
-        "messages": _messages(request),
+        "messages": messages,
+        "ending": "open" if continued else "answer",
         "tools": tools,
         "tool_choice": _choice(request, tools),
-        "shape": _shape(request),
+        "shape": shape,
         "template_options": _options(request),
         "param_names": _NAMES,
     }
 
 
-def _messages(request: CountTokensRequest) -> tuple[Message, ...]:
+def _messages(request: CountTokensRequest) -> tuple[tuple[Message, ...], bool]:
+    """The conversation, and whether the answer goes on with its last turn."""
     turns = Turns()
     if isinstance(request.system, str):
         turns.add_system(request.system)
@@ -77,14 +84,24 @@ def _messages(request: CountTokensRequest) -> tuple[Message, ...]:
     for index, turn in enumerate(request.messages):
         turns.add(turn, f"messages[{index}]")
     messages = turns.messages()
-    if messages[-1].role == "assistant":
-        # The template would close this turn and open another: the answer would not continue it.
-        raise WireError(
-            "unsupported_parameter",
-            "messages: the last one is the assistant's; continuing it (prefill) is not supported yet",
-            "messages",
-        )
-    return join_leading_system(messages)
+    last = messages[-1]
+    continued = last.role == "assistant"
+    if continued and last == Message("assistant", ""):
+        # The one turn that may be empty: the answer begins by itself.
+        messages, continued = messages[:-1], False
+    if continued:
+        _check_continued(request, last)
+    return join_leading_system(messages), continued
+
+
+def _check_continued(request: CountTokensRequest, last: Message) -> None:
+    # Tokens hold the space in front of their word: an answer hardly ever goes on well behind one.
+    if last.content != last.content.rstrip():
+        what = "messages: final assistant content cannot end with trailing whitespace"
+        raise WireError("invalid_value", what, "messages")
+    if request.thinking is not None and request.thinking.type == "enabled" and not last.reasoning:
+        what = "thinking: when it is enabled, a last turn of the assistant's starts with a thinking block"
+        raise WireError("invalid_value", what, "thinking")
 
 
 def _tools(request: CountTokensRequest) -> tuple[Tool, ...]:

@@ -15,8 +15,8 @@ from headrace.runtime.interface import (
     ReasoningPiece,
     TextPiece,
 )
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.tool_items import sealed
+from headrace.server.ids import new_id
 from headrace.server.protocol import messages as m
 
 # What a call's arguments are called in a whole reply if they are no object, because the answer was cut there.

@@ -15,7 +15,8 @@ from headrace.server.faces.asks import check_model
 from headrace.server.faces.later import Later
 from headrace.server.faces.messages_ask import count_ask, messages_ask
 from headrace.server.faces.messages_blocks import AnswerBlocks
-from headrace.server.faces.settings import FaceSettings, new_id, rfc3339
+from headrace.server.faces.settings import FaceSettings, rfc3339
+from headrace.server.ids import new_id
 from headrace.server.protocol import messages as m
 from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.error_body import ErrorBody

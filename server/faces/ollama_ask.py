@@ -8,7 +8,7 @@ from typing import Any
 from headrace.runtime.interface import AnswerShape, Ask, Message, ModelCard, Picture, Tenant, Tool, ToolCall
 from headrace.server.faces.asks import check_model, join_leading_system
 from headrace.server.faces.offered import check_offered, offered
-from headrace.server.faces.settings import new_id
+from headrace.server.ids import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import ollama as o
 from headrace.server.protocol.codec import free_form
@@ -48,14 +48,16 @@ def chat_ask(request: o.OllamaChatRequest, tenant: Tenant) -> Ask | None:
     if not request.messages:
         return None
     messages = _messages(request.messages)
-    if messages[-1].role == "assistant":
-        # The template would close this turn and open another: the answer would not continue it.
-        raise WireError(
-            "unsupported_parameter",
-            "messages: the last one is the assistant's; continuing it is not supported yet",
-            "messages",
-        )
-    return _ask(request, tenant, "messages", messages=join_leading_system(messages), tools=_tools(request))
+    if messages[-1] == Message("assistant", ""):
+        messages = messages[:-1]  # nothing to go on with: the answer begins by itself
+    return _ask(
+        request,
+        tenant,
+        "messages",
+        messages=join_leading_system(messages),
+        ending="open" if messages and messages[-1].role == "assistant" else "answer",
+        tools=_tools(request),
+    )
 
 
 def generate_ask(request: o.OllamaGenerateRequest, tenant: Tenant) -> Ask | None:

@@ -25,8 +25,9 @@ from headrace.runtime.interface import (
 )
 from headrace.server.exchange import HttpReply, Wire
 from headrace.server.faces.answers import StreamAnswer
-from headrace.server.faces.settings import FaceSettings, new_id, rfc3339
+from headrace.server.faces.settings import FaceSettings, rfc3339
 from headrace.server.faces.token_logprobs import chat_logprobs
+from headrace.server.ids import new_id
 from headrace.server.protocol import ollama as o
 from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import WireError

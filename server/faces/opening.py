@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from msgspec import UNSET
 
-from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import (
+    ForkPlace,
+    Refusal,
+    Runtime,
+    StepBoard,
+    Tenant,
+    TokenStream,
+    receipt_of,
+)
 from headrace.server.conversation import Turn
 from headrace.server.faces.asks import check_response, response_ask, response_messages
 from headrace.server.faces.input_items import input_items
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
+from headrace.server.faces.telemetry import row_name
 from headrace.server.faces.warm_up import WarmUpRun, ended_stream, is_warm_up
 from headrace.server.protocol import response_events as ev
+from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import ResponseRequest
 
 
@@ -29,13 +40,18 @@ def open_response(
     *,
     lane: ev.Lane = UNSET,
     background: bool = False,
+    board: StepBoard | None = None,
 ) -> RunningResponse:
-    """The response to `request` after `parent`. Raises WireError or Refusal; then nothing was begun."""
+    """The response to `request` after `parent`; `board` hears of its steps if it asks for that. Raises WireError or
+    Refusal; then nothing was begun."""
     check_response(request)
+    if request.x_receipt and not runtime.card.computing:
+        what = "x_receipt: this server computes faster than it could certify; start it with --deterministic"
+        raise WireError("unsupported_parameter", what, "x_receipt")
     if request.store is not False and running.store.behind:
         raise Refusal("server_is_overloaded", "too much waits to be stored already", retry_after=1.0)
     warm_up = is_warm_up(request)
-    added = response_messages(request)
+    added = response_messages(request.input, tenant)
     history = () if parent is None else parent.history()
     if warm_up and not (history or added or request.instructions):
         stream = ended_stream(settings.clock())
@@ -43,8 +59,18 @@ def open_response(
         stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
     kind = WarmUpRun if warm_up else ResponseRun
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
+    if request.x_receipt:
+        run.certify = partial(receipt_of, stream, runtime.card)
+    meter_run(runtime, run, board)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, tenant, parent, added, items, background=background)
+
+
+def meter_run(runtime: Runtime, run: ResponseRun, board: StepBoard | None) -> None:
+    """What the request asks to know of its time is measured from now on."""
+    if (level := run.request.x_telemetry) in ("response", "step"):
+        meter = runtime.meter(run.stream, board if level == "step" else None)
+        meter.owner, meter.name = run, row_name(run.id)
 
 
 def fork_response(
@@ -57,6 +83,7 @@ def fork_response(
     request: ResponseRequest,
     listener: Callable[[TokenStream], None],
     lane: str,
+    board: StepBoard,
 ) -> RunningResponse:
     """A response that begins as `parent` does up to `place` and goes on as `request` says. `turn` is what both
     continue. Raises WireError or Refusal; then nothing was begun."""
@@ -66,5 +93,6 @@ def fork_response(
     stream, shared = runtime.fork(parent.run.stream, place, ask, listener)
     run = ResponseRun(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     run.forked_from = ev.ForkedFrom(parent.run.id, shared)
+    meter_run(runtime, run, board)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, parent.tenant, turn, parent.added, items)

@@ -24,7 +24,7 @@ from headrace.runtime.interface import (
     joined,
 )
 from headrace.server.faces.realtime_conversation import RealtimeConversation
-from headrace.server.faces.settings import new_id
+from headrace.server.ids import new_id
 from headrace.server.protocol import realtime_events as ev
 from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import WireError

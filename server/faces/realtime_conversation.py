@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from headrace.server.faces.settings import new_id
+from headrace.server.ids import new_id
 from headrace.server.protocol import realtime_events as ev
 from headrace.server.protocol.codec import encode
 from headrace.server.session import WaitingBudget

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from headrace.runtime.interface import Message, Picture, ToolCall
 from headrace.runtime.refusal import shorten
 from headrace.server.faces.pictures import picture
-from headrace.server.faces.settings import new_id
+from headrace.server.ids import new_id
 from headrace.server.protocol import realtime as rt
 from headrace.server.protocol import realtime_events as ev
 from headrace.server.protocol.codec import encode

@@ -15,7 +15,7 @@ from headrace.runtime.interface import Ask, Message, Tenant, Tool, ToolChoice
 from headrace.runtime.refusal import shorten
 from headrace.server.faces.asks import join_leading_system, sampling
 from headrace.server.faces.offered import object_schema
-from headrace.server.faces.settings import new_id
+from headrace.server.ids import new_id
 from headrace.server.protocol import fields as f
 from headrace.server.protocol import realtime as rt
 from headrace.server.protocol import realtime_events as ev

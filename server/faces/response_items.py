@@ -21,9 +21,10 @@ from headrace.runtime.interface import (
     TextPiece,
     ToolCall,
 )
-from headrace.server.faces.settings import new_id
+from headrace.server.faces.item_ids import output_id
 from headrace.server.faces.tool_asks import text_arguments
 from headrace.server.faces.tool_items import sealed
+from headrace.server.ids import new_id
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.logprobs import TokenLogprobPart
 
@@ -31,17 +32,19 @@ from headrace.server.protocol.logprobs import TokenLogprobPart
 class Output:
     """The items of one response, in the order of their indices.
 
-    number() gives the next sequence number. custom: names of tools that take free text. seal: reasoning items carry
-    the blob that a client can send back.
+    response_id: whose items they are. number() gives the next sequence number. custom: names of tools that take
+    free text. seal: reasoning items carry the blob that a client can send back.
     """
 
     def __init__(
         self,
+        response_id: str,
         number: Callable[[], int],
         lane: ev.Lane = UNSET,
         custom: Collection[str] = (),
         seal: bool = False,
     ) -> None:
+        self.response_id = response_id
         self.number = number
         self.lane = lane
         self.custom = custom
@@ -84,6 +87,11 @@ class Output:
             self.open.add(piece.text, events)
         if pieces and not isinstance(pieces[-1], TextPiece):
             self._logprobs.clear()
+
+    def place(self, prefix: str) -> tuple[int, str]:
+        """The index of the item that follows the open one, and its id."""
+        index = len(self.closed) + (self.open is not None)
+        return index, output_id(prefix, self.response_id, index)
 
     def take_logprobs(self) -> tuple[TokenLogprobPart, ...]:
         """Those that were told with no text yet."""
@@ -140,8 +148,7 @@ class OpenMessage:
     """A message while it is written."""
 
     def __init__(self, output: Output) -> None:
-        self.id = new_id("msg")
-        self.index = len(output.closed) + (output.open is not None)
+        self.index, self.id = output.place("msg")
         self._output = output
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprobPart] = []
@@ -187,8 +194,7 @@ class OpenReasoning:
     """What the model thinks, while it does."""
 
     def __init__(self, output: Output) -> None:
-        self.id = new_id("rs")
-        self.index = len(output.closed) + (output.open is not None)
+        self.index, self.id = output.place("rs")
         self._output = output
         self._texts: list[str] = []
 
@@ -224,10 +230,9 @@ class OpenCall:
 
     def __init__(self, output: Output, name: str) -> None:
         self._text = TextInput() if name in output.custom else None
-        self.id = new_id("fc" if self._text is None else "ctc")
+        self.index, self.id = output.place("fc" if self._text is None else "ctc")
         self.call_id = new_id("call")
         self.name = name
-        self.index = len(output.closed) + (output.open is not None)
         self._output = output
         self._arguments: list[str] = []
 

@@ -6,22 +6,27 @@ the prompt is ready (`times.joined`), so a request that cannot run is still refu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import UNSET, UnsetType
+from msgspec.structs import asdict
 
 from headrace.runtime.interface import (
     FinishReason,
     Message,
+    Receipt,
     Refusal,
     TextPiece,
     TokenStream,
     joined,
 )
 from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
-from headrace.server.faces.settings import new_id
 from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tape import Template
+from headrace.server.faces.telemetry import TELEMETRY, summary_of
 from headrace.server.faces.token_logprobs import response_logprobs
 from headrace.server.faces.tool_asks import response_tools
+from headrace.server.ids import new_id
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import STATUS
@@ -29,6 +34,7 @@ from headrace.server.protocol.responses import ResponseRequest
 
 INSTRUCTIONS_ECHO = 64 << 10  # longer ones are not repeated three times; the field is null then
 
+BEGINNING = 2  # events that say that a response has begun
 NUMBER_IS, DELTA_IS = '"sequence_number":', '"delta":'
 
 _ERROR_CODES = {"rate_limit_exceeded": "rate_limit_exceeded", "server_error": "server_error"}
@@ -63,12 +69,13 @@ class ResponseRun:
         self.tools = response_tools(request)
         _, self.format_echo = response_shape(request)
         seal = "reasoning.encrypted_content" in (request.include or ())
-        self.output = Output(self.next_number, lane, self.tools.custom, seal)
+        self.output = Output(self.id, self.next_number, lane, self.tools.custom, seal)
         self.stream = stream
         self.lane = lane
         self.created = int(created)
         self.model = model
         self.forked_from: ev.ForkedFrom | UnsetType = UNSET
+        self.certify: Callable[[], Receipt | None] | None = None  # at the end, for who asked for a receipt
         # Its id was told before it began: then even a refusal is an end of this response.
         self.announced = False
         self.began = False
@@ -242,6 +249,9 @@ class ResponseRun:
     ) -> ev.Response:
         request = self.request
         params = self.stream.params
+        receipt: ev.Receipt | UnsetType = UNSET
+        if self.certify is not None and self.stream.finish is not None and (found := self.certify()):
+            receipt = ev.Receipt(**asdict(found))
         reasoning = request.reasoning
         instructions = request.instructions
         if instructions is not None and len(instructions) > INSTRUCTIONS_ECHO:
@@ -258,7 +268,7 @@ class ResponseRun:
             error=error,
             incomplete_details=incomplete,
             instructions=instructions,
-            metadata=request.metadata or {},
+            metadata=self._metadata(status),
             temperature=params.temperature if params else _given(request.temperature),
             top_p=params.top_p if params else _given(request.top_p),
             top_logprobs=request.top_logprobs or 0,
@@ -275,7 +285,14 @@ class ResponseRun:
             usage=None if status in ("queued", "in_progress") else self.usage,
             service_tier=UNSET if request.service_tier is None else "default",
             x_forked_from=self.forked_from,
+            x_receipt=receipt,
         )
+
+    def _metadata(self, status: str) -> dict[str, str]:
+        given, meter = self.request.metadata or {}, self.stream.meter
+        if meter is None or status in ("queued", "in_progress"):
+            return given
+        return {**given, TELEMETRY: encode(summary_of(self.stream, meter)).decode()}
 
 
 def usage_of(stream: TokenStream) -> ev.Usage:

@@ -5,27 +5,30 @@ Knows no socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Raw
 
-from headrace.runtime.interface import Refusal, Runtime, TokenStream
+from headrace.runtime.interface import Refusal, Runtime, StepBoard, TokenStream, micros
 from headrace.server.conversation import Stored, Turn
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import StreamAnswer, error_reply, ignored_header
 from headrace.server.faces.asks import check_model, check_response, response_ask, response_messages
+from headrace.server.faces.compact_http import CompactAnswer
 from headrace.server.faces.following import FollowAnswer, sse_event
-from headrace.server.faces.frames import not_found
 from headrace.server.faces.later import Later
+from headrace.server.faces.lineage import R, Traced, trace
 from headrace.server.faces.opening import open_response
+from headrace.server.faces.responses import BEGINNING
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tape import Tape
+from headrace.server.faces.telemetry import steps_told
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseRequest
+from headrace.server.protocol.responses import CompactRequest, ResponseRequest
 
 PAGE_LIMIT = 100  # items in one reply
 PAGE_DEFAULT = 20
@@ -42,52 +45,61 @@ class ResponsesFace:
 
     def create(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """POST /v1/responses."""
-        return self._continued(request, wire, "responses", self._begin)
+        return self._continued(request, wire, ResponseRequest, self._begin)
 
     def count(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
         """POST /v1/responses/input_tokens: how long the prompt of such a request is."""
-        return self._continued(request, wire, "responses", self._count)
+        return self._continued(request, wire, ResponseRequest, self._count)
 
-    def compact(self, request: HttpRequest, wire: Wire) -> HttpReply:
-        """POST /v1/responses/compact: refused by name, because the path reads like a response's id."""
-        what = (
-            "Conversations are not compacted here: leave out old items, or send truncation 'auto', "
-            "which drops the oldest."
-        )
-        return error_reply(WireError("unsupported_endpoint", what))
+    def compact(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
+        """POST /v1/responses/compact: the conversation in fewer words, as items of the next request."""
+        return self._continued(request, wire, CompactRequest, self._compact)
 
     def _continued(
         self,
         request: HttpRequest,
         wire: Wire,
-        endpoint: str,
-        begin: Callable[
-            [HttpRequest, Wire, ResponseRequest, Turn | None, dict[str, str]], HttpReply | Answer
-        ],
+        kind: type[R],
+        begin: Callable[[HttpRequest, Wire, R, Turn | None, dict[str, str]], HttpReply | Answer],
     ) -> HttpReply | Answer:
-        """What `begin` makes of the request and of the turn that it continues."""
+        """What `begin` makes of the request, and of the turn that it continues."""
         headers: dict[str, str] = {}
         try:
-            decoded = decode(request.body, ResponseRequest, strict=self._settings.strict_fields)
+            decoded = decode(request.body, kind, strict=self._settings.strict_fields)
             headers = ignored_header(decoded.ignored)
             if decoded.ignored:
-                self._settings.on_ignored_fields(endpoint, len(decoded.ignored))
+                self._settings.on_ignored_fields("responses", len(decoded.ignored))
             body = decoded.value
             check_model(
                 body.model or request.query.get("model"), self._runtime.card, self._settings.model_aliases
             )
         except (WireError, Refusal) as error:
             return error_reply(error, headers)
-        previous = body.previous_response_id
-        if previous is None:
-            return begin(request, wire, body, None, headers)
+        later = Later(wire)
 
-        def continued(stored: Stored | None) -> HttpReply | Answer:
-            if stored is None:
-                return error_reply(not_found(previous), headers)
-            return begin(request, wire, body, stored.turn, headers)
+        def traced(outcome: Traced[R] | WireError | Refusal) -> None:
+            if isinstance(outcome, Traced):
+                later.settle(begin(request, wire, outcome.request, outcome.parent, headers))
+            else:
+                later.settle(error_reply(outcome, headers))
 
-        return self._look_up(request, wire, previous, continued)
+        trace(self._store, request.tenant, body, _not_near, traced)
+        return later.now()
+
+    def _compact(
+        self,
+        request: HttpRequest,
+        wire: Wire,
+        body: CompactRequest,
+        parent: Turn | None,
+        headers: dict[str, str],
+    ) -> HttpReply | Answer:
+        answer = CompactAnswer(self._runtime, self._settings, wire, headers, request.tenant)
+        try:
+            answer.begin(body, () if parent is None else parent.history())
+        except (WireError, Refusal) as error:
+            return error_reply(error, headers)
+        return answer
 
     def _count(
         self,
@@ -100,7 +112,7 @@ class ResponsesFace:
         try:
             check_response(body)
             history = () if parent is None else parent.history()
-            ask = response_ask(body, history, response_messages(body), request.tenant)
+            ask = response_ask(body, history, response_messages(body.input, request.tenant), request.tenant)
             answer = Later(wire)
 
             def counted(count: int | Refusal) -> None:
@@ -125,7 +137,13 @@ class ResponsesFace:
         try:
             if body.background:
                 return self._begin_in_background(request, wire, body, parent, headers)
-            answer = ResponseAnswer(self._runtime, wire, headers, streamed=bool(body.stream))
+            if body.x_telemetry == "step" and not body.stream:
+                raise WireError(
+                    "invalid_value", "x_telemetry: steps are told in a stream only", "x_telemetry"
+                )
+            answer = ResponseAnswer(
+                self._runtime, wire, headers, streamed=bool(body.stream), clock=self._settings.clock
+            )
             answer.begin(
                 open_response(
                     self._runtime,
@@ -135,6 +153,7 @@ class ResponsesFace:
                     parent,
                     request.tenant,
                     answer.listen,
+                    board=answer.board,
                 )
             )
             return answer
@@ -234,6 +253,9 @@ class ResponsesFace:
             raise WireError(
                 "unsupported_parameter", "background needs store: how else would it be read?", "background"
             )
+        if body.x_telemetry == "step":
+            what = "x_telemetry: a response in the background has no reader to tell each step to"
+            raise WireError("invalid_value", what, "x_telemetry")
         owner = Background(self._settings)
         running = open_response(
             self._runtime,
@@ -304,14 +326,33 @@ class ResponseAnswer(StreamAnswer):
 
     _running: RunningResponse
 
+    def __init__(
+        self,
+        runtime: Runtime,
+        wire: Wire,
+        headers: Mapping[str, str],
+        *,
+        streamed: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(runtime, wire, headers, streamed=streamed)
+        self.board = StepBoard()
+        self._clock = clock
+
     def begin(self, running: RunningResponse) -> None:
         """Take the response that was opened with `listen`."""
         self._running = running
         self.take(running.run.stream)
 
     def parts(self, stream: TokenStream) -> list[bytes]:
-        """The run's events, each under its name."""
+        """The run's events, each under its name. Steps come before what they brought, behind the beginning."""
+        run, board = self._running.run, self.board
+        at = 0 if run.began else BEGINNING
+        if board.used:
+            board.told_at = micros(self._clock())
         said = self._running.take()
+        if board.news and run.began:
+            said[at:at] = steps_told(board)
         if self._running.over:
             # If another request has cancelled it, the answer is the response as it was cut.
             self.cancel_is_answer = self._running.cancelled
@@ -341,6 +382,10 @@ class ResponseAnswer(StreamAnswer):
     def dropped(self) -> None:
         """An abandoned response leaves nothing behind."""
         self._running.abandon()
+
+
+def _not_near(response_id: str) -> None:
+    """HTTP remembers nothing between its requests."""
 
 
 def _object(running: RunningResponse) -> ev.Response:

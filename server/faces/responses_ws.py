@@ -11,10 +11,11 @@ from functools import partial
 
 from msgspec import UNSET, Raw, Struct
 
-from headrace.runtime.interface import ForkPlace, Refusal, Runtime, Tenant, TokenStream
+from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream, micros
 from headrace.runtime.refusal import shorten
-from headrace.server.conversation import Stored, Turn
+from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
+from headrace.server.faces import steer_verb
 from headrace.server.faces.asks import check_model
 from headrace.server.faces.extension import VERBS, verb_error
 from headrace.server.faces.frames import (
@@ -24,34 +25,34 @@ from headrace.server.faces.frames import (
     error_frame,
     lane_of,
     lanes_named,
-    not_found,
     stopping,
     too_many,
 )
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.jobs import Fetching, Job, Parked, equip
+from headrace.server.faces.lineage import Ancestor, Traced, items_of, refers, trace
 from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
 from headrace.server.faces.reports import Reports
+from headrace.server.faces.responses import BEGINNING
 from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
     Steer,
     SteerRefused,
     fate,
+    no_target,
     required_input,
-    steer_failed,
-    steer_items,
     successor,
     with_steers,
 )
-from headrace.server.faces.warm_up import WarmUpRun
+from headrace.server.faces.telemetry import steps_told
 from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest, ResponseSteer
+from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
 from headrace.server.session import Lanes, Latest, WaitingBudget
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
@@ -77,6 +78,7 @@ class ResponsesSocket:
         self.held = held
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
         self._reports = Reports()
+        self.board = StepBoard()
         self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
@@ -118,7 +120,7 @@ class ResponsesSocket:
                 case "response.cancel":
                     self._cancel(message, fields)
                 case "response.steer":
-                    self._steer(message, fields)
+                    steer_verb.steer(self, message, fields)
                 case verb if verb is not None and verb.startswith("x."):
                     self._verb(verb, message, fields)
                 case None if absent(fields.get("type")):
@@ -133,6 +135,8 @@ class ResponsesSocket:
 
     def render(self) -> list[str | bytes]:
         """All frames that are ready. Ends responses, and starts what waited for them."""
+        if self.board.used:
+            self._tell_steps()
         while self._marked:
             marked, self._marked = self._marked, {}
             for stream in marked:
@@ -227,57 +231,13 @@ class ResponsesSocket:
                 stream.limit = None
                 self.mark(stream)
 
-    def _steer(self, message: str | bytes, fields: dict[str, Raw]) -> None:
-        target = string(fields.get("previous_response_id")) or ""
-        given = fields.get("input", Raw(b"null"))
-        job = next((job for job in self._jobs.values() if job.response.run.id == target), None)
-        try:
-            try:
-                items = steer_items(decode(message, ResponseSteer, fields=fields).value)
-            except WireError as error:
-                raise SteerRefused("invalid_input", error.message) from None
-            if job is None:
-                raise self._no_target(target)
-            run = job.response.run
-            if isinstance(run, WarmUpRun):
-                raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")
-            if (why := None if run.stream.finish is None else fate(run)) is not None:
-                raise SteerRefused("response_not_active", why)
-            if job.response.over:  # its end is recorded, and only waits to be read here
-                raise SteerRefused("response_already_completed", "The response has ended: continue it.")
-            steer = job.steering.accept(run, target, given, items)
-        except SteerRefused as refused:
-            self._refuse_steer(job, target, given, refused)
-            return
-        job.response.say(ev.SteerAccepted(run.next_number(), steer.name, run.lane))
-        self.mark(run.stream)
-
-    def _refuse_steer(self, job: Job | None, target: str, given: Raw, refused: SteerRefused) -> None:
-        if job is None or job.response.over:
-            lane: ev.Lane = UNSET
-            if job is not None:
-                lane = job.response.run.lane
-                # Steers of one response are told apart by their order alone: earlier ones are answered first.
-                self._frames += job.response.take()
-            self.say(steer_failed(0, refused.code, refused.message, target, given, lane))
-            return
-        run = job.response.run
-        job.response.say(
-            steer_failed(run.next_number(), refused.code, refused.message, target, given, run.lane)
-        )
-        self.mark(run.stream)
-
-    def _no_target(self, target: str) -> SteerRefused:
+    def no_target(self, target: str) -> SteerRefused:
         """Why there is no response to steer under this id."""
-        if any(latest.response_id == target for latest in self._lanes.latest.values()):
-            return SteerRefused("response_already_completed", "The response has ended: continue it.")
-        if self._running.find(self._wire.tenant, target) is not None:
-            return SteerRefused("response_not_active", "This response runs on another connection.")
-        if self._store.get(self._wire.tenant, target) is not None:
-            return SteerRefused("response_already_completed", "The response has ended: continue it.")
-        return SteerRefused(
-            "response_not_found", f"Response with id '{shorten(target)}' not found on this connection."
-        )
+        return no_target(target, self._lanes.latest.values(), self._running, self._wire.tenant)
+
+    def tell_rest(self, job: Job) -> None:
+        """What was said of this response, and only waits to be told."""
+        self._frames += job.response.take()
 
     # -- the life of a response --------------------------------------------------------------------------------
 
@@ -297,25 +257,29 @@ class ResponsesSocket:
     ) -> None:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
         previous = request.previous_response_id
-        if previous is None or (turn := self._latest_turn(previous)) is not None:
-            self._open(lane, request, None if previous is None else turn, commits, own=own)
-            return
+        if not refers(request):
+            near = None if previous is None else self._near(previous)
+            if previous is None or near is not None:
+                self._open(lane, request, None if near is None else near.turn, commits, own=own)
+                return
         fetching = Fetching()
         self._lanes.start(lane, fetching)  # who comes after it in its lane waits
 
-        def found(stored: Stored | Refusal | None) -> None:
+        def traced(outcome: Traced[ResponseRequest] | WireError | Refusal) -> None:
             if self._closing:
                 return
             self._lanes.leave(lane)
-            if isinstance(stored, Stored):
-                self._open(lane, request, stored.turn, commits, own=own, cancelled=fetching.cancelled)
+            if isinstance(outcome, Traced):
+                self._open(
+                    lane, outcome.request, outcome.parent, commits, own=own, cancelled=fetching.cancelled
+                )
             else:
-                self._fail(lane, request, not_found(previous) if stored is None else stored, commits, own=own)
+                self._fail(lane, request, outcome, commits, own=own)
             if fetching.later:
                 self._start_waiting()
                 self._wire.dirty()  # also if nothing else happens: the connection may be over now
 
-        self._store.find(self._wire.tenant, previous, found)
+        trace(self._store, self._wire.tenant, request, self._near, traced)
         fetching.later = True
 
     def _open(
@@ -341,6 +305,7 @@ class ResponsesSocket:
                 self._wire.tenant,
                 self.mark,
                 lane=UNSET if lane is None else lane,
+                board=self.board,
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
@@ -403,6 +368,22 @@ class ResponsesSocket:
         elif job.steering.stop(run):
             self._runtime.cancel(run.stream)
 
+    def _tell_steps(self) -> None:
+        """Steps are told before what they brought, and behind the beginning of every response that they name."""
+        self.board.told_at = micros(self._settings.clock())
+        behind: list[str | bytes] = []
+        for stream in [stream for stream in self._marked if stream.meter is not None]:
+            job = self._jobs.get(stream)
+            if job is not None and not job.response.run.began:
+                del self._marked[stream]
+                at = len(self._frames)
+                self._tell(job)
+                at += BEGINNING * job.response.run.began
+                behind += self._frames[at:]
+                del self._frames[at:]
+        self._frames += steps_told(self.board)
+        self._frames += behind
+
     def _drop_if_slow(self, job: Job) -> None:
         """The policy of a client that would rather lose an answer than wait for it."""
         request, stream = job.response.run.request, job.response.run.stream
@@ -425,7 +406,9 @@ class ResponsesSocket:
         turn, response.turn = response.turn, None
         if turn is not None:
             self._forget(job.lane)
-            self._lanes.latest[job.lane] = Latest(run.id, turn)
+            assert run.final is not None, "who leaves a turn has told its end"
+            # Not the run itself: that would keep its stream, and the request behind it.
+            self._lanes.latest[job.lane] = Latest(run.id, turn, partial(items_of, run.request, run.final))
         elif job.continues_lane:
             self._forget(job.lane)
         self._follow(job)
@@ -456,11 +439,11 @@ class ResponsesSocket:
         for steer in steers:
             self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def _latest_turn(self, response_id: str) -> Turn | None:
-        """The turn of a lane's latest response: it continues even if it was not stored."""
+    def _near(self, response_id: str) -> Ancestor | None:
+        """The latest response of a lane: it continues even if it was not stored."""
         for latest in self._lanes.latest.values():
             if latest.response_id == response_id:
-                return latest.turn
+                return Ancestor(latest.turn, latest.items)
         return None
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
@@ -516,7 +499,16 @@ class ResponsesSocket:
         if self._lanes.in_flight >= self._settings.lanes.in_flight:
             raise too_many(self._lanes, 0)
         response = fork_response(
-            self._runtime, self._settings, self._running, parent, turn, place, request, self.mark, lane
+            self._runtime,
+            self._settings,
+            self._running,
+            parent,
+            turn,
+            place,
+            request,
+            self.mark,
+            lane,
+            self.board,
         )
         job = Job(lane, response, False, True, [])
         self._lanes.start(lane, job)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from headrace.server.ids import new_id as new_id
 from headrace.server.session import LaneLimits
 
 

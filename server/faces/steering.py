@@ -6,18 +6,22 @@ can stand as it is and steers that come together are taken together; but it does
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, Raw, structs
 
-from headrace.runtime.interface import FinishReason
+from headrace.runtime.interface import PUBLIC_TENANT, FinishReason, Tenant
+from headrace.runtime.refusal import shorten
 from headrace.server.faces.asks import response_messages
 from headrace.server.faces.responses import ResponseRun
-from headrace.server.faces.settings import new_id
+from headrace.server.faces.running import Running
 from headrace.server.faces.tool_items import OUTPUTS
+from headrace.server.ids import new_id
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.responses import Item, Part, ResponseRequest, ResponseSteer
+from headrace.server.session import Latest
 
 STEERS_PENDING = 16  # of one response
 STEER_BYTES = 8 << 20  # of their inputs together
@@ -87,7 +91,7 @@ def steer_items(steer: ResponseSteer) -> tuple[Item, ...]:
         )
     if not any(item.content for item in items):
         raise WireError("missing_required_parameter", "input must not be empty", "input")
-    response_messages(ResponseRequest(input=list(items)))
+    response_messages(list(items), PUBLIC_TENANT)  # nothing in them is anybody's own
     return items
 
 
@@ -144,6 +148,18 @@ def with_steers(request: ResponseRequest, steers: list[Steer]) -> ResponseReques
     outputs = next((i for i, item in enumerate(own) if item.type not in OUTPUTS), len(own))
     items = [item for steer in steers for item in steer.items]
     return structs.replace(request, input=[*own[:outputs], *items, *own[outputs:]])
+
+
+def no_target(target: str, latest: Iterable[Latest], running: Running, tenant: Tenant) -> SteerRefused:
+    """Why there is no response to steer under this id. latest: the last responses of the connection's lanes."""
+    if any(each.response_id == target for each in latest):
+        return SteerRefused("response_already_completed", "The response has ended: continue it.")
+    if running.find(tenant, target) is not None:
+        return SteerRefused("response_not_active", "This response runs on another connection.")
+    if running.store.get(tenant, target) is not None:
+        return SteerRefused("response_already_completed", "The response has ended: continue it.")
+    what = f"Response with id '{shorten(target)}' not found on this connection."
+    return SteerRefused("response_not_found", what)
 
 
 def fate(run: ResponseRun) -> str | None:

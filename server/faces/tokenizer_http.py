@@ -8,7 +8,7 @@ from typing import Any
 from headrace.runtime.interface import Ask, Refusal, Runtime
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
 from headrace.server.faces.answers import error_reply, ignored_header
-from headrace.server.faces.asks import chat_messages, check_model
+from headrace.server.faces.asks import chat_ending, chat_messages, check_model
 from headrace.server.faces.later import Later
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.protocol import fields as f
@@ -89,8 +89,16 @@ class TokenizerFace:
         if body.messages is not None:
             options = body.chat_template_kwargs.given() if body.chat_template_kwargs else {}
             messages = chat_messages(body.messages)
-            names = {"template_options": "chat_template_kwargs"}
-            ask = Ask(tenant=request.tenant, messages=messages, template_options=options, param_names=names)
+            ask = Ask(
+                tenant=request.tenant,
+                messages=messages,
+                ending=chat_ending(body, messages),
+                template_options=options,
+                param_names={"template_options": "chat_template_kwargs"},
+            )
+        elif body.continue_final_message or body.add_generation_prompt is False:
+            name = "continue_final_message" if body.continue_final_message else "add_generation_prompt"
+            raise WireError("invalid_value", f"{name} is about messages, and there are none", name)
         elif not plain:
             ask = Ask(tenant=request.tenant, prompt=text)
 

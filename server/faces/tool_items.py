@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from headrace.runtime.interface import Message, ToolCall
+from headrace.runtime.interface import Message, Tenant, ToolCall
+from headrace.server.faces.compaction import joined_users, unseal
 from headrace.server.faces.tool_asks import text_arguments
 from headrace.server.protocol.codec import free_form, typed
 from headrace.server.protocol.errors import WireError
@@ -26,10 +27,12 @@ _BLOB = "hr1."
 
 
 class Turns:
-    """Turns while items are read. part_text(part, path): the text of a content part, or WireError."""
+    """Turns while items are read. part_text(part, path): the text of a content part, or WireError. tenant: whose
+    compactions are opened."""
 
-    def __init__(self, part_text: Callable[[Part, str], str]) -> None:
+    def __init__(self, part_text: Callable[[Part, str], str], tenant: Tenant) -> None:
         self._part_text = part_text
+        self._tenant = tenant
         self._laid: list[Message] = []
         self._thought = ""  # reasoning of the assistant's turn that comes next
 
@@ -51,6 +54,8 @@ class Turns:
                 self._call(item, path, text_arguments(_given(item.input, f"{path}.input")), custom=True)
             case "function_call_output" | "custom_tool_call_output":
                 self._result(item, path)
+            case "compaction":
+                self._compacted(item, f"{path}.encrypted_content")
             case _:
                 return False
         return True
@@ -79,6 +84,12 @@ class Turns:
         if not isinstance(output, str):
             output = "".join(self._part_text(part, f"{path}[{i}]") for i, part in enumerate(output))
         self.add(Message("tool", output, call_id=call_id))
+
+    def _compacted(self, item: Item, path: str) -> None:
+        """The user's turns before it were kept beside it, all in a row."""
+        summary = unseal(_given(item.encrypted_content, path), item.id, path, self._tenant)
+        self._laid = joined_users(self._laid)
+        self.add(summary.turn)
 
     def _reasoning(self, item: Item, path: str) -> str:
         if isinstance(item.content, str):

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
+from headrace.server.protocol.extension import Summary
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.logprobs import ChatLogprobs
 from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool, ToolName
@@ -114,14 +115,22 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         honoured("functions; refused where the model's chat template has no place for them"),
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
+    x_telemetry: Annotated[
+        Literal["off", "response"] | None,
+        honoured("extra; where the time went, on the usage chunk or the whole reply; needs n 1"),
+    ] = None
     functions: Annotated[Raw, refused("[]")] = NULL
     function_call: Annotated[Raw, refused('"none"', '"auto"')] = NULL
     modalities: Annotated[Raw, refused('["text"]')] = NULL
     audio: Annotated[Raw, refused()] = NULL
     web_search_options: Annotated[Raw, refused()] = NULL
     skip_special_tokens: Annotated[bool | None, refused(True)] = None
-    continue_final_message: Annotated[bool | None, refused(False)] = None
-    add_generation_prompt: Annotated[bool | None, refused(True)] = None
+    continue_final_message: Annotated[
+        bool | None, honoured("extra; the answer goes on with the last message, which is the assistant's")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, honoured("extra; false: the prompt ends behind the last message, without an opening")
+    ] = None
     return_token_ids: Annotated[bool | None, refused(False)] = None
     echo: Annotated[bool | None, refused(False)] = None
     chat_template: Annotated[Raw, refused(note="a client's template is never run")] = NULL
@@ -198,6 +207,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChunkChoice, ...]
     usage: ChatUsage | UnsetType = UNSET
+    x_telemetry: Summary | UnsetType = UNSET
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
@@ -226,3 +236,4 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     model: str
     choices: tuple[ChatChoice, ...]
     usage: ChatUsage
+    x_telemetry: Summary | UnsetType = UNSET

@@ -30,6 +30,8 @@ STATUS = {
     "session_expired": 400,
     "model_not_found": 404,
     "response_not_found": 404,
+    "item_not_found": 404,
+    "invalid_encrypted_content": 400,
     "credit_not_enabled": 400,
     "fork_point_invalid": 400,
     "fork_not_supported": 400,

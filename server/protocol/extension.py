@@ -26,6 +26,7 @@ class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 OnSlow = Literal["pause", "drop"] | Buffer
+Telemetry = Literal["off", "response", "step"]
 OnDisconnect = Literal["cancel", "pause", "continue"]
 
 
@@ -104,6 +105,7 @@ class Fork(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.fork"):
     metadata: Annotated[f.Metadata | None, honoured("echoed")] = None
     store: Annotated[bool | None, honoured()] = None
     x_credit: Annotated[Credit | None, honoured("as on response.create")] = None
+    x_telemetry: Annotated[Telemetry | None, honoured("as on response.create")] = None
     event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
 
 
@@ -145,6 +147,69 @@ class Goaway(msgspec.Struct, frozen=True, tag_field="type", tag="x.goaway"):
     """The server stops: answers that end within the deadline end well, then the connection closes with 1012."""
 
     deadline_ms: int
+
+
+class Queue(msgspec.Struct, frozen=True, tag_field="type", tag="x.queue"):
+    """The request waits for a place in the batch; the one at position 1 is next. `eta_ms` is a guess, if there is
+    anything to guess from."""
+
+    response_id: str
+    position: int
+    eta_ms: int | None
+    stream_id: Lane = UNSET
+
+
+class PrefillProgress(msgspec.Struct, frozen=True, tag_field="type", tag="x.prefill.progress"):
+    """So many tokens of `total` have been read, `cached` of them without computing. Told when reading begins, if
+    one step is not enough for it, and after each chunk; also when an answer that lost its pages reads again."""
+
+    response_id: str
+    done: int
+    total: int
+    cached: int
+    eta_ms: int | None
+    stream_id: Lane = UNSET
+
+
+class StepStream(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer in a step. `token_index` is missing where the step only read prompt. `queue_ms`: what it waited
+    since its step before (or its arrival); `send_lag_ms`: from the landing of the step to this event."""
+
+    response_id: str
+    token_index: int | UnsetType = UNSET
+    queue_ms: float
+    send_lag_ms: float
+    draft_accepted: int
+
+
+class Step(msgspec.Struct, frozen=True, tag_field="type", tag="x.step", kw_only=True):
+    """One step of the engine, and what it meant to the answers of this connection that asked for telemetry. batch:
+    requests of everybody in it; bucket: the rows it was padded to."""
+
+    step_id: int
+    step_ms: float
+    batch: int
+    bucket: int
+    graph: Literal["hit", "eager"]
+    prefill_tokens_in_step: int
+    skipped: int | UnsetType = UNSET  # steps before this one that were not told: the reader was too slow
+    streams: list[StepStream]
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of one answer went. total_ms, from its arrival until its end was told, is the sum of: queue_ms
+    until its first step; prefill_ms, from there to its first token; steps_ms, of the steps after that; waited_ms,
+    between those; send_lag_ms, from the last one to its reader."""
+
+    queue_ms: float
+    prefill_ms: float
+    steps_ms: float
+    waited_ms: float
+    send_lag_ms: float
+    total_ms: float
+    steps: int  # after the first token
+    graph_hits: int  # of all its steps
+    recomputed_tokens: int  # read again, because others had needed its pages
 
 
 class VerbError(msgspec.Struct, frozen=True):

@@ -23,8 +23,10 @@ from headrace.server.protocol.ollama import (
     OllamaPullRequest,
     OllamaShowRequest,
 )
+from headrace.server.protocol.profile import StartProfile
 from headrace.server.protocol.realtime import ResponseFields, SessionFields
 from headrace.server.protocol.responses import (
+    CompactRequest,
     ResponseCancel,
     ResponseCreate,
     ResponseRequest,
@@ -38,9 +40,11 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("POST /generate", GenerateRequest),
     ("`sampling_params` of POST /generate", SamplingFields),
     ("POST /abort_request", AbortRequest),
+    ("POST /start_profile", StartProfile),
     ("POST /tokenize", TokenizeRequest),
     ("POST /detokenize", DetokenizeRequest),
     ("POST /v1/responses", ResponseRequest),
+    ("POST /v1/responses/compact", CompactRequest),
     ("POST /v1/messages", MessagesRequest),
     ("POST /v1/messages/count_tokens", CountTokensRequest),
     ("POST /api/chat", OllamaChatRequest),

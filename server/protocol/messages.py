@@ -114,7 +114,7 @@ class CountTokensRequest(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[list[Turn], Meta(min_length=1, max_length=1024)],
         honoured(
             "required; blocks text, image (base64, or a data: URL), thinking, tool_use, tool_result; "
-            "neighbours of one role are joined; the last one is the user's"
+            "neighbours of one role are joined; a last one of the assistant's is continued (prefill)"
         ),
     ]
     system: Annotated[

@@ -116,7 +116,8 @@ class OllamaChatRequest(OllamaRequest, frozen=True, kw_only=True):
     messages: Annotated[
         Annotated[list[OllamaMessage], Meta(max_length=1024)] | None,
         honoured(
-            "text, images (base64), calls and results; without any, the answer says that the model is loaded"
+            "text, images (base64), calls and results; a last one of the assistant's is continued; without any, "
+            "the answer says that the model is loaded"
         ),
     ] = None
     tools: Annotated[

@@ -110,6 +110,18 @@ class ForkedFrom(msgspec.Struct, frozen=True):
     at_token: int
 
 
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What was computed, in hashes (`sha256:` and 64 digits); the seed as a string, since it may have 64 bits."""
+
+    weights: str
+    computing: str
+    seed: str
+    prompt: str
+    output: str
+    output_tokens: int
+    changed: bool = False
+
+
 class Response(msgspec.Struct, frozen=True, kw_only=True):
     """The response object; a new one is made for each event that carries it."""
 
@@ -138,6 +150,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     service_tier: str | UnsetType = UNSET
     x_forked_from: ForkedFrom | UnsetType = UNSET
+    x_receipt: Receipt | UnsetType = UNSET  # in the terminal event, where it was asked for
     x_resume_token: str | UnsetType = UNSET  # in response.created, for clients that asked to come back
 
 
@@ -371,6 +384,39 @@ class ErrorFrame(msgspec.Struct, tag_field="type", tag="error"):
 class InputTokens(msgspec.Struct, frozen=True):
     input_tokens: int
     object: str = "response.input_tokens"
+
+
+class InputText(msgspec.Struct, frozen=True, tag_field="type", tag="input_text"):
+    text: str
+
+
+class InputImage(msgspec.Struct, frozen=True, tag_field="type", tag="input_image"):
+    image_url: str
+    detail: str
+
+
+class InputMessageItem(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
+    """What somebody else than the model said, as the input that it may be again."""
+
+    id: str
+    role: str
+    status: str
+    content: list[InputText | InputImage]
+
+
+class CompactionItem(msgspec.Struct, frozen=True, tag_field="type", tag="compaction"):
+    id: str
+    encrypted_content: str
+
+
+class CompactedResponse(msgspec.Struct, frozen=True):
+    """What was not said by the model, then the compaction of the rest: input of the request that goes on."""
+
+    id: str
+    created_at: int
+    output: list[Any]  # InputMessageItem, at the end one CompactionItem
+    usage: Usage
+    object: str = "response.compaction"
 
 
 class DeletedResponse(msgspec.Struct, frozen=True):

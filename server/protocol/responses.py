@@ -120,8 +120,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     input: Annotated[
         Input | None,
         honoured(
-            "text, or items: messages of text and pictures (data: URLs), calls, their outputs, reasoning; "
-            "empty only when continuing"
+            "text, or items: messages of text and pictures (data: URLs), calls, their outputs, reasoning, "
+            "item_reference of items that are held here, compaction; empty only when continuing"
         ),
     ] = None
     instructions: Annotated[str | None, honoured("leading system text, not inherited")] = None
@@ -179,6 +179,10 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[
         f.TopLogprobs | None, honoured("needs message.output_text.logprobs in include")
     ] = None
+    x_telemetry: Annotated[
+        x.Telemetry | None,
+        honoured("extra; response: where the time went, in the metadata of the end; step: each step too"),
+    ] = None
     background: Annotated[bool | None, honoured("HTTP: answered at once, runs on without a connection")] = (
         None
     )
@@ -203,6 +207,28 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     image: Annotated[Raw, ignored()] = NULL
     stream_options: Annotated[Raw, ignored()] = NULL
     priority: Annotated[Raw, ignored()] = NULL
+    x_receipt: Annotated[
+        bool | None,
+        honoured(
+            "the terminal event tells what was computed, in hashes; only with a server that is --deterministic"
+        ),
+    ] = None
+
+
+class CompactRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of POST /v1/responses/compact."""
+
+    model: Annotated[f.Name | None, honoured("required")] = None
+    input: Annotated[Input | None, honoured("as on /v1/responses; empty only when continuing")] = None
+    instructions: Annotated[
+        str | None, honoured("leading system text of the summary; no part of the result")
+    ] = None
+    previous_response_id: Annotated[f.Name | None, honoured("its conversation comes before the input")] = None
+    service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
+    prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
+    prompt_cache_options: Annotated[CacheOptions | None, ignored()] = None
+    prompt_cache_retention: Annotated[Raw, ignored()] = NULL
+    image: Annotated[Raw, ignored()] = NULL
 
 
 class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type", tag="response.create"):

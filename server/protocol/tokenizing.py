@@ -27,8 +27,8 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     return_token_strs: Annotated[bool | None, honoured()] = None
     chat_template_kwargs: Annotated[f.TemplateOptions | None, honoured("a closed list of flags")] = None
-    add_generation_prompt: Annotated[bool | None, refused(True)] = None
-    continue_final_message: Annotated[bool | None, refused(False)] = None
+    add_generation_prompt: Annotated[bool | None, honoured("of messages; as in a chat completion")] = None
+    continue_final_message: Annotated[bool | None, honoured("of messages; as in a chat completion")] = None
     chat_template: Annotated[Raw, refused(note="a client's template is never run")] = NULL
     tools: Annotated[Raw, refused("[]")] = NULL
 

@@ -387,14 +387,14 @@ async def test_unread_deltas_are_joined_without_losing_text(
 async def test_an_unknown_event_is_handed_out_as_it_is(scripted: SCRIPTED) -> None:
     async def modern(request: Any) -> None:
         await request.begin()
-        await request.event("x.queue", position=3)
+        await request.event("x.unheard_of", position=3)
         await request.finish()
 
     scripted.reply = modern
     async with connect(scripted.url) as client:
         events = [event async for event in await client.respond("?")]
     (unknown,) = [event for event in events if isinstance(event, UnknownEvent)]
-    assert unknown.type == "x.queue"
+    assert unknown.type == "x.unheard_of"
     assert unknown.data["position"] == 3
 
 

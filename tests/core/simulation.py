@@ -545,18 +545,6 @@ def run_many(seeds: Iterable[int], core: Core | None = None, mutant: str | None 
     return total
 
 
-def hunt(seeds: range) -> int:
-    """Print where each planted bug is caught; 1 if one is not."""
-    mutants = load("mutants")
-    free = 0
-    for mutant in mutants.MUTANTS:
-        caught = mutants.planting.caught_at(mutant, seeds)
-        free += caught is None
-        print(f"{mutant.name:40} " + ("NOT CAUGHT" if caught is None else f"seed {caught[0]:4}  {caught[1]}"))
-    print(f"{len(mutants.MUTANTS) - free} of {len(mutants.MUTANTS)} caught")
-    return 1 if free else 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -588,7 +576,7 @@ def main() -> int:
         print("\n".join(trace(seed) for seed in range(first, last)))
         return 0
     if given.mutants:
-        return hunt(range(first, last))
+        return int(load("planting").hunt(load("mutants").MUTANTS, range(first, last)))
     started = time.perf_counter()
     total = run_many([*kept_seeds(), *range(first, last)], core, given.mutant)
     seconds = time.perf_counter() - started

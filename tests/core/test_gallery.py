@@ -64,6 +64,12 @@ class Device:
         self.tables: dict[int, list[int]] = {}
         self.last: dict[int, int] = {}
         self.encodes = 0
+        self.rows_of: dict[int, int] = {}
+        self.stages = scheduler.gallery.stages
+        self.whole = scheduler.gallery.whole
+        self.going: tuple[int, tuple[int, ...], int] | None = (
+            None  # the picture that is begun: key, blocks, stage
+        )
 
     def run(self, plan: StepPlan, spoil: frozenset[int] = frozenset()) -> StepResult:
         for grant in plan.grants:
@@ -74,8 +80,16 @@ class Device:
             self.pages[copy.target] = list(self.pages[copy.source])
         assert len(plan.encodes) <= 1
         for encode in plan.encodes:
+            assert 0 <= encode.first < encode.last <= self.stages
+            if encode.first:
+                assert self.going == (encode.image.key, encode.blocks, encode.first)
+            self.going = (encode.image.key, encode.blocks, encode.last)
+            if encode.last < self.stages:
+                continue
+            self.going = None
             self.encodes += 1
             assert len(set(encode.blocks)) * self.block_rows >= encode.image.rows
+            self.rows_of[encode.image.key] = encode.image.rows
             for row in range(encode.image.rows):
                 block = encode.blocks[row // self.block_rows]
                 self.blocks[block][row % self.block_rows] = (encode.image.key, row)
@@ -91,6 +105,9 @@ class Device:
                         index % self.block_rows
                     ]
                     covered.add(part.at + k)
+                if self.whole:
+                    key, row_at = fed[part.at + part.count - 1]
+                    assert row_at == part.first + part.count - 1 == self.rows_of[key] - 1, "a span was split"
             assert all((each == PAD) is False for each in fed), (
                 "a placeholder was computed without its picture"
             )
@@ -170,7 +187,7 @@ def alone(req: Req) -> list[int]:
 
 
 def scheduler(pages: int = 40, size: int = 4, slots: int = 4, chunk: int = 16, **settings: Any) -> Scheduler:
-    given = {"image_blocks": 6, "image_block_rows": 4, **settings}
+    given = {"image_blocks": 6, "image_block_rows": 4, "image_stages": 3, **settings}
     return Scheduler(pages, size, slots, chunk, **given)
 
 
@@ -188,15 +205,11 @@ def test_a_step_encodes_one_picture_and_its_rows_are_part_of_the_budget() -> Non
     life.add([[1] * 4, picture(1, 3, 4), picture(2, 2, 2), [5] * 9])
     first = life.scheduler.plan()
     assert first is not None and len(first.encodes) == 1
-    assert first.prefill[0].count == 5, (
-        "12 rows of 16 tokens are left for text: one token of the picture at least"
-    )
+    assert first.prefill[0].count == 4, "12 of 16 tokens go to the picture"
     life.flight.append((first, frozenset()))
     second = life.scheduler.plan()
     assert second is not None and [encode.image.key for encode in second.encodes] == [-3]
-    assert second.prefill[0].count == 12, (
-        "11 tokens of the first picture, one of the second, four for its rows"
-    )
+    assert second.prefill[0].count == 12, "all of the first picture; four tokens go to the second one"
     life.flight.append((second, frozenset()))
     life.finish()
 
@@ -307,6 +320,8 @@ def test_lives_drawn_by_lot(seed: int) -> None:
             slots=rng.choice((1, 2, 4)),
             chunk=rng.choice((1, 3, 8, 40)),
             image_blocks=rng.choice((3, 4, 8)),
+            image_stages=rng.choice((1, 3, 5)),
+            whole_pictures=seed % 2 == 1,
             prefix_cache=rng.random() < 0.8,
             ahead_tokens=rng.choice((0, 8)),
         ),

@@ -14,10 +14,10 @@ from headrace.graphs.inputs import RowLayout
 from headrace.runtime.cpu_engine import CpuEngine
 from headrace.runtime.request import FinishReason, Req
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma2")
 VARIANTS = (
     "llama", "llama-biased", "llama-3.1", "llama-linear", "llama-yarn", "mistral", "mistral-full", "qwen2",
-    "qwen2-sliding", "qwen3", "qwen3-sliding",
+    "qwen2-sliding", "qwen3", "qwen3-sliding", "gemma2", "gemma3",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from headrace.runtime.plan import ImageEncode, ImageRows, PlanRow, SlotGrant
 from headrace.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
-FAMILIES = ("qwen3-vl", "qwen2.5-vl")
+FAMILIES = ("qwen3-vl", "qwen2.5-vl", "gemma3-vl")
 
 
 def words(count: int, seed: int) -> list[int]:
@@ -34,7 +34,7 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
         count = -(-span.image.rows // rows)
         blocks[index] = tuple(reversed(range(at, at + count)))
         at += count
-        encodes.append(ImageEncode(span.image, blocks[index]))
+        encodes.append(ImageEncode(span.image, blocks[index], 0, engine.image_stages))
 
     def work() -> torch.Tensor:
         engine.kv.data.fill_(float("nan"))
@@ -43,8 +43,12 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
         engine.eyes.grant(grant)
         engine.eyes.encode(encodes)
         found = []
-        for start in range(0, len(ids), chunk):
+        start = 0
+        while start < len(ids):
             part = ids[start : start + chunk]
+            if engine.whole_pictures:  # a chunk that enters one of them goes to its end
+                end = max((span.end for span in spans if span.start < start + chunk < span.end), default=0)
+                part = ids[start : max(end, start + chunk)]
             read = tuple(
                 ImageRows(first - start, last - first, first - span.start, blocks[index])
                 for index, span in enumerate(spans)
@@ -57,6 +61,7 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
                 **{**{name: getattr(inputs, name) for name in inputs.__slots__}, "sample_tokens": wanted}
             )
             found.append(engine.model.forward(inputs, engine.kv, engine.eyes.see([], [row], 0, len(part))))
+            start += len(part)
         return torch.cat(found).float()
 
     return engine.backend.submit(work).result()

@@ -362,10 +362,3 @@ async def test_input_tokens_are_those_that_the_response_will_have() -> None:
     refused = bench.fetch("/v1/responses/input_tokens", {"model": "gpt-9", "input": "x"})
     assert refused.status == 404 and refused.error["param"] == "model"
     await bench.baseline()
-
-
-async def test_compaction_is_refused_by_name() -> None:
-    """Its path reads like the id of a response, which would answer that POST is no method of it."""
-    fetch = await FaceBench().fetch("/v1/responses/compact", {"model": "fake", "input": "x"}).done()
-    assert (fetch.status, fetch.json["error"]["code"]) == (400, "unsupported_endpoint")
-    assert "not compacted" in fetch.json["error"]["message"]

@@ -30,7 +30,7 @@ WHOLE = (
 
 def stable(raw: str) -> str:
     """The bytes with the random ids replaced."""
-    return re.sub(r"(resp|msg)_[0-9a-f]{32}", r"\1_1", raw)
+    return re.sub(r"(resp|msg)_[0-9a-f]{32}(?:o0)?", r"\1_1", raw)
 
 
 def run_of(entries: list[str], finish: FinishReason, **fields: Any) -> tuple[ResponseRun, list[str]]:

@@ -174,7 +174,7 @@ async def test_sampling_fields_reach_the_ask() -> None:
         ),
         ({"messages": [{"role": "user", "content": [{"type": "zork"}]}]}, "messages[0].content[0]"),
         (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b "}]},
             "messages",
         ),
         ({"x_zork": 1}, "x_zork"),

@@ -169,7 +169,6 @@ async def test_a_request_for_nothing_says_that_the_model_is_loaded(keep_alive: A
         ("/api/chat", {"format": 5}, "format"),
         ("/api/chat", {"top_logprobs": 3}, "top_logprobs"),
         ("/api/chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ("/api/chat", {"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ("/api/chat", {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x" * 9000}]}, "messages"),
         ("/api/chat", {"x_zork": 1}, "x_zork"),

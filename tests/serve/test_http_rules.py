@@ -18,12 +18,19 @@ USER = [{"role": "user", "content": "hello"}]
 PUBLIC = {"/", "/health", "/healthz", "/ready", "/readyz", "/ping", "/health_generate"}
 # A good body for every POST route of the server; a new route needs a row.
 # What generates nothing, or refuses to.
-OTHERS = ("/flush_cache", "/api/embed", "/api/embeddings", "/v1/responses/compact")
+OTHERS = (
+    "/flush_cache",
+    "/start_profile",
+    "/stop_profile",
+    "/api/embed",
+    "/api/embeddings",
+)
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "fake", "messages": USER, "max_tokens": 5},
     "/v1/completions": {"model": "fake", "prompt": "a: b", "max_tokens": 5},
     "/v1/responses": {"model": "fake", "input": "hello", "max_output_tokens": 5},
     "/v1/responses/input_tokens": {"model": "fake", "input": "hello"},
+    "/v1/responses/compact": {"model": "fake", "input": "hello"},
     "/generate": {"model": "fake", "text": "a: b", "sampling_params": {"max_new_tokens": 5}},
     "/abort_request": {"rid": "x"},
     "/tokenize": {"model": "fake", "prompt": "hello"},

@@ -17,8 +17,9 @@ from vision_rig import noise, png, saved
 
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.images import BadPicture, picture_bytes, read_picture
+from headrace.runtime.native_settings import NativeSettings
 
-SETTINGS = ImageSettings(
+SETTINGS = NativeSettings(
     token_id=9,
     factor=8,
     min_pixels=256,
@@ -29,7 +30,7 @@ SETTINGS = ImageSettings(
     std=(0.25, 0.3, 0.28),
 )
 # Large enough that nothing is scaled.
-PLAIN = ImageSettings(9, 1, 1, 1 << 24, 1 << 24, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PLAIN = NativeSettings(9, 1, 1, 1 << 24, 1 << 24, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def pixels(data: bytes, settings: ImageSettings = PLAIN) -> np.ndarray:
@@ -259,7 +260,7 @@ def test_sec_27_keys_tell_pictures_apart_and_nothing_else() -> None:
 
 
 def test_low_detail_is_a_small_picture() -> None:
-    large = ImageSettings(9, 32, 1024, 1 << 24, 16384, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    large = NativeSettings(9, 32, 1024, 1 << 24, 16384, 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     data = png(noise(1024, 1024, 1))
     assert read_picture(data, large, "").rows == 1024
     assert read_picture(data, large, "", small=True).rows == 256
