@@ -38,12 +38,16 @@ class Allowance:
 
 class Foresight:
     """Looks ahead for one scheduler. pace: how fast its engine is; None: nothing can be foretold, so nothing is
-    promised, and targets only say who is more urgent. depth: steps that may be in flight."""
+    promised, and targets only say who is more urgent. depth: steps that may be in flight. context: tokens of the
+    longest request; None: what fits into the pages."""
 
-    def __init__(self, scheduler: Scheduler, pace: Pace | None, depth: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, pace: Pace | None, depth: int, context: int | None = None
+    ) -> None:
         self.scheduler = scheduler
         self.pace = pace
         self.depth = depth
+        self.context = scheduler.max_tokens if context is None else context
 
     def allowance(self, now: float) -> Allowance:
         """For the next plan."""
@@ -54,11 +58,10 @@ class Foresight:
         if scheduler.promises:
             # A step that nobody reads may be long, but not while a promise may come due behind it.
             least = 1
-            itl = self._tightest()
-            rows = self._rows(itl)
-            # What is decided now lands after the steps in flight, and the next decision a step later.
-            margin = (self.depth + 1) * pace.longest(rows, math.inf, itl) + pace.alone(rows)
-            hurry = slack(self._promised(), now) <= margin
+            # What is decided now lands after the steps in flight, the next decision a step later, and a first token
+            # comes at the end of its whole step. The pace that others were promised may not be in force then.
+            worst = pace.worst(scheduler.slots.count, self.context)
+            hurry = slack(self._promised(), now) <= (self.depth + 2) * worst
         prospect = scheduler.prospect(hurry)
         if prospect is None:
             return Allowance(None, None, hurry)
@@ -92,9 +95,10 @@ class Foresight:
             for other in self._promised()
             if other.promise is not None
         ]
-        lead = ahead + pace.longest(rows, math.inf, itl)
-        before = self._landings(others, now + lead, req.rank)
-        after = self._landings([*others, (req, made)], now + lead, req.rank)
+        worst = pace.worst(self.scheduler.slots.count, self.context)
+        begin = now + ahead + worst
+        before = self._landings(others, begin, worst, req.rank)
+        after = self._landings([*others, (req, made)], begin, worst, req.rank)
         mine = after[req.id]
         expected = min(mine, now + ahead + self._expected(req, cached, itl)) - opened
         if (mine - now) > SHARE * (due - now):
@@ -134,9 +138,9 @@ class Foresight:
         more = req.max_len - req.prompt_len - 1
         if deadline is None or not more:
             return own, 0.0
-        if more * self.pace.longest(self._rows(own), math.inf, own) > HALF * deadline:
+        if more * self.pace.worst(self._rows(own), self.context, own) > HALF * deadline:
             own = HALF * deadline / more
-        return own, more * self.pace.longest(self._rows(own), math.inf, own)
+        return own, more * self.pace.worst(self._rows(own), self.context, own)
 
     def _rows(self, itl: float | None) -> int:
         """The most decode rows that there can be."""
@@ -173,8 +177,11 @@ class Foresight:
                 retry_after=1.0,
             )
 
-    def _landings(self, promises: list[tuple[Req, Promise]], begin: float, rank: Rank) -> dict[int, float]:
-        """When each first token comes at the latest, if promises alone are served, from `begin` on."""
+    def _landings(
+        self, promises: list[tuple[Req, Promise]], begin: float, worst: float, rank: Rank
+    ) -> dict[int, float]:
+        """When each first token comes at the latest, if promises alone are served, from `begin` on: at the end of a
+        step that may be the `worst`."""
         found: dict[int, float] = {}
         slots = self._slot_times(max([rank, *(req.rank for req, _ in promises)]), begin)
         at = begin
@@ -182,7 +189,7 @@ class Foresight:
             if req.slot is None:
                 at = max(at, next(slots, math.inf))
             at += promise.left(len(req.tokens) - req.computed_len)
-            found[req.id] = at
+            found[req.id] = at + worst
         return found
 
     def _slot_times(self, rank: Rank, begin: float) -> Iterator[float]:
@@ -190,13 +197,13 @@ class Foresight:
         assert self.pace is not None
         scheduler = self.scheduler
         itl = self._tightest()
-        step = self.pace.longest(self._rows(itl), math.inf, itl)
+        step = self.pace.worst(self._rows(itl), self.context, itl)
         times = [begin] * scheduler.slots.free_count
         for req in scheduler.running.values():
-            if req.promise is not None and req.promise.dated and _reads(req):
-                times.append(math.inf)
-            elif req.finish is not None or (req.rank > rank and req.promise is None):
+            if req.finish is not None or (req.rank > rank and req.promise is None):
                 times.append(begin + self.depth * step)
+            elif _reads(req):
+                times.append(math.inf)  # its prompt is not read before the promises are
             else:
                 times.append(begin + (req.max_len - req.total_len + self.depth) * step)
         return iter(sorted(times))

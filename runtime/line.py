@@ -188,7 +188,7 @@ def urgency(req: Req, hurry: bool) -> tuple[int, float]:
 
 
 def slack(reqs: Iterable[Req], now: float) -> float:
-    """Seconds for which all promises among `reqs` could still be put off; infinite without any."""
+    """Seconds for which the work for all promises among `reqs` could still be put off; infinite without any."""
     spare, work = float("inf"), 0.0
     for req in sorted([req for req in reqs if req.promise is not None], key=_due):
         assert req.promise is not None

@@ -99,6 +99,11 @@ class Pace:
             bound = max(bound, UNSEEN, 2.0 * alone)  # even long steps leave prompts as much as they take
         return bound if itl is None else min(bound, KEPT * itl)
 
+    def worst(self, rows: int, start: int, itl: float | None = None) -> float:
+        """What a step with `rows` decode rows and a chunk behind `start` tokens can take at most, in seconds."""
+        largest = self.alone(rows) + self.added(self.sizes[-1], start)
+        return min(largest, self.longest(rows, math.inf, itl))
+
     def most_rows(self, itl: float) -> int | None:
         """How many decode rows a step may have that keeps `itl` with the least of a prompt in it; None: as many
         as were ever seen."""
@@ -114,8 +119,8 @@ class Pace:
     def seconds(
         self, rows: int, start: int, tokens: int, itl: float | None = None, *, surely: bool = False
     ) -> float:
-        """Until `tokens` prompt tokens behind `start` are read, in steps with `rows` decode rows. surely: no longer
-        than that, as far as the fit is right; else about that."""
+        """Until `tokens` prompt tokens behind `start` are read, in steps with `rows` decode rows. surely: they take
+        no more than that of steps which others fill up; else about when they are read, if nobody does."""
         if tokens <= 0:
             return 0.0
         parts = 1 if tokens <= self.sizes[0] else PARTS
@@ -125,10 +130,10 @@ class Pace:
         # The last chunk is cut short, and its step costs a whole step beside what it holds.
         chunk = self.allow(rows, start + tokens, 0, itl)
         tail = tokens % chunk
-        if tail or surely:
-            held = min((size for size in self.sizes if size >= (tail or 1)), default=chunk)
+        if tail and not surely:
+            held = min((size for size in self.sizes if size >= tail), default=chunk)
             whole = self.alone(rows) + self.added(held, start + tokens)
-            total += whole if surely else max(0.0, whole - tail * self.per_token(rows, start + tokens, itl))
+            total += max(0.0, whole - tail * self.per_token(rows, start + tokens, itl))
         return total
 
     def _begin(self, prior: float) -> None:
