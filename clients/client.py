@@ -137,6 +137,8 @@ class Client:
         credit: int | None = None,
         receipt: bool | None = None,
         telemetry: str | None = None,
+        tier: str | None = None,
+        latency: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> ResponseStream:
         """Ask for an answer; returns when the server has taken the request (nothing need be generated yet).
@@ -145,8 +147,10 @@ class Client:
         answer (its stream or its id); `instructions` are not inherited from it. With `credit`, the server tells so
         many tokens and then waits for `ResponseStream.grant`. `receipt`: tell at the end what was computed
         (`ResponseStream.receipt`). With `telemetry` "step" the stream's `timeline` hears of its place in the line,
-        of its prompt and of each step; with "response" of the sums at its end. `extra` holds further fields of a
-        `response.create` event. None means the server's default.
+        of its prompt and of each step; with "response" of the sums at its end. `tier` "priority" or "flex" makes it
+        urgent or patient; `latency` (ttft_ms, itl_ms, deadline_ms) is promised or refused at once, with
+        `ServerRefused.retry_after`. `extra` holds further fields of a `response.create` event. None means the
+        server's default.
 
         Raises ServerRefused with code, param and message if the server does not take it, ConnectionLost if the
         connection ends meanwhile, ServerUnreachable if no connection can be had.
@@ -168,6 +172,8 @@ class Client:
             "x_credit": credit,
             "x_receipt": receipt,
             "x_telemetry": telemetry,
+            "service_tier": tier,
+            "x_latency": None if latency is None else dict(latency),
             **(extra or {}),
         }
         return await self._ask(request, previous.lane if isinstance(previous, ResponseStream) else None)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.runtime.meaning import max_len_of, params_of, wish_of
+from headrace.runtime.meaning import claim_of, max_len_of, params_of, wish_of
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import ForkPoint, Phase, Req
 
@@ -119,5 +119,7 @@ def fork_request(
         raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
     shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
     params = params_of(ask, prompter)
-    req = Req(req_id, source.salt, ids, count, max_len, params, shares, spans=source.spans)
+    req = Req(
+        req_id, source.salt, ids, count, max_len, params, shares, spans=source.spans, claim=claim_of(ask)
+    )
     return Forked(req, prompt, cutter, text, kept.shared)

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.claim import Rank, Targets
+from headrace.runtime.figures import class_stats_of, sizes_of, stats_of
 from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop, retell
-from headrace.runtime.meaning import SEED_MASK, changed, max_len_of, params_of, wish_of
+from headrace.runtime.meaning import SEED_MASK, changed, claim_of, following, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
     CallArguments,
     CallBegin,
@@ -42,6 +44,7 @@ from headrace.runtime.telemetry import (
     Waiting,
     micros,
 )
+from headrace.runtime.telling import TextCutter, TextSplitter
 from headrace.runtime.tools import Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
@@ -63,6 +66,7 @@ __all__ = [
     "ProfileWish",
     "Prompt",
     "Prompter",
+    "Rank",
     "Reading",
     "ReasoningPiece",
     "Receipt",
@@ -75,6 +79,7 @@ __all__ = [
     "StreamMeter",
     "StreamSummary",
     "StreamTimes",
+    "Targets",
     "Tenant",
     "TextCutter",
     "TextInput",
@@ -105,38 +110,6 @@ class Prompt:
     thinking: bool = False
     grammar: TokenGrammar | None = None
     spans: tuple[ImageSpan, ...] = ()
-
-
-class TextCutter(Protocol):
-    """Tokens in, certain text out: never half a character, never the beginning of a stop string."""
-
-    matched: str | None  # the stop string that was found; nothing is released after it
-
-    def push(self, token: int) -> str:
-        """Text that became certain with this token (possibly empty)."""
-
-    def finish(self) -> str:
-        """What was still held back and is now certain, because no token follows. Empty after a match."""
-
-
-class TextSplitter(Protocol):
-    """Certain text in, typed pieces out (see parsers.splitter.Splitter)."""
-
-    over: bool  # the answer has ended with the one call that was allowed
-
-    @property
-    def thinking(self) -> bool:
-        """The model is reasoning now."""
-
-    @property
-    def plain(self) -> bool:
-        """What comes from now on is text of the answer, all of it, and nothing is held back."""
-
-    def push(self, text: str) -> list[Piece]:
-        """What `text` makes certain."""
-
-    def finish(self) -> list[Piece]:
-        """What was held back; no text follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,45 +429,22 @@ class Runtime:
 
     def sizes(self) -> dict[str, int]:
         """What the engine has room for, in the names of SGLang."""
-        scheduler = self.loop.scheduler
-        return {
-            "page_size": scheduler.page_size,
-            "max_total_num_tokens": scheduler.pool.count * scheduler.page_size,
-            "max_running_requests": scheduler.slots.count,
-            "max_queued_requests": scheduler.waiting_limit,
-            "chunked_prefill_size": scheduler.chunk_tokens,
-        }
+        return sizes_of(self.loop.scheduler)
 
     def stats(self) -> dict[str, float]:
         """Facts for metrics: counters since the start and gauges of now."""
-        scheduler = self.loop.scheduler
-        counters = scheduler.counters
         return {
-            "steps": counters.steps,
-            "graph_replays": self.loop.engine.replays,
-            "eager_steps": counters.steps - self.loop.engine.replays,
-            "prefill_tokens_computed": counters.prefill_tokens_computed,
-            "decode_tokens_computed": counters.decode_tokens_computed,
-            "cached_tokens": counters.cached_tokens,
-            "admissions": counters.admissions,
-            "retractions": counters.retractions,
-            "evicted_pages": counters.evicted_pages,
-            "copied_pages": counters.copied_pages,
-            "images_encoded": scheduler.gallery.encoded,
-            "images_reused": scheduler.gallery.reused,
+            **stats_of(self.loop),
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
-            "reader_pauses": self.loop.holds,
             "unsent_tokens": sum(stream.pending for stream in self._generations),
             "preparing": len(self._preparing),
-            "waiting": len(scheduler.waiting),
-            "running": len(scheduler.running),
-            "paused": len(scheduler.paused),
-            "kv_pages_total": scheduler.pool.count,
-            "kv_pages_in_use": scheduler.pages_in_use,
-            "kv_pages_cached": scheduler.tree.idle_pages,
         }
+
+    def class_stats(self) -> dict[str, dict[str, float]]:
+        """The same by class: name → class → number."""
+        return class_stats_of(self.loop)
 
     # -- preparation -------------------------------------------------------------------------------------------
 
@@ -582,7 +532,7 @@ class Runtime:
                 fork = ForkPoint(generation.req, len(prompt.ids))
             stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
             try:
-                self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), prompt, fork))
+                self._begin(self._generation(stream, following(ask), prompt, fork))
             except Refusal as refusal:
                 stream.end(FinishReason.ERROR, error=refusal)
                 self._count_end(stream)
@@ -615,6 +565,7 @@ class Runtime:
             wish,
             prompt.grammar,
             prompt.spans,
+            claim_of(ask),
         )
         stream.prompt = replace(prompt, grammar=None)
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))

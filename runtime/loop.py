@@ -122,7 +122,8 @@ def _nothing() -> None:
 
 
 class StepLoop:
-    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired.
+    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired. context: tokens of
+    the longest request; None: as many as there are pages for.
 
     Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
     streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens, and how many streams had
@@ -137,6 +138,7 @@ class StepLoop:
         engine: Engine,
         *,
         request_limit: float = 1800.0,
+        context: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert engine.depth >= 1
@@ -151,7 +153,7 @@ class StepLoop:
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
-        self.foresight = Foresight(scheduler, engine.pace, engine.depth)
+        self.foresight = Foresight(scheduler, engine.pace, engine.depth, context)
         self.tally = Tally()
         self.meters = StepMeters()
         self._changes: list[tuple[Generation, Callable[[int | None], None]]] = []  # asked for, not told yet

@@ -108,10 +108,11 @@ class App:
             image_stages=engine.image_stages,
             whole_pictures=engine.whole_pictures,
         )
-        self.loop = StepLoop(self.scheduler, engine)
+        self.loop = StepLoop(self.scheduler, engine, context=engine.max_context)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)
         self.metrics = Metrics()
         self.metrics.add_source(self.runtime.stats)
+        self.metrics.by_class = self.runtime.class_stats
         self.outbox = make_outbox(asyncio.get_running_loop(), config)
         self.ended = asyncio.Event()  # set when the server must stop: a signal, or a fault of the engine
         self.listener: Listener | None = None

@@ -127,7 +127,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="a key that clients must send; may be repeated (also HEADRACE_API_KEY)", extra=SECRET
         ),
     ] = ()
-    api_key_file: Annotated[str, Meta(description="a file with one API key a line")] = ""
+    api_key_file: Annotated[
+        str, Meta(description="a file with one API key a line, and behind it the weight of its share")
+    ] = ""
     insecure: Annotated[bool, Meta(description="listen beyond loopback without any key")] = False
     allow_host: Annotated[
         tuple[str, ...],

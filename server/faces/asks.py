@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
+from headrace.server.faces.latency import targets_of
 from headrace.server.faces.pictures import picture
 from headrace.server.faces.shapes import chat_shape, response_shape
 from headrace.server.faces.telemetry import TELEMETRY
@@ -36,7 +37,7 @@ def check_model(name: str | None, card: ModelCard, aliases: Iterable[str]) -> No
 def scoped(tenant: Tenant, cache_salt: str | None) -> Tenant:
     """The tenant whose cached prompts this request may share."""
     # The tenant's own salt stays a part: a client can narrow its sharing, never widen it.
-    return tenant if cache_salt is None else Tenant(tenant.id, f"{tenant.salt}\n{cache_salt}")
+    return tenant if cache_salt is None else replace(tenant, salt=f"{tenant.salt}\n{cache_salt}")
 
 
 # -- Responses -------------------------------------------------------------------------------------------------
@@ -135,6 +136,7 @@ def response_ask(
         tools=tools.tools,
         tool_choice=tools.choice,
         logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
+        targets=targets_of(request),
         shape=shape,
         param_names={
             "shape": "text.format" if request.regex is None else "regex",
@@ -174,6 +176,7 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         tools=tools.tools,
         tool_choice=tools.choice,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        targets=targets_of(request),
         shape=chat_shape(request),
         param_names={
             "shape": "response_format" if request.regex is None else "regex",

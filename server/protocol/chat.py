@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
+from headrace.server.protocol import latency
 from headrace.server.protocol.extension import Summary
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.logprobs import ChatLogprobs
@@ -149,7 +150,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     length_penalty: Annotated[Raw, refused("1", "1.0")] = NULL
     use_beam_search: Annotated[bool | None, refused(False)] = None
     parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
-    service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
+    service_tier: Annotated[f.ServiceTier | None, honoured(latency.TIER)] = None
+    x_latency: Annotated[latency.Latency | None, honoured(latency.LATENCY)] = None
+    priority: Annotated[latency.Priority | None, honoured(latency.PRIORITY)] = None
     metadata: Annotated[f.Metadata | None, ignored()] = None
     store: Annotated[bool | None, ignored("chat completions are not stored")] = None
     user: Annotated[f.OpaqueId | None, ignored()] = None
@@ -161,7 +164,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     prediction: Annotated[Raw, ignored("only ever a speed hint")] = NULL
     verbosity: Annotated[Literal["low", "medium", "high"] | None, ignored()] = None
     moderation: Annotated[Raw, ignored()] = NULL
-    priority: Annotated[Raw, ignored()] = NULL
 
 
 # -- replies ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
+from headrace.server.protocol import latency
 from headrace.server.protocol.chat import ChatUsage, StreamOptions
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.logprobs import CompletionLogprobs
@@ -88,8 +89,9 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     user: Annotated[f.OpaqueId | None, ignored()] = None
     request_id: Annotated[f.OpaqueId | None, ignored("the reply's ids are made here")] = None
     metadata: Annotated[f.Metadata | None, ignored()] = None
-    service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
-    priority: Annotated[Raw, ignored()] = NULL
+    service_tier: Annotated[f.ServiceTier | None, honoured(latency.TIER)] = None
+    x_latency: Annotated[latency.Latency | None, honoured(latency.LATENCY)] = None
+    priority: Annotated[latency.Priority | None, honoured(latency.PRIORITY)] = None
 
 
 # -- replies ---------------------------------------------------------------------------------------------------
