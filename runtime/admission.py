@@ -109,6 +109,9 @@ class Admission:
             if victim is None and not fits:
                 victim = lesser_holder(req, self.core.running, self.core.paused, self.core.waiting)
             if victim is None:
+                # Nothing runs, and nobody else holds anything but pins: they go before a request waits for ever.
+                if not fits and not self.core.running and self.core.pins.break_one():
+                    continue
                 return False
             self.core._retract(victim)
         if hit:

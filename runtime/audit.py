@@ -88,7 +88,9 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
     pool.check(owners)
     scheduler.slots.check(held_slots)
     scheduler.gallery.check(scheduler.reqs())
-    scheduler.tree.check([req.lease for req in scheduler.reqs() if req.lease is not None])
+    leases = [req.lease for req in scheduler.reqs() if req.lease is not None]
+    scheduler.tree.check([*leases, *scheduler.pins.leases()])
+    scheduler.pins.check()
     assert scheduler._changing <= seen, "a change waits for a request that is gone"
     for req_id, req in scheduler._regrants.items():
         assert scheduler.running.get(req_id) is req and req.phase is Phase.PREFILL and req.inflight == 0

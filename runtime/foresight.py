@@ -85,7 +85,7 @@ class Foresight:
             due = min(due, opened + targets.deadline - answer)
         itl = self._tightest(own)
         rows = self._rows(itl)
-        cached = self.scheduler.cached_len(req)
+        cached = self._cached(req)
         cost = self._cost(rows, itl, cached, len(req.tokens))
         made = Promise(due, *cost, own)
         whole = targets.deadline is not None
@@ -123,6 +123,17 @@ class Foresight:
             if req.promise is not None and req.promise.dated and _reads(req)
         ]
         return [*running, *scheduler.waiting.promised.values()]
+
+    def _cached(self, req: Req) -> int:
+        """How many leading tokens of `req` the cache holds now."""
+        scheduler = self.scheduler
+        if not scheduler.prefix_cache:
+            return 0
+        size, tree = scheduler.page_size, scheduler.tree
+        lease = tree.match(req.salt, req.keys(0, len(req.tokens)), req.reusable_len // size)
+        found = lease.depth * size
+        tree.release(lease)
+        return found
 
     def _tightest(self, itl: float | None = None) -> float | None:
         """The shortest time between tokens that anybody here was promised, or `itl`."""

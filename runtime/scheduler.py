@@ -24,6 +24,7 @@ from headrace.runtime.audit import audit
 from headrace.runtime.gallery import Gallery
 from headrace.runtime.line import PATIENCE, Line
 from headrace.runtime.pages import PagePool, SlotPool
+from headrace.runtime.pins import Pins
 from headrace.runtime.plan import (
     NON_FINITE,
     DecodeRows,
@@ -51,7 +52,7 @@ class Scheduler:
     page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
     a low value packs more requests and retracts more often. image_blocks, image_block_rows: the pool of image rows.
-    patience: how many admissions may pass over a class that waits.
+    patience: admissions that may pass over a class that waits. pin_share: of the pages, what pins may hold.
     image_stages, whole_pictures: see Gallery.
     """
 
@@ -68,6 +69,7 @@ class Scheduler:
         image_blocks: int = 0,
         image_block_rows: int = 1,
         patience: int = PATIENCE,
+        pin_share: float = 0.5,
         image_stages: int = 1,
         whole_pictures: bool = False,
     ) -> None:
@@ -84,6 +86,7 @@ class Scheduler:
         self.shares = Shares()
         self.waiting = Line(self.shares, patience)
         self.admission = Admission(self)
+        self.pins = Pins(self.tree, int(page_count * pin_share))
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
         self.counters = Counters()
@@ -200,16 +203,6 @@ class Scheduler:
         head = self.waiting.first(hurry, self.running.values()) if self.waiting else None
         return prospect_of(self.running, self.waiting, head, self._plannable)
 
-    def cached_len(self, req: Req) -> int:
-        """How many leading tokens of `req`, which is not here yet, the cache holds now."""
-        if not self.prefix_cache:
-            return 0
-        keys = req.keys(0, len(req.tokens))
-        lease = self.tree.match(req.salt, keys, req.reusable_len // self.page_size)
-        found = lease.depth * self.page_size
-        self.tree.release(lease)
-        return found
-
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
 
@@ -271,7 +264,9 @@ class Scheduler:
         return self.pool.used_count - self._evictable
 
     def flush_cache(self) -> int:
-        """Drop every cached page and picture that no live request holds; returns how many pages."""
+        """Drop every cached page and picture that no live request holds, pinned or not; returns how many pages."""
+        while self.pins.break_one():
+            pass
         self.gallery.clear()
         return self.tree.clear()
 

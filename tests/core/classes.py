@@ -44,7 +44,7 @@ class Order:
         self.patience = rng.choice((1, 2, 3, 16))
         self.limits = rng.random() < 0.2
         self.hurry = True
-        if self.on and rng.random() < 0.6:
+        if self.on and rng.random() < 0.8:
             # Few slots and many pages: then it is slots that are fought for.
             found = world.drawn
             found.slots, found.pages = rng.randint(1, 2), max(found.pages, 16)
@@ -61,7 +61,8 @@ class Order:
         self.kept: dict[
             int, tuple[int, int]
         ] = {}  # who made way: what was computed, and its retractions then
-        self.marked: dict[int, bool] = {}  # who was told to make way
+        self.marked: dict[int, int] = {}  # who was told to make way: its retractions then
+        self.going: set[int] = set()  # who was told so before this plan
 
     def watch(self, scheduler: Any) -> None:
         line, seen = scheduler.waiting, self.world.seen
@@ -74,7 +75,9 @@ class Order:
 
         def rejoined(req: Any) -> None:
             rejoin(req)
-            if self.marked.pop(req.id, False) and req.pages:
+            before = self.marked.pop(req.id, None)
+            if before is not None and before == req.retractions:
+                assert req.pages, "who makes way keeps its pages"
                 self.kept[req.id] = req.computed_len, req.retractions
                 seen["yield: after chunks of its prompt alone"] += req.output_len == 0
 
@@ -102,6 +105,8 @@ class Order:
 
     def limit(self) -> dict[str, Any]:
         """What the loop says for the next plan."""
+        running = self.world.scheduler.running.values()
+        self.going = {req.id for req in running if req.yielding}
         if not self.on:
             return {}
         self.hurry = self.rng.random() < 0.5
@@ -111,16 +116,19 @@ class Order:
             self.world.seen["rows were limited"] += 1
         return {"hurry": self.hurry, "most_rows": most}
 
-    def planned(self, scheduler: Any) -> None:
+    def planned(self, scheduler: Any, plan: Any) -> None:
+        rows = () if plan is None else plan.rows
+        assert not any(row.req_id in self.going for row in rows), "who makes way has no row"
         for req in scheduler.running.values():
             if req.yielding and req.id not in self.marked:
-                self.marked[req.id] = True
+                self.marked[req.id] = req.retractions
                 lower = any(other.rank < req.rank for other in scheduler.waiting.values())
                 self.world.seen["yield: for an owner with fewer slots"] += not lower
-                if self.rng.random() < 0.2:
+                if self.rng.random() < 0.25:
                     self.tempted = req
                     self.world._at(
-                        self.world.now, self.rng.choice((self.world._do_cancel, self.world._do_pause))
+                        self.world.now,
+                        self.rng.choice((self.world._do_cancel, self.world._do_cancel, self.world._do_pause)),
                     )
 
     def taken_back(self, scheduler: Any, victim: Any) -> None:

@@ -23,6 +23,7 @@ import sys
 planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 changes = sys.modules["core_simulation"].load("mutants_of_changes")
+classes = sys.modules["core_simulation"].load("mutants_of_classes")
 
 S = "scheduler"
 V = "victims"
@@ -445,8 +446,8 @@ MUTANTS = (
     Mutant(
         "budget_of_the_step_ignored",
         S,
-        """OpenPlan(self.chunk_tokens if budget is None else budget)""",
-        """OpenPlan(budget or self.chunk_tokens)""",
+        """OpenPlan(self.chunk_tokens if budget is None else budget, price)""",
+        """OpenPlan(budget or self.chunk_tokens, price)""",
     ),
     Mutant(
         "sample_in_mid_prompt",
@@ -571,6 +572,7 @@ MUTANTS = (
         """    pages, guided = tuple(req.pages[:1]), req""",
     ),
     *changes.MUTANTS,
+    *classes.MUTANTS,
 )
 
 

@@ -45,8 +45,8 @@ def load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-cells, ledger, classes, swarm = map(load, ("device", "watch", "classes", "swarm"))
-changes, forks = map(load, ("changes", "forks"))
+cells, ledger, classes, pinning = map(load, ("device", "watch", "classes", "pinning"))
+swarm, changes, forks = map(load, ("swarm", "changes", "forks"))
 
 EVENT_LIMIT = 20_000
 
@@ -76,6 +76,7 @@ class World:
         self.seen: Counter[str] = Counter()
         self.record: list[str] | None = [] if record else None
         self.order = classes.Order(self)
+        self.pinning = pinning.Pinning(self)
         self.scheduler = self._watched(core)(
             found.pages,
             found.page_size,
@@ -85,7 +86,9 @@ class World:
             waiting_limit=found.waiting_limit,
             ahead_tokens=found.ahead,
             patience=self.order.patience,
+            pin_share=self.pinning.share,
         )
+        self.pinning.watch(self.scheduler)
         self.order.watch(self.scheduler)
         self.device = cells.Device(found.pages, found.page_size, found.slots, found.width)
         self.watch = ledger.Watch(core, self.scheduler, self.device, cells, self.seen, self.order)
@@ -136,6 +139,7 @@ class World:
                 self._meddle()
             if not self._heap:
                 self._wake_sleepers()
+        self.pinning.end()
         self._last_words()
         return self.seen
 
@@ -150,6 +154,7 @@ class World:
     def _settled(self) -> None:
         self.watch.settle()
         self.order.settled(self.scheduler)
+        self.pinning.settled()
         # Something can be done now perhaps: the loop takes a turn soon.
         if not self._turn_set:
             self._turn_set = True
@@ -169,7 +174,7 @@ class World:
             evicted = scheduler.counters.evicted_pages
             self.scheduler.prospect()
             plan = scheduler.plan(budget, **self.order.limit())
-            self.order.planned(scheduler)
+            self.order.planned(scheduler, plan)
             if scheduler.counters.evicted_pages > evicted:
                 self.seen["eviction under pressure"] += 1
             if budget == 0:
@@ -318,6 +323,7 @@ class World:
     _note_fork = forks.note_fork
 
     def _meddle(self) -> None:
+        self.pinning.meddle()
         rng = self.rng
         for fault, rate in self.drawn.faults.items():
             if rng.random() < rate:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 classes = sys.modules["core_simulation"].load("classes")
+pinning = sys.modules["core_simulation"].load("pinning")
 
 FAULTS = (
     "cancel", "pause", "resume", "fork", "change", "budget", "spoil", "flush", "evict", "retract", "echo",
@@ -87,6 +88,7 @@ GATES = (
     "flush with pages cached",
     "no page left and no cache to evict",
     *classes.GATES,
+    *pinning.GATES,
 )
 
 

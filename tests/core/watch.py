@@ -342,12 +342,12 @@ class Watch:
         assert not any(req.pages or req.copy_from is not None for req in idle if req.rank >= victim.rank), (
             "a running request was retracted while others hold pages and do not move"
         )
-        others = [
-            req for req in scheduler.running.values() if (req.promise is None) >= (victim.promise is None)
-        ]
-        assert victim.id == max(req.id for req in others if req.rank >= victim.rank or victim.promise), (
-            "not the youngest of the lowest rank was retracted"
-        )
+        running = scheduler.running.values()
+        if victim.promise is not None:
+            assert all(req.promise is not None for req in running), "a promise gave its pages up first"
+            return
+        others = [(req.rank, req.id) for req in running if req.promise is None]
+        assert (victim.rank, victim.id) == max(others), "not the youngest of the lowest rank was retracted"
 
     # -- the end -----------------------------------------------------------------------------------------------
 
