@@ -74,9 +74,8 @@ class CpuEngine:
         )
         self.dtype = DTYPES[self.config.dtype]
         self.page_size = self.config.page_size
-        self.page_count = (self.config.kv_memory_mb << 20) // page_bytes(
-            self.model_config, self.page_size, self.dtype
-        )
+        self.page_bytes = page_bytes(self.model_config, self.page_size, self.dtype)
+        self.page_count = (self.config.kv_memory_mb << 20) // self.page_bytes
         self.max_running = self.config.max_running
         self.max_context = self.config.max_context
         self.chunk_tokens = self.config.chunk_tokens

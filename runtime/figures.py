@@ -45,6 +45,7 @@ def stats_of(loop: StepLoop) -> dict[str, float]:
         "waiting": len(scheduler.waiting),
         "running": len(scheduler.running),
         "paused": len(scheduler.paused),
+        "kv_pages_pinned": scheduler.pins.pages,
         "kv_pages_total": scheduler.pool.count,
         "kv_pages_in_use": scheduler.pages_in_use,
         "kv_pages_cached": scheduler.tree.idle_pages,

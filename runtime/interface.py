@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.cache import Cache
 from headrace.runtime.claim import Rank, Targets
 from headrace.runtime.figures import class_stats_of, sizes_of, stats_of
 from headrace.runtime.fork import ForkPlace, fork_request
@@ -27,6 +28,7 @@ from headrace.runtime.parsers.pieces import (
     joined,
 )
 from headrace.runtime.parsers.text_input import TextInput
+from headrace.runtime.pins import Favour, Pin
 from headrace.runtime.profile import Profiler, ProfileWish
 from headrace.runtime.receipt import Receipt, receipt_of
 from headrace.runtime.refusal import Refusal
@@ -52,10 +54,12 @@ __all__ = [
     "PUBLIC_TENANT",
     "AnswerShape",
     "Ask",
+    "Cache",
     "CallArguments",
     "CallBegin",
     "CallEnd",
     "Entry",
+    "Favour",
     "FinishReason",
     "ForkPlace",
     "Logprobs",
@@ -63,6 +67,7 @@ __all__ = [
     "ModelCard",
     "Picture",
     "Piece",
+    "Pin",
     "ProfileWish",
     "Prompt",
     "Prompter",
@@ -188,6 +193,7 @@ class Runtime:
         self.card = card
         self.prompter = prompter
         self.loop = loop
+        self.cache = Cache(loop)
         self.max_context = min(max_context, loop.scheduler.max_tokens)
         self.ready = False
         self.draining = False

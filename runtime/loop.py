@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
-    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    page_bytes: of a KV page. pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
     bucket: rows that the step launched last is padded to. replays: steps launched as captured graphs so far.
     masks: it keeps to the grammars of a plan; else no request may have one."""
 
@@ -59,6 +59,9 @@ class Engine(Protocol):
 
     @property
     def pace(self) -> Pace | None: ...
+
+    @property
+    def page_bytes(self) -> int: ...
 
     @property
     def bucket(self) -> int: ...

@@ -58,9 +58,10 @@ class Pins:
         """How many pins this owner has."""
         return self._owners[owner]
 
-    def take(self, owner: str, salt: str, keys: Sequence[int], broken: Callable[[], None]) -> Pin | None:
-        """A pin on all whole cached pages of `keys`; None if it would take pins beyond `limit`."""
-        lease = self.tree.match(salt, keys, len(keys) // self.tree.page_size)
+    def take(self, owner: str, favour: Favour, broken: Callable[[], None]) -> Pin | None:
+        """A pin on what is still cached of a favoured path; None if it would take pins beyond `limit`."""
+        assert favour.node is not None, "a favour that was forgone"
+        lease = self.tree.lease_at(favour.node)
         pin = Pin(lease, owner, broken)
         if len(self._pages) + sum(page not in self._pages for page in pin.pages) > self.limit:
             self.tree.release(lease)

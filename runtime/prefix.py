@@ -111,6 +111,13 @@ class PrefixTree:
             node = node.parent
         return self._lease(node)
 
+    def lease_at(self, node: PrefixNode) -> PrefixLease:
+        """A new lease on the path to `node`, as far as it is still in the tree."""
+        while not node.attached:
+            assert node.parent is not None, "roots stay"
+            node = node.parent
+        return self._lease(node)
+
     def extend(self, lease: PrefixLease, key: tuple[int, ...], page: int) -> bool:
         """Move the lease one page forward to the child `key`. True if `page` became that child's page; False if
         equal content was there already, and `page` stays its owner's private copy. Not on a condemned path."""

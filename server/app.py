@@ -33,6 +33,7 @@ from headrace.server.archive import Archive, ArchiveError
 from headrace.server.auth import BadSetting, check_bind, load_keys
 from headrace.server.config import ServerConfig, describe, is_loopback
 from headrace.server.conversation import Conversations
+from headrace.server.faces.pinned import PinnedResponses
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.table import build_routes, held_responses
@@ -103,6 +104,7 @@ class App:
             engine.chunk_tokens,
             prefix_cache=config.engine.prefix_cache,
             waiting_limit=config.engine.waiting_limit,
+            pin_share=config.limits.pin_share,
             image_blocks=engine.image_blocks,
             image_block_rows=engine.image_block_rows,
             image_stages=engine.image_stages,
@@ -145,12 +147,19 @@ class App:
             ),
             connection_limit=limits.ws_age_limit,
             drain=self.config.drain,
+            linger=limits.resume_seconds,
+            held_bytes=limits.resume_bytes,
+            held_streams=limits.resume_streams,
+            held_tokens=limits.resume_tokens,
+            pins_per_key=limits.pins_per_key,
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )
         self.runtime.profiler = self._make_profiler()
         self.archive = self._open_archive(settings)
-        self.running = Running(self.runtime, Conversations(archive=self.archive))
+        pins = PinnedResponses(self.runtime.cache, settings)
+        self.metrics.add_source(pins.stats)
+        self.running = Running(self.runtime, Conversations(archive=self.archive), pins)
         self.metrics.add_source(self._count_stored)
         self.held = held_responses(settings)
         self.metrics.add_source(self.held.stats)

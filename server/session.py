@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Raw
 
+from headrace.runtime.interface import Favour
 from headrace.server.conversation import Turn
 
 W = TypeVar("W")  # what waits: a decoded request
@@ -65,6 +66,7 @@ class Latest:
     response_id: str
     turn: Turn
     items: Callable[[], Mapping[str, Raw]]
+    favour: Favour | None = None  # of the cache, as long as it is the latest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
 from headrace.server.faces.latency import targets_of
 from headrace.server.faces.pictures import picture
+from headrace.server.faces.pinned import lifetime
 from headrace.server.faces.shapes import chat_shape, response_shape
 from headrace.server.faces.telemetry import TELEMETRY
 from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
@@ -104,6 +105,8 @@ def check_response(request: ResponseRequest) -> None:
     """Raise WireError for what is not offered here."""
     f.check_supported(request)
     _check_response_options(request)
+    if request.prompt_cache_options is not None:
+        lifetime(request.prompt_cache_options.ttl)
     if request.x_telemetry in ("response", "step") and TELEMETRY in (request.metadata or {}):
         raise WireError(
             "invalid_value", f"metadata.{TELEMETRY}: what x_telemetry asks for goes there", "metadata"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET, Raw, structs
 
 from headrace.runtime.interface import ForkPlace
+from headrace.server.faces.pinning import pin
 from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import extension as x
 from headrace.server.protocol.codec import decode, string
@@ -123,7 +124,13 @@ def fork(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) 
 
 _OF_FORKS = ("stream_id", "event_id")  # fields that say something else in a `response.create`
 
-VERBS: dict[str, Verb] = {"x.credit": credit, "x.resume": resume, "x.update": update, "x.fork": fork}
+VERBS: dict[str, Verb] = {
+    "x.pin": pin,
+    "x.credit": credit,
+    "x.resume": resume,
+    "x.update": update,
+    "x.fork": fork,
+}
 
 
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:

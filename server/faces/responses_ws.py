@@ -75,7 +75,7 @@ class ResponsesSocket:
         budget: WaitingBudget,
         held: HeldResponses,
     ) -> None:
-        self.held = held
+        self.held, self.pins = held, running.pins
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
         self._reports = Reports()
         self.board = StepBoard()
@@ -168,9 +168,9 @@ class ResponsesSocket:
         self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
-        for latest in self._lanes.latest.values():
-            self._store.release(latest.turn)
-        self._lanes.latest.clear()
+        for lane in list(self._lanes.latest):
+            self._forget(lane)
+        self.pins.leave(self)
 
     def drain(self) -> None:
         """Refuse what waits and what comes; close with 1012 when the running responses have ended."""
@@ -408,7 +408,8 @@ class ResponsesSocket:
             self._forget(job.lane)
             assert run.final is not None, "who leaves a turn has told its end"
             # Not the run itself: that would keep its stream, and the request behind it.
-            self._lanes.latest[job.lane] = Latest(run.id, turn, partial(items_of, run.request, run.final))
+            items, favour = partial(items_of, run.request, run.final), self._runtime.cache.favour(run.stream)
+            self._lanes.latest[job.lane] = Latest(run.id, turn, items, favour)
         elif job.continues_lane:
             self._forget(job.lane)
         self._follow(job)
@@ -441,10 +442,16 @@ class ResponsesSocket:
 
     def _near(self, response_id: str) -> Ancestor | None:
         """The latest response of a lane: it continues even if it was not stored."""
-        for latest in self._lanes.latest.values():
-            if latest.response_id == response_id:
-                return Ancestor(latest.turn, latest.items)
+        if (latest := self.latest(response_id)) is not None:
+            return Ancestor(latest.turn, latest.items)
         return None
+
+    def latest(self, response_id: str) -> Latest | None:
+        """The latest response of a lane, if this is one."""
+        return next((each for each in self._lanes.latest.values() if each.response_id == response_id), None)
+
+    def evicted(self, response_id: str, tokens: int) -> None:
+        self.say(x.CacheEvicted(response_id, tokens))
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
         latest = self._lanes.latest.get(lane)
@@ -453,6 +460,7 @@ class ResponsesSocket:
     def _forget(self, lane: str | None) -> None:
         if (latest := self._lanes.latest.pop(lane, None)) is not None:
             self._store.release(latest.turn)
+            self._runtime.cache.forgo(latest.favour)
 
     # -- verbs of ours (extension.py) --------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ STATUS = {
     "fork_point_invalid": 400,
     "fork_not_supported": 400,
     "lane_busy": 400,
+    "pin_quota_exceeded": 429,
     "rate_limit_exceeded": 429,
     "server_error": 500,
     "server_is_overloaded": 503,

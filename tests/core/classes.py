@@ -124,7 +124,7 @@ class Order:
                 self.marked[req.id] = req.retractions
                 lower = any(other.rank < req.rank for other in scheduler.waiting.values())
                 self.world.seen["yield: for an owner with fewer slots"] += not lower
-                if self.rng.random() < 0.25:
+                if self.rng.random() < 0.4:
                     self.tempted = req
                     self.world._at(
                         self.world.now,

@@ -93,7 +93,9 @@ class Pinning:
                 seen["pin: broken so that a request could run"] += 1
             del self.pins[held[0]]
 
-        pin = pins.take(req.claim.owner, req.salt, keys, broken)
+        favour = pins.favour(req.salt, keys)
+        pin = pins.take(req.claim.owner, favour, broken)
+        pins.forgo(favour)
         if pin is None:
             seen["pin: refused at the limit"] += 1
             return
