@@ -24,7 +24,7 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
-from headrace.clients.events import NotAnEvent, read_model_ids, read_refusal
+from headrace.clients.events import NotAnEvent, Pinned, read_model_ids, read_refusal
 from headrace.clients.link import Link
 from headrace.clients.stream import ResponseStream
 
@@ -203,6 +203,20 @@ class Client:
             **parameters,
         }
         return await self._ask(request, None)
+
+    async def pin(self, response: ResponseStream | str, seconds: float) -> Pinned:
+        """What the server has cached of this answer stays cached for so long, whatever else is asked of it: how
+        many tokens and bytes that is, and until when. 0 seconds let go of it. The answer runs here, or it was the
+        last one of its lane or is held. Raises ServerRefused if it is none of these, or with "pin_quota_exceeded"."""
+        response_id = response.response_id if isinstance(response, ResponseStream) else response
+        if response_id is None:
+            raise ServerRefused("response_not_found", "the answer has not begun")
+        return await (await self._linked()).pin(response_id, seconds)
+
+    @property
+    def evicted(self) -> frozenset[str]:
+        """Answers whose pins the server gave up before their time, as far as this connection was told."""
+        return frozenset() if self._link is None else frozenset(self._link.evicted)
 
     async def _ask(self, request: dict[str, Any], lane: str | None) -> ResponseStream:
         """Say `request` in a free lane (in `lane`, if that one is), and wait until the server took it."""

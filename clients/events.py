@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
-from headrace.server.protocol.extension import Error as VerbRefused
 from headrace.server.protocol.extension import (
+    CacheEvicted,
     Goaway,
     Paused,
+    Pinned,
     PrefillProgress,
     Queue,
     Resumed,
@@ -23,6 +24,7 @@ from headrace.server.protocol.extension import (
     Summary,
     Updated,
 )
+from headrace.server.protocol.extension import Error as VerbRefused
 from headrace.server.protocol.response_events import (
     Completed,
     Created,
@@ -45,6 +47,7 @@ from headrace.server.protocol.response_events import (
 __all__ = [
     "TERMINAL",
     "AnyEvent",
+    "CacheEvicted",
     "Completed",
     "Created",
     "ErrorFrame",
@@ -58,6 +61,7 @@ __all__ = [
     "PartAdded",
     "PartDone",
     "Paused",
+    "Pinned",
     "PrefillProgress",
     "Queue",
     "Response",
@@ -109,6 +113,8 @@ KnownEvent = (
     | Queue
     | PrefillProgress
     | Step
+    | Pinned
+    | CacheEvicted
 )
 AnyEvent = KnownEvent | UnknownEvent
 TERMINAL = (Completed, Incomplete, Failed)
@@ -143,7 +149,7 @@ def read_event(message: bytes) -> AnyEvent:
 
 def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
-    if isinstance(event, Goaway | Step):
+    if isinstance(event, Goaway | Step | Pinned | CacheEvicted):
         return None
     lane = event.data.get("stream_id") if isinstance(event, UnknownEvent) else event.stream_id
     return lane if isinstance(lane, str) else None

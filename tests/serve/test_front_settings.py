@@ -48,6 +48,12 @@ HELD_BY = {
     "requests_per_socket": "test_the_in_flight_limit_to_the_number",
     "lanes_per_socket": "test_the_named_lane_limit_to_the_number",
     "ws_age_limit": "test_the_age_limit_closes_an_idle_socket_without_a_frame",
+    "resume_seconds": "test_limits_of_held_responses_are_settings",
+    "resume_bytes": "test_all_that_is_held_is_bounded_and_old_ends_go_first",
+    "resume_streams": "test_only_so_many_wait_for_a_reader",
+    "resume_tokens": "test_an_abandoned_stream_goes_on_up_to_the_ring_or_pauses_at_once",
+    "pins_per_key": "test_the_eleventh_pin_is_refused_and_another_key_has_its_own",
+    "pin_share": "test_pins_hold_their_share_at_most_and_give_way_before_anybody_waits_for_ever",
     "waiting_per_socket": "test_the_waiting_limit_to_the_number",
 }
 
