@@ -2,8 +2,9 @@
 
     python -P -m headrace.bench.count PORT KIND STREAMS PER TOKENS
 
-KIND: ws (Responses events, PER streams on each websocket), responses or chat (SSE, one connection each). Prompts
-differ in length, so that streams do not all cross their page edges in the same step.
+KIND: ws (Responses events, PER streams on each websocket), steps (the same, each step told with x_telemetry),
+responses or chat (SSE, one connection each). Prompts differ in length, so that streams do not all cross their page
+edges in the same step.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ def opening(kind: str, target: Target, first: int, per: int, tokens: int) -> byt
             return {**sampled, "messages": [{"role": "user", "content": text}], "max_tokens": tokens}
         return {**sampled, "input": text, "max_output_tokens": tokens, "store": False}
 
-    if kind != "ws":
+    if kind not in ("ws", "steps"):
         return target.post(PATHS[kind], json.dumps(ask(first)).encode())
     parts = [target.upgrade(PATHS["responses"], bytes(16))]
     for number in range(first, first + per):
-        lane = {} if per == 1 else {"stream_id": f"lane-{number}"}
-        event = {"type": "response.create", **ask(number), **lane}
+        more = {} if per == 1 else {"stream_id": f"lane-{number}"}
+        if kind == "steps":
+            more["x_telemetry"] = "step"
+        event = {"type": "response.create", **ask(number), **more}
         parts.append(frame(TEXT, json.dumps(event).encode(), masked=True))
     return b"".join(parts)
 

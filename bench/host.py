@@ -4,8 +4,8 @@
 
 Scheduler, step loop, GPU engine, runtime, faces, listener and outbox are the real ones; only the device computes
 nothing (instant.py), so a step lands as soon as the host looks for it, and the loop runs as fast as the host can.
-kinds: ws: Responses events, one stream per websocket; ws16: sixteen; responses, chat: SSE. The readers live in a
-process of their own and only count bytes.
+kinds: ws: Responses events, one stream per websocket; ws16: sixteen; steps, steps16: the same with every step told
+(x_telemetry); responses, chat: SSE. The readers live in a process of their own and only count bytes.
 
 Two passes over the same streams, both in CPU time of the thread. The first times whole steps, from one look at the
 device to the next (`cpu_us`). The second has clocks between the parts: retire, plan, pack (the engine's launch),
@@ -36,7 +36,14 @@ from headrace.server.app import App, settle_interpreter
 from headrace.server.config import Limits, ServerConfig
 from headrace.server.outbox import Outlet
 
-KINDS = {"ws": ("ws", 1), "ws16": ("ws", 16), "responses": ("responses", 1), "chat": ("chat", 1)}
+KINDS = {
+    "ws": ("ws", 1),
+    "ws16": ("ws", 16),
+    "steps": ("steps", 1),
+    "steps16": ("steps", 16),
+    "responses": ("responses", 1),
+    "chat": ("chat", 1),
+}
 PARTS = ("retire", "plan", "pack", "land", "tell", "render", "write", "rest")
 BUDGET_US = {1: 30, 8: 65, 64: 370, 256: 1450}  # of a whole step: the design's page on performance, section 4
 WARM = 32  # steps before the first that counts
@@ -274,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="headrace bench host", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--streams", type=numbers, default="1,8,64,256", help="live streams [1,8,64,256]")
-    parser.add_argument("--kinds", type=names, default="ws,ws16,chat", help="[ws,ws16,chat]; also responses")
+    parser.add_argument(
+        "--kinds", type=names, default="ws,ws16,chat", help="[ws,ws16,chat]; also steps, steps16, responses"
+    )
     parser.add_argument(
         "--steps", type=int, default=600, help="steps of a pass, fewer with many streams [600]"
     )

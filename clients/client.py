@@ -207,7 +207,7 @@ class Client:
     async def pin(self, response: ResponseStream | str, seconds: float) -> Pinned:
         """What the server has cached of this answer stays cached for so long, whatever else is asked of it: how
         many tokens and bytes that is, and until when. 0 seconds let go of it. The answer runs here, or it was the
-        last one of its lane or is held. Raises ServerRefused if it is none of these, or with "pin_quota_exceeded"."""
+        last one of its lane or is held. Raises ServerRefused if it is neither, or with "pin_quota_exceeded"."""
         response_id = response.response_id if isinstance(response, ResponseStream) else response
         if response_id is None:
             raise ServerRefused("response_not_found", "the answer has not begun")

@@ -118,6 +118,11 @@ class Ask:
     targets: Targets = UNTARGETED
     param_names: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """All of its messages', in order."""
+        return [picture for message in self.messages or () for picture in message.pictures]
+
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.prompt is None):
             raise Refusal("missing_required_parameter", "give messages or a prompt, and only one of them")
@@ -150,8 +155,19 @@ class Ask:
 
     @property
     def guided(self) -> bool:
-        """The answer has to follow a grammar."""
-        return self.shape is not None or self.tool_choice.mode == "required"
+        """The answer may have to follow a grammar: it is known once it is known how the model writes calls."""
+        return (
+            self.shape is not None
+            or self.tool_choice.mode == "required"
+            or any(tool.form is not None for tool in self.callable_tools)
+        )
+
+    @property
+    def guide(self) -> str:
+        """The name, in the client's own protocol, of what makes the answer follow a grammar."""
+        if self.shape is not None:
+            return self.wire_name("shape")
+        return self.wire_name("tool_choice" if self.tool_choice.mode == "required" else "tools")
 
     @property
     def characters(self) -> int:
@@ -162,11 +178,6 @@ class Ask:
             return said + sum(tool.characters for tool in self.tools)
         assert self.prompt is not None
         return len(self.prompt)
-
-    @property
-    def shows(self) -> bool:
-        """It has a picture: one of a few bytes may take long to decode."""
-        return any(message.pictures for message in self.messages or ())
 
     @property
     def callable_tools(self) -> tuple[Tool, ...]:

@@ -39,12 +39,26 @@ class Blueprint:
         self.checkpoint: Checkpoint | None = None
         if not random_weights:
             self.checkpoint = Checkpoint(self.folder, older_names(self.config))
-            self.checkpoint.match(self.outline.parts)
+            self.checkpoint.match(self.outline.parts, self.config.spare)
 
     @property
     def parameters(self) -> int:
         """Numbers in the checkpoint; a tied head counts once."""
         return sum(torch.Size(shape).numel() for shape in self.outline.parts.values())
+
+    @property
+    def image_ratio(self) -> float:
+        """About how many prompt tokens take as long in the decoder as a row of a picture takes in the tower; one
+        for a model without eyes."""
+        vision = self.config.vision
+        if vision is None:
+            return 1.0
+        eyes = sum(
+            torch.Size(shape).numel()
+            for name, shape in self.outline.parts.items()
+            if name.startswith(("model.visual.", "model.vision_tower."))
+        )
+        return vision.row_patches * eyes / max(1, self.parameters - eyes)
 
     def images(self, row_limit: int) -> ImageSettings | None:
         """How the model wants its pictures, at most `row_limit` rows each; None if it takes none."""

@@ -25,6 +25,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     threads: Annotated[
         int, Meta(ge=0, description="compute threads (0 = auto: physical cores; one for a tiny model)")
     ] = 0
+    decode: Annotated[
+        Literal["auto", "native", "torch"],
+        Meta(
+            description="what runs decode steps of few rows on the CPU: native code that is compiled at start and "
+            "keeps the layers' weights a second time, or torch; auto: native where it can and memory allows"
+        ),
+    ] = "auto"
     page_size: Annotated[
         int, Meta(ge=0, le=256, description="tokens per KV page (0 = auto: 16 on the CPU, 64 on a GPU)")
     ] = 0
@@ -96,8 +103,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     weight_elements: int  # as kept in memory
     kv_token_elements: int  # keys and values of one token, all layers
     max_positions: int  # the model's own limit
+    plain_elements: int = 0  # weights that a native decode step keeps a second time
+    native_obstacle: str = "it was not asked for"  # why this machine can run none; empty: it can
+    team_obstacle: str = ""  # why it can with one thread alone
 
 
+PLAIN_FRACTION = 0.5  # of what the weights leave free: more is not spent on keeping some of them twice
 KV_FRACTION = 0.5  # of what the weights leave free
 KV_CEILING = 4 << 30  # an automatic slab is never larger: all of it is touched at start
 CPU_PAGE_SIZE, CPU_SLOTS = 16, 64
@@ -135,6 +146,22 @@ def resolve(config: EngineConfig, facts: Facts) -> EngineConfig:
             f"max_context {config.max_context} is more than the {facts.max_positions} positions of this model"
         )
     left = facts.free_memory - facts.weight_elements * item
+    # Below this a matrix product is shorter than waking a second thread for it, and where another process has that
+    # core, waiting for it costs tens of milliseconds a step (28 ms against 2 on a busy two-core machine).
+    lone = facts.weight_elements * item <= LONE_THREAD_BYTES
+    threads = config.threads or (1 if lone else facts.cores)
+    obstacle = facts.native_obstacle or (facts.team_obstacle if threads > 1 else "")
+    if config.deterministic:
+        # Long chunks run in torch, and a token must not tell which of the two computed it.
+        obstacle = "deterministic steps run in torch alone"
+    plain = facts.plain_elements * item
+    decode = config.decode
+    if decode == "native" and obstacle:
+        raise SettingError(f"decode native: {obstacle}")
+    if decode == "auto":
+        decode = "torch" if obstacle or plain > left * PLAIN_FRACTION else "native"
+    if decode == "native":
+        left -= plain
     if config.kv_memory_mb:
         pages = (config.kv_memory_mb << 20) // page
         if config.kv_memory_mb << 20 > left:
@@ -156,14 +183,12 @@ def resolve(config: EngineConfig, facts: Facts) -> EngineConfig:
         # A chunk delays every decoding stream, so it is bounded in time; a power of two from 32 to 512.
         room = STEP_OPERATIONS * (1 if dtype == "bfloat16" else 0.25) / (2 * facts.weight_elements)
         chunk = next((size for size in (512, 256, 128, 64) if size <= room), 32)
-    # Below this a matrix product is shorter than waking a second thread for it, and where another process has that
-    # core, waiting for it costs tens of milliseconds a step (28 ms against 2 on a busy two-core machine).
-    lone = facts.weight_elements * item <= LONE_THREAD_BYTES
     return msgspec.structs.replace(
         config,
         device="cpu",
         dtype=dtype,
-        threads=config.threads or (1 if lone else facts.cores),
+        threads=threads,
+        decode=decode,
         kv_memory_mb=config.kv_memory_mb or -(-pages * page >> 20),
         max_context=context,
         chunk_tokens=min(chunk, context),
@@ -199,6 +224,7 @@ def settle_device(config: EngineConfig, facts: DeviceFacts) -> EngineConfig:
         config,
         device="cuda",
         dtype="bfloat16" if config.dtype == "auto" else config.dtype,
+        decode="torch",
         page_size=page_size,
         max_running=config.max_running or GPU_SLOTS,
         max_context=context,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +26,12 @@ from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import EngineConfig, Facts, resolve
 from headrace.runtime.eyes import BLOCK_ROWS, Eyes, image_blocks, image_stages, sees_mutually
 from headrace.runtime.logprobs import Logprobs
+from headrace.runtime.models.native import (
+    native_obstacles,
+    plain_elements,
+    reads_plain,
+    start_compiling,
+)
 from headrace.runtime.pace import Pace
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.probing import Probed
@@ -32,6 +40,9 @@ from headrace.runtime.request import SamplingParams
 from headrace.runtime.sampling import SamplingTable
 from headrace.runtime.slab import KVSlab, measure, page_bytes
 from headrace.runtime.weights import MappedWeights
+
+if TYPE_CHECKING:
+    from headrace.runtime.models.host_decoder import HostDecoder
 
 log = logging.getLogger("headrace.engine")
 
@@ -45,8 +56,8 @@ class CpuEngine:
 
     config: every automatic choice resolved. card, generation: what the folder says about the model. page_count,
     page_size, max_running, max_context, chunk_tokens, image_blocks, image_block_rows, image_stages, whole_pictures:
-    what a Scheduler for this engine needs. Prompt ids lie below `embedding_rows`, sampled ones below
-    `logits_width`. images: how the model wants pictures, None if it takes none.
+    what a Scheduler for this engine needs. image_ratio: see Blueprint. Prompt ids lie below `embedding_rows`,
+    sampled ones below `logits_width`. images: how the model wants pictures, None if it takes none.
     """
 
     masks = True  # it asks the grammars of a plan for their masks
@@ -61,6 +72,8 @@ class CpuEngine:
         self.generation = blueprint.generation
         outline = blueprint.outline
         token_bytes = page_bytes(self.model_config, 1, torch.float32)
+        plain = plain_elements(self.model_config, outline.parts)
+        obstacle, team_obstacle = native_obstacles(self.model_config)
         self.config = resolve(
             config,
             Facts(
@@ -70,8 +83,19 @@ class CpuEngine:
                 weight_elements=outline.kept,
                 kv_token_elements=token_bytes // torch.float32.itemsize,
                 max_positions=self.model_config.max_positions,
+                plain_elements=plain,
+                native_obstacle=obstacle,
+                team_obstacle=team_obstacle,
             ),
         )
+        native = self.config.decode == "native"
+        if not native and config.decode == "auto":
+            why = (
+                ("it is deterministic" if self.config.deterministic else obstacle)
+                or (team_obstacle if self.config.threads > 1 else "")
+                or "it would take too much memory"
+            )
+            log.info("torch runs all steps, which is slower for few streams: %s", why)
         self.dtype = DTYPES[self.config.dtype]
         self.page_size = self.config.page_size
         self.page_bytes = page_bytes(self.model_config, self.page_size, self.dtype)
@@ -94,6 +118,7 @@ class CpuEngine:
             image_stages(self.model_config),
             sees_mutually(self.model_config),
         )
+        self.image_ratio = blueprint.image_ratio
         most_tokens = self.chunk_tokens
         if self.whole_pictures and self.images is not None:
             most_tokens = max(most_tokens, self.images.row_limit)  # what no chunk may split
@@ -107,6 +132,7 @@ class CpuEngine:
             pages_per_slot,
             most_tokens,
             self.image_blocks * BLOCK_ROWS,
+            plain if native else 0,
         )
         log.info("memory: %s", self.sizes)
         self.card = blueprint.card(self.config.dtype, self.max_context, sees=self.images is not None)
@@ -115,8 +141,16 @@ class CpuEngine:
         checkpoint = blueprint.checkpoint
         assert checkpoint is not None, "resolve refuses random weights on the CPU"
 
+        # LLVM works beside the reading of the weights.
+        compiling = None
+        if native:
+            compiling = start_compiling(self.model_config, self.dtype, self.page_size, self.config.threads)
+
         def load() -> None:
-            with MappedWeights(checkpoint, self.dtype, self.backend) as source:
+            source = MappedWeights(checkpoint, self.dtype, self.backend)
+            if native:
+                source.keep = partial(reads_plain, self.model_config)
+            with source:
                 self.model = blueprint.build(self.model_config, source, self.backend.ops, self.dtype)
             self.kv = KVSlab(
                 self.model_config,
@@ -131,6 +165,17 @@ class CpuEngine:
             self.eyes: Eyes | None = None
             if self.images is not None:
                 self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)
+            self.decoder: HostDecoder | None = None
+            if compiling is not None:
+                try:
+                    make = compiling.result()
+                except Exception:
+                    if config.decode == "native":
+                        raise
+                    # Another release of LLVM, a CPU nobody tried: slow answers are better than none.
+                    log.exception("the native step cannot be compiled; torch runs all steps")
+                else:
+                    self.decoder = make(self.model, self.kv)
 
         try:
             self.backend.submit(load).result()
@@ -185,14 +230,41 @@ class CpuEngine:
             return StepResult(())
         inputs = self.layout(plan.decode, plan.prefill)
         masks = {mask.slot: mask.grammar.mask() for mask in plan.masks}
+        sampled = [row for row in plan.rows if row.sample]
+        if self.decoder is not None and inputs.shape.tokens <= self.decoder.most and self._plain_tokens(plan):
+            shift = None
+            if self.eyes is not None and self.eyes.by_axes:
+                shift = self.eyes.spans.shift[inputs.token_slots.numpy()]
+            hidden, logits = self.decoder.run(inputs, shift)
+            if not sampled:
+                return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
+            if len(sampled) < len(logits):
+                logits = logits.index_select(0, inputs.sample_tokens)
+            return self._sample(plan, sampled, masks, hidden, logits)
         seen = None
         if self.eyes is not None:
             seen = self.eyes.see(plan.decode, plan.prefill, len(plan.decode), inputs.shape.tokens)
         hidden = self.model.hidden(inputs, self.kv, seen)
-        sampled = [row for row in plan.rows if row.sample]
         if not sampled:
             return StepResult((), self._probe(plan, hidden, None, ()) if plan.probes else None)
         logits = self.model.logits(hidden.index_select(0, inputs.sample_tokens))
+        return self._sample(plan, sampled, masks, hidden, logits)
+
+    def _plain_tokens(self, plan: StepPlan) -> bool:
+        """True if no token of the step is a picture's, nor stands before the end of one."""
+        if self.eyes is None:
+            return True
+        return self.eyes.spans.settled(plan.prefill) and not any(row.images for row in plan.prefill)
+
+    def _sample(
+        self,
+        plan: StepPlan,
+        sampled: Sequence[PlanRow],
+        masks: Mapping[int, bytes],
+        hidden: Tensor,
+        logits: Tensor,
+    ) -> StepResult:
+        """Choose the tokens of the rows that want one. logits: of these rows; hidden: of all tokens."""
         slots = [row.slot for row in sampled]
         tokens = self.sampling.sample(logits, slots, [row.start + row.count for row in sampled], masks)
         # A failed row may be in the next step already; token 0 keeps that step's embedding in bounds, and its
@@ -219,7 +291,8 @@ class CpuEngine:
             # A block of logits for the whole vocabulary is large, so not all of a chunk at once.
             for at in range(0, len(probe.ids), PROBE_ROWS):
                 ids = probe.ids[at : at + PROBE_ROWS]
-                found.add(self.model.logits(hidden[first + at : first + at + len(ids)]), ids)
+                part = hidden[first + at : first + at + len(ids)].to(self.dtype)
+                found.add(self.model.logits(part), ids)
             if (sample := sample_of.get(probe.row)) is not None:
                 assert logits is not None
                 # Of a row that failed, whatever stands for token 0: the request ends without it.

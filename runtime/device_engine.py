@@ -126,6 +126,7 @@ class DeviceEngine:
         )
         self.image_block_rows = BLOCK_ROWS
         self.image_stages, self.whole_pictures = image_stages(self.model_config), False
+        self.image_ratio = blueprint.image_ratio
         self.card = blueprint.card(config.dtype, config.max_context, sees=self.images is not None)
         largest = self.keys.largest
         device = queue.device

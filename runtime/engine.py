@@ -18,6 +18,7 @@ import torch
 from headrace.runtime.blueprint import Blueprint
 from headrace.runtime.config import DeviceFacts, EngineConfig, SettingError, settle_device
 from headrace.runtime.cpu_engine import CpuEngine
+from headrace.runtime.models.vision_config import PlainVision
 from headrace.runtime.slab import page_bytes
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def open_device_engine(
         raise SettingError("mixtures of experts run on the CPU only (device cpu)")
     if model.gemma is not None:
         raise SettingError("Gemma models run on the CPU only (device cpu)")
+    if isinstance(model.vision, PlainVision):
+        raise SettingError("LLaVA models run on the CPU only (device cpu)")
     head_dim = model.head_dim
     if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
         raise SettingError(

@@ -10,22 +10,24 @@ about as much as rendering a prompt.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
-from headrace.runtime.parsers.families import AnswerForm
+from headrace.runtime.parsers.families import AnswerForm, ToolFamily
+from headrace.runtime.quoted_regex import BadText
 from headrace.runtime.refusal import Refusal, shorten
 from headrace.runtime.shape import AnswerShape
+from headrace.runtime.text_rules import REGEX_LIMIT, text_rule
 from headrace.runtime.tools import Tool
 
 if TYPE_CHECKING:
     from headrace.runtime.interface import Ask
 
 SCHEMA_LIMIT = 64 << 10  # characters of one schema as JSON
-REGEX_LIMIT = 4096  # characters
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 # Models that are forced to write JSON like to write white space for ever.
 _WHITE = r"[\x20\x0A\x0D\x09]{0,64}"
@@ -38,13 +40,20 @@ class BadGrammar(Exception):
 
 def grammar_of(
     ask: Ask, form: AnswerForm, ends: frozenset[int], compiler: Callable[[], GrammarCompiler], thinking: bool
-) -> GrammarState:
-    """What the answer to a guided `ask` must follow, from its first token on. Raises Refusal.
+) -> GrammarState | None:
+    """What the answer to a guided `ask` must follow, from its first token on. Raises Refusal. None if it may be
+    anything: where values of calls are written as they are, nothing marks for certain where a text ends.
 
     ends: the ids that end an answer; compiler() is asked for only if there are some.
     """
-    wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
+    wire = ask.guide
     required = ask.tool_choice.mode == "required"
+    family = form.tools
+    if ends and family is not None:
+        for tool in ask.callable_tools:
+            _check_text(tool, compiler)
+    if ask.shape is None and not required and (family is None or family.plain):
+        return None
     if required and not ask.callable_tools:
         raise Refusal("invalid_value", f"{wire}: there is no tool to call", wire)
     for name, given in (("ignore_eos", ask.ignore_eos), ("min_tokens", ask.min_tokens)):
@@ -79,26 +88,58 @@ def answer_lark(
     """The grammar of one answer, in llguidance's dialect of Lark: reasoning as the model writes it, then what is
     asked for.
 
-    required: the answer is calls of `tools`; else it has the `shape`, or is calls where there are tools.
+    required: the answer is calls of `tools`; else it has the `shape`, or is calls where there are tools. Without
+    either it is any text, with calls where the model likes them.
     """
-    assert required or shape is not None
+    assert required or shape is not None or tools
     rules: list[str] = []
     choices = []
+    marks = form.reasoning
     if shape is not None and not required:
         choices.append("shaped")
         rules.append(f"shaped: {_shaped(shape)}")
     if tools:
-        assert form.tools is not None, "tools were refused where nobody knows how calls are written"
-        choices.append("calls")
-        rules += form.tools.grammar({tool.name: _arguments(tool) for tool in tools}, parallel, form.template)
+        family = form.tools
+        assert family is not None, "tools were refused where nobody knows how calls are written"
+        rules += family.grammar(
+            {tool.name: _arguments(tool, family) for tool in tools}, parallel, form.template
+        )
+        if required or shape is not None or not family.begin:
+            choices.append("calls")
+        if not (required or shape is not None):
+            choices.append("free")
+            rules += _free(family, parallel, "" if marks is None else marks.begin)
     body = " | ".join(choices)
-    marks = form.reasoning
     if marks is None:
         return "\n".join([f"start: {body}", *rules])
     rules.append(f"thought[suffix={json.dumps(marks.end)}]: /(.|\\n)*/")
     rules.append("break: /[ \\t\\n\\r]{0,8}/")
     begin = "thought break" if thinking else f"({json.dumps(marks.begin)} thought break)?"
     return "\n".join([f"start: {begin} body", f"body: {body}", *rules])
+
+
+def _free(family: ToolFamily, parallel: bool, thought: str) -> list[str]:
+    """Rules for `free`: any text, where a call, once begun, is one. thought: the mark of what is no such text."""
+    begins = [r"[ \t\n\r]*" + re.escape(thought).replace("/", r"\/")] if thought else []
+    if family.announced:
+        begins.append(family.announced)
+    text = " & ".join([r"/(.|\n)*/", *[rf"~/{each}(.|\n)*/" for each in begins]])
+    rules = ["tail: TEXT", f"TEXT: {text}"]
+    if not family.begin:
+        return ["free: tail", *rules]
+    many = "(chunk rest)* tail" if parallel else "chunk rest | tail"
+    return [f"free: {many}", f"chunk[lazy]: TEXT {json.dumps(family.begin)}", *rules]
+
+
+def _check_text(tool: Tool, compiler: Callable[[], GrammarCompiler]) -> None:
+    """Raise Refusal for a form that cannot be had. In the whole grammar nobody could tell whose it is."""
+    if tool.form is None:
+        return
+    place = tool.form.place
+    try:
+        compiler().compile(f"start: {text_rule(tool.form)}")
+    except (BadGrammar, BadText) as error:
+        raise Refusal("invalid_value", f"{place}: invalid grammar: {error}", place) from error
 
 
 def _shaped(shape: AnswerShape) -> str:
@@ -119,7 +160,10 @@ def inline_json(schema: Mapping[str, Any], *, lenient: bool = False) -> str:
     return f"%json {text}"
 
 
-def _arguments(tool: Tool) -> str:
+def _arguments(tool: Tool, family: ToolFamily) -> str:
+    if tool.form is not None and not family.plain:
+        begin, end = '{"input": "', '"}'
+        return f"{json.dumps(begin)} {text_rule(tool.form)} {json.dumps(end)}"
     return inline_json(tool.parameters or ANY_OBJECT, lenient=not tool.strict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+COUNT_LIMIT = 8  # pictures of one request
 ASPECT_LIMIT = 200  # of the longer side to the shorter one
 
 

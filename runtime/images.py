@@ -28,7 +28,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 PIXEL_LIMIT = 16_000_000
 SIDE_LIMIT = 8192
-COUNT_LIMIT = 8  # pictures of one request
 BYTES_LIMIT = 32 << 20  # of one file
 
 _DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
@@ -58,9 +57,7 @@ def picture_bytes(source: str | bytes) -> bytes:
     if match is None:
         scheme = source.partition(":")[0] if ":" in source[:32] else ""
         if scheme.lower() in ("http", "https"):
-            raise BadPicture(
-                "is named by an address, and this server fetches nothing: send it as a data: URL"
-            )
+            raise BadPicture("is named by an address, and none is fetched here: send it as a data: URL")
         raise BadPicture("must be a data: URL with base64, like data:image/png;base64,...")
     kind, options = match[1].strip().lower(), match[2].lower().split(";")
     if kind not in _TYPES:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
 from headrace.runtime.cache import Cache
 from headrace.runtime.claim import Rank, Targets
+from headrace.runtime.fetching import Fetches, unrefused
 from headrace.runtime.figures import class_stats_of, sizes_of, stats_of
 from headrace.runtime.fork import ForkPlace, fork_request
-from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop, retell
 from headrace.runtime.meaning import SEED_MASK, changed, claim_of, following, max_len_of, params_of, wish_of
@@ -30,9 +31,10 @@ from headrace.runtime.parsers.pieces import (
 from headrace.runtime.parsers.text_input import TextInput
 from headrace.runtime.pins import Favour, Pin
 from headrace.runtime.profile import Profiler, ProfileWish
+from headrace.runtime.prompter import ModelCard, Prompt, Prompter, TextCutter, TextSplitter
 from headrace.runtime.receipt import Receipt, receipt_of
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams, TokenGrammar
+from headrace.runtime.request import FinishReason, ForkPoint, Phase, Req, SamplingParams
 from headrace.runtime.shape import AnswerShape
 from headrace.runtime.siblings import Siblings
 from headrace.runtime.stream import Entry, StreamTimes, TokenStream, Usage
@@ -46,8 +48,8 @@ from headrace.runtime.telemetry import (
     Waiting,
     micros,
 )
-from headrace.runtime.telling import TextCutter, TextSplitter
-from headrace.runtime.tools import Tool, ToolCall, ToolChoice
+from headrace.runtime.text_work import TextWork, Worked
+from headrace.runtime.tools import TextForm, Tool, ToolCall, ToolChoice
 from headrace.runtime.truncation import prepare_within
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "Piece",
     "Pin",
     "ProfileWish",
+    "Profiler",
     "Prompt",
     "Prompter",
     "Rank",
@@ -87,6 +90,7 @@ __all__ = [
     "Targets",
     "Tenant",
     "TextCutter",
+    "TextForm",
     "TextInput",
     "TextPiece",
     "TextSplitter",
@@ -103,81 +107,10 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prepared prompt. thinking: its text ends inside of reasoning that the answer goes on with.
-
-    grammar: what the answer must follow, at its beginning; it belongs to the one generation that the prompt is for.
-    spans: which of the ids stand for pictures.
-    """
-
-    ids: tuple[int, ...]
-    thinking: bool = False
-    grammar: TokenGrammar | None = None
-    spans: tuple[ImageSpan, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """What the server says about the model it serves. `embedded` marks the checkpoint inside the package."""
-
-    id: str
-    architecture: str
-    parameters: int
-    dtype: str
-    context_len: int
-    vocab_size: int
-    created: int  # Unix seconds
-    embedded: bool = False
-    notice: str = ""  # one plain sentence that the chat page shows about this model
-    sees: bool = False  # it takes pictures
-    weights: str = ""  # digests for receipts (receipt.py), where the engine computes deterministically
-    computing: str = ""
-
-
-class Prompter(Protocol):
-    """Text to ids and back for one model. All methods may run in any thread."""
-
-    eos_ids: frozenset[int]
-    embedding_rows: int  # valid prompt ids are [0, embedding_rows)
-    logits_width: int  # valid ids for stop_ids and logit_bias are [0, logits_width)
-    defaults: Mapping[str, Any]  # sampling defaults of the model folder: temperature, top_k, top_p, ...
-
-    def prepare(self, ask: Ask) -> Prompt:
-        """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
-
-    def cutter(self, ask: Ask) -> TextCutter:
-        """A fresh cutter for one generation, with the ask's stop strings."""
-
-    def splitter(self, ask: Ask, prompt: Prompt) -> TextSplitter | None:
-        """What tells reasoning and calls from the text of one generation; None where all of it is the answer."""
-
-    @property
-    def abilities(self) -> frozenset[str]:
-        """What answers to messages can hold besides text: "tools", "thinking"."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Plain text to ids; strings that spell special tokens stay ordinary text."""
-
-    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
-        """Ids to text; special tokens are left out, or with `special` spelled as the tokenizer names them."""
-
-    def spell(self, token: int) -> tuple[str, bytes | None]:
-        """One token by itself: a name to show, and its bytes in the text; None for a token that has no text there
-        (a special one, or an id without a token)."""
-
-    def about(self) -> Mapping[str, Any]:
-        """What the folder says of its tokenizer: tokenizer_class, bos_token, eos_token, pad_token, chat_template; a
-        name it does not have is missing."""
-
-
 _log = logging.getLogger("headrace.runtime")
-Worked = TypeVar("Worked")
 
 # Asks with less text than this are prepared on the loop thread: it is faster than a hop to another thread.
 _INLINE_CHARACTERS = 2048
-# Text waiting for preparation, in characters: beyond it the server takes no more asks for the moment.
-_PREPARING_LIMIT = 256 << 20
 # Pixels of the pictures of all live requests, in bytes.
 _PIXELS_LIMIT = 512 << 20
 
@@ -200,11 +133,12 @@ class Runtime:
         self.ends = dict.fromkeys(FinishReason, 0)  # streams that ended, refused ones among ERROR
         self._next_id = 0
         self._preparing: dict[TokenStream, int] = {}  # → characters of its ask
-        self._preparing_characters = 0
         self._pixels = 0  # bytes of them that live requests hold
+        self.fetches = Fetches()
+        self._fetching: dict[TokenStream, asyncio.Task[None]] = {}
         self._generations: dict[TokenStream, Generation] = {}
         self._siblings: dict[TokenStream, Siblings] = {}  # by the stream that they wait for
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
+        self._text = TextWork()
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
         self.profiler: Profiler | None = None  # where the operator wants profiles
@@ -213,24 +147,25 @@ class Runtime:
     def open(self, ask: Ask, listener: Callable[[TokenStream], None]) -> TokenStream:
         """A stream that will carry the answer. `listener(stream)` is called, never from inside `open`, whenever
         there is something to read, and once before that when the prompt was accepted (`times.joined`)."""
-        if not self.ready or self.draining:
-            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        self._check_ready()
+        named = self.fetches.check(ask.pictures)
         self._check_room(1)
         size = ask.characters
-        if self._preparing and self._preparing_characters + size > _PREPARING_LIMIT:
-            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
+        self._text.take(size)
         stream = TokenStream(listener, opened=self.loop.clock())
         self._preparing[stream] = size
-        self._preparing_characters += size
-        loop = asyncio.get_running_loop()
-        if size < _INLINE_CHARACTERS and not ask.guided and not ask.shows:
-            loop.call_soon(self._prepare_now, stream, ask)
+        # A picture of a few bytes may take long to decode.
+        if named and self.card.sees:
+            self._fetching[stream] = self.fetches.start(ask, partial(self._fetched, stream, ask))
+        elif size < _INLINE_CHARACTERS and not ask.guided and not ask.pictures:
+            asyncio.get_running_loop().call_soon(self._prepare_now, stream, ask)
         else:
-            future = self._threads.submit(prepare_within, self.prompter, ask, self.max_context)
-            future.add_done_callback(
-                lambda done: loop.call_soon_threadsafe(self._prepared, stream, ask, done)
-            )
+            self._prepare_elsewhere(stream, ask)
         return stream
+
+    def check_picture(self, picture: Picture) -> None:
+        """Raises Refusal for one that is named by an address from which nothing will be fetched."""
+        self.fetches.check((picture,))
 
     def open_many(
         self, ask: Ask, count: int, listener: Callable[[TokenStream], None]
@@ -261,6 +196,10 @@ class Runtime:
         self._siblings[first] = Siblings(waiting)
         return (first, *(stream for stream, _ in waiting))
 
+    def _check_ready(self) -> None:
+        if not self.ready or self.draining:
+            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+
     def _check_room(self, count: int) -> None:
         scheduler = self.loop.scheduler
         waiting = len(self._preparing) + len(scheduler.waiting)
@@ -271,7 +210,20 @@ class Runtime:
     def count(self, ask: Ask, told: Callable[[int | Refusal], None]) -> None:
         """Call `told`, once and never from inside this call, with the number of tokens that the prompt of `ask`
         has, or with what is wrong with it. Raises Refusal when no text is taken now."""
-        self.work_on_text(ask.characters, lambda: len(self.prompter.prepare(ask).ids), told)
+
+        def count_all(whole: Ask) -> None:
+            self.work_on_text(whole.characters, lambda: len(self.prompter.prepare(whole).ids), told)
+
+        def fetched(whole: Ask | Refusal) -> None:
+            try:
+                count_all(unrefused(whole))
+            except Refusal as refusal:
+                told(refusal)
+
+        if self.fetches.check(ask.pictures) and self.card.sees:
+            self.fetches.start(ask, fetched)
+        else:
+            count_all(ask)
 
     def cancel(self, stream: TokenStream) -> None:
         """The stream ends as CANCELLED now; its request is in no further plan. Harmless after the end."""
@@ -281,6 +233,9 @@ class Runtime:
         else:
             ended = stream.finish is not None
             stream.end(FinishReason.CANCELLED)  # still being prepared: `_prepared` finds it ended
+            if stream in self._fetching:
+                self._fetching.pop(stream).cancel()
+                self._left(stream)
             if not ended:
                 self._count_end(stream)
 
@@ -330,8 +285,7 @@ class Runtime:
 
         The parent may run or have ended; while it runs, its pages are shared and nothing is computed again. Raises
         Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
-        if not self.ready or self.draining:
-            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
+        self._check_ready()
         found = fork_request(parent, at, ask, self.prompter, self.max_context, self._next_id + 1)
         self._next_id, req, prompt, prompt_len = found.req.id, found.req, found.prompt, parent.prompt_tokens
         stream = TokenStream(listener, opened=self.loop.clock())
@@ -348,59 +302,14 @@ class Runtime:
         """Call `told`, once and never from inside this call, with what `work` returns, or with the Refusal that it
         raises; it runs in a thread that prepares prompts. size: of its text, in characters or bytes. Raises Refusal
         when no text is taken now."""
-        if not self.ready or self.draining:
-            raise Refusal("server_is_overloaded", "the server is starting or stopping", retry_after=1.0)
-        if self._preparing_characters and self._preparing_characters + size > _PREPARING_LIMIT:
-            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
-        self._preparing_characters += size
-        loop = asyncio.get_running_loop()
-
-        def worked(future: Future[Worked]) -> None:
-            self._preparing_characters -= size
-            try:
-                told(future.result())
-            except Refusal as refusal:
-                told(refusal)
-            except Exception as error:
-                _log_fault(error)
-                told(Refusal("server_error", "the text could not be worked on"))
-
-        future = self._threads.submit(work)
-        future.add_done_callback(lambda done: loop.call_soon_threadsafe(worked, done))
+        self._check_ready()
+        self._text.run_taken(size, work, told)
 
     def flush_cache(self) -> int | None:
         """Forget every cached prompt; how many pages that were. None, and nothing is done, while anything runs."""
         if self._preparing or self._siblings or self.loop.live or self.loop.flight:
             return None
         return self.loop.scheduler.flush_cache()
-
-    def start_profile(self, wish: ProfileWish, told: Callable[[Refusal | None], None]) -> None:
-        """Call `told` once, never from inside this call, when the steps are noted, or will be from the wish's first
-        step on. Raises Refusal if nobody makes profiles here, or one is being made."""
-        self._tell_later(self._profiler().start(wish), told)
-
-    def stop_profile(self, told: Callable[[str | Refusal], None]) -> None:
-        """Call `told` once, never from inside this call, with the name of the file that was written. Raises Refusal
-        if nobody makes profiles here, or none is being made."""
-        self._tell_later(self._profiler().stop(), told)
-
-    def _profiler(self) -> Profiler:
-        if self.profiler is None:
-            what = "this server makes no profiles: it was started without --profile-dir"
-            raise Refusal("unsupported_parameter", what)
-        return self.profiler
-
-    def _tell_later(self, future: Future[Worked], told: Callable[[Worked | Refusal], None]) -> None:
-        loop = asyncio.get_running_loop()
-
-        def outcome() -> Worked | Refusal:
-            error = future.exception()
-            if error is None or isinstance(error, Refusal):
-                return future.result() if error is None else error
-            _log.error("a profile failed", exc_info=error)
-            return Refusal("server_error", f"the profile failed: {type(error).__name__}: {error}")
-
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(lambda: told(outcome())))
 
     def drain(self) -> None:
         """No new asks; what runs goes on."""
@@ -426,7 +335,8 @@ class Runtime:
 
     def close(self) -> None:
         """Stop the threads that prepare prompts. Streams must have ended."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.fetches.close()
+        self._text.close()
 
     @property
     def alive(self) -> bool:
@@ -454,6 +364,23 @@ class Runtime:
 
     # -- preparation -------------------------------------------------------------------------------------------
 
+    def _fetched(self, stream: TokenStream, ask: Ask, found: Ask | Refusal) -> None:
+        """The pictures of an ask were fetched, or will not be."""
+        del self._fetching[stream]
+        future: Future[Prompt] = Future()
+        try:
+            size = (whole := unrefused(found)).characters
+            self._text.take(size, instead=self._preparing[stream])
+            self._preparing[stream] = size
+            self._prepare_elsewhere(stream, whole)
+        except Refusal as refusal:
+            future.set_exception(refusal)
+            self._prepared(stream, ask, future)
+
+    def _prepare_elsewhere(self, stream: TokenStream, ask: Ask) -> None:
+        prepare = partial(prepare_within, self.prompter, ask, self.max_context)
+        self._text.run(prepare, partial(self._prepared, stream, ask))
+
     def _prepare_now(self, stream: TokenStream, ask: Ask) -> None:
         future: Future[Prompt] = Future()
         if stream.finish is None:
@@ -464,9 +391,7 @@ class Runtime:
         self._prepared(stream, ask, future)
 
     def _prepared(self, stream: TokenStream, ask: Ask, future: Future[Prompt]) -> None:
-        self._preparing_characters -= self._preparing.pop(stream)
-        if not self._preparing:
-            self._empty.set()
+        self._left(stream)
         if stream.finish is not None:
             return  # cancelled meanwhile
         try:
@@ -480,13 +405,14 @@ class Runtime:
             stream.end(FinishReason.ERROR, error=Refusal("server_error", "the prompt could not be prepared"))
             self._count_end(stream)
 
+    def _left(self, stream: TokenStream) -> None:
+        """Nothing of the stream is being prepared any more."""
+        self._text.let_go(self._preparing.pop(stream))
+        if not self._preparing:
+            self._empty.set()
+
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
-        if prompt.grammar is not None and not self.loop.engine.masks:
-            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
-            raise Refusal(
-                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
-            )
         generation = self._generation(stream, ask, prompt)
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
@@ -548,10 +474,8 @@ class Runtime:
     ) -> Generation:
         """Raises Refusal for what the ask wants of a prompt of this length."""
         if prompt.grammar is not None and not self.loop.engine.masks:
-            wire = ask.wire_name("tool_choice" if ask.shape is None else "shape")
-            raise Refusal(
-                "unsupported_parameter", f"{wire}: this server's device cannot guide answers yet", wire
-            )
+            what = f"{ask.guide}: this server's device cannot guide answers yet"
+            raise Refusal("unsupported_parameter", what, ask.guide)
         ids, count = prompt.ids, len(prompt.ids)
         params = params_of(ask, self.prompter)
         max_len = max_len_of(ask, count, self.max_context)

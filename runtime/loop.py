@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.encode_pace import EncodePace
 from headrace.runtime.foresight import Foresight
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
-from headrace.runtime.plan import StepPlan, StepResult
+from headrace.runtime.plan import StepPlan, StepResult, row_price
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
@@ -125,8 +126,9 @@ def _nothing() -> None:
 
 
 class StepLoop:
-    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired. context: tokens of
-    the longest request; None: as many as there are pages for.
+    """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired. encodes: what a
+    picture's encode takes; None: a prompt token for each row. context: tokens of the longest request; None: as many
+    as there are pages for.
 
     Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
     streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens, and how many streams had
@@ -141,6 +143,7 @@ class StepLoop:
         engine: Engine,
         *,
         request_limit: float = 1800.0,
+        encodes: EncodePace | None = None,
         context: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -148,6 +151,7 @@ class StepLoop:
         self.scheduler = scheduler
         self.engine = engine
         self.request_limit = request_limit
+        self.encodes = encodes
         self.clock = clock
         self.on_flush: Callable[[], None] = _nothing
         self.on_step: Callable[[StepFacts], None] = _ignore_step
@@ -319,9 +323,10 @@ class StepLoop:
             self.on_step(StepFacts(seconds, rows, len(plan.prefill), tokens, self._gap, self._lag))
             self._gap = self._lag = 0.0
             if self.engine.pace is not None and not plan.encodes:
-                # A step that was launched behind another kept the device busy only once that one had landed.
                 pairs = sum([pairs_of(row.count, row.start) for row in plan.prefill])
                 self.engine.pace.observe(rows, tokens, pairs, now - began)
+            if self.encodes is not None:
+                self.encodes.observe(plan, now - began)
             self._landed_at = now
         self._launch()
         if events:
@@ -354,7 +359,10 @@ class StepLoop:
     def _launch(self) -> None:
         while len(self._flight) < self.engine.depth:
             allowed = self.foresight.allowance(self.clock())
-            plan = self.scheduler.plan(allowed.budget, most_rows=allowed.most_rows, hurry=allowed.hurry)
+            price = row_price if self.encodes is None else self.encodes.price
+            plan = self.scheduler.plan(
+                allowed.budget, price, most_rows=allowed.most_rows, hurry=allowed.hurry
+            )
             if plan is None:
                 return
             now = self.clock()

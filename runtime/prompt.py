@@ -12,7 +12,8 @@ from headrace.runtime.checkpoint import CheckpointError, read_json
 from headrace.runtime.grammar import GrammarCompiler, grammar_of
 from headrace.runtime.image import Image, ImageSpan
 from headrace.runtime.image_settings import ImageSettings
-from headrace.runtime.images import COUNT_LIMIT, BadPicture, picture_bytes, read_picture
+from headrace.runtime.image_shape import COUNT_LIMIT
+from headrace.runtime.images import BadPicture, picture_bytes, read_picture
 from headrace.runtime.interface import Ask, Picture, Prompt, TextCutter, TextSplitter
 from headrace.runtime.parsers.families import TOOLS, AnswerForm, answer_form
 from headrace.runtime.refusal import Refusal
@@ -292,7 +293,7 @@ class FolderPrompter:
                 raise Refusal("invalid_value", f"{wire}: the role {message.role[:100]!r} is not known", wire)
         if tools:
             self._check_tools(ask, template)
-        messages = described(ask.messages, template.source)
+        messages = described(ask.messages, template.source, template.takes_parts)
         calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
         if calls and "tool_calls" not in template.source:
             raise Refusal(

@@ -51,10 +51,8 @@ class Scheduler:
 
     page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
-    a low value packs more requests and retracts more often. image_blocks, image_block_rows: the pool of image rows.
-    patience: admissions that may pass over a class that waits. pin_share: of the pages, what pins may hold.
-    image_stages, whole_pictures: see Gallery.
-    """
+    a low value packs more requests and retracts more often. gallery: of pictures; None: there are none. patience:
+    admissions that may pass over a class that waits. pin_share: of the pages, what pins may hold."""
 
     def __init__(
         self,
@@ -66,12 +64,9 @@ class Scheduler:
         prefix_cache: bool = True,
         waiting_limit: int = 1024,
         ahead_tokens: int = 64,
-        image_blocks: int = 0,
-        image_block_rows: int = 1,
+        gallery: Gallery | None = None,
         patience: int = PATIENCE,
         pin_share: float = 0.5,
-        image_stages: int = 1,
-        whole_pictures: bool = False,
     ) -> None:
         assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
         self.page_size = page_size
@@ -82,7 +77,7 @@ class Scheduler:
         self.pool = PagePool(page_count)
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
-        self.gallery = Gallery(image_blocks, image_block_rows, image_stages, whole_pictures)
+        self.gallery = gallery or Gallery(0, 1)
         self.shares = Shares()
         self.waiting = Line(self.shares, patience)
         self.admission = Admission(self)

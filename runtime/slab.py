@@ -19,14 +19,16 @@ class Sizes:
     tables: int
     scratch: int
     images: int = 0
+    plain: int = 0  # weights once more, as a native decode step reads them
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.tables + self.scratch + self.images
+        return self.weights + self.plain + self.kv + self.tables + self.scratch + self.images
 
     def __str__(self) -> str:
         parts = (
             ("weights", self.weights),
+            *((("some of them twice", self.plain),) if self.plain else ()),
             ("kv", self.kv),
             ("tables", self.tables),
             ("scratch", self.scratch),
@@ -51,9 +53,11 @@ def measure(
     pages_per_slot: int,
     step_tokens: int,
     image_rows: int = 0,
+    plain: int = 0,
 ) -> Sizes:
     """What the engine will allocate. `parameters` counts every weight that is kept, a tied head twice: it is read
-    by row as an embedding and packed as a matrix. Scratch is what one layer and the logits of one step need."""
+    by row as an embedding and packed as a matrix; `plain` those that are kept in a second form. Scratch is what one
+    layer and the logits of one step need."""
     widest = 2 * config.intermediate_size + 2 * config.hidden_size
     widest = max(widest, (2 * config.heads + 2 * config.kv_heads) * config.head_dim + 2 * config.hidden_size)
     return Sizes(
@@ -62,6 +66,7 @@ def measure(
         tables=slots * (pages_per_slot * 4 + 8),
         scratch=step_tokens * widest * dtype.itemsize + slots * config.vocab_size * (dtype.itemsize + 4),
         images=image_rows * config.image_row_size * dtype.itemsize,
+        plain=plain * dtype.itemsize,
     )
 
 

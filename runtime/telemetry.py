@@ -50,13 +50,10 @@ class StepReport:
         self.text = ""
 
 
-class StepRow(NamedTuple):
-    """One stream in one step. token: the index of the output token that landed, None where the step only read its
-    prompt. wait: microseconds since its step before (or its opening) in which no step of it ran."""
-
-    meter: StreamMeter
-    token: int | None
-    wait: int
+# One stream in one step: its meter, the index of the output token that landed (None where the step only read its
+# prompt), and the microseconds since its step before, or its opening, in which no step of it ran. There is one for
+# every token that is told of, so it is no more than a tuple.
+StepRow = tuple["StreamMeter", "int | None", int]
 
 
 class Waiting(NamedTuple):
@@ -96,15 +93,18 @@ class StepBoard:
         else:
             self._last = last = (report, [row])
             self.news.append(last)
-        self._keep()
+        self._kept += 1
+        if self._kept > UNTOLD:
+            self._drop()
 
     def notice(self, meter: StreamMeter, notice: Waiting | Reading) -> None:
         """News of one stream alone."""
         self.news.append((meter, notice))
-        self._keep()
-
-    def _keep(self) -> None:
         self._kept += 1
+        if self._kept > UNTOLD:
+            self._drop()
+
+    def _drop(self) -> None:
         while self._kept > UNTOLD and len(self.news) > 1:
             told, what = self.news.pop(0)
             self._kept -= len(what) if isinstance(told, StepReport) else 1
@@ -125,6 +125,7 @@ class StreamMeter:
 
     __slots__ = (
         "at",
+        "base",
         "began",
         "board",
         "cached",
@@ -136,10 +137,10 @@ class StreamMeter:
         "position",
         "recomputed",
         "replays",
+        "req",
         "steps",
         "steps_us",
         "stream",
-        "waited_us",
     )
 
     def __init__(
@@ -155,7 +156,9 @@ class StreamMeter:
         self.opened = self.at = micros(stream.times.opened)
         self.began: int | None = None  # its first step
         self.first: int | None = None  # its first token landed
-        self.steps = self.steps_us = self.waited_us = 0  # after the first token
+        self.req: Req | None = None
+        self.base = 0  # tokens of its prompt
+        self.steps = self.steps_us = 0  # after the first token
         self.replays = 0  # of all its steps, those that were captured graphs
         self.recomputed = 0  # tokens computed again after others had taken the pages
         self.cached = 0  # where reading began, after the last admission
@@ -165,31 +168,30 @@ class StreamMeter:
 
     def row(self, report: StepReport, index: int | None) -> None:
         """The stream had a row in the step, and output token `index` landed with it, if that is not None."""
-        began = report.landed - report.took
-        wait = began - self.at
-        self.at = report.landed
+        landed, took = report.landed, report.took
+        wait = landed - took - self.at
+        self.at = landed
         self.replays += report.replayed
-        self.position = 0
         if self.first is not None:
             self.steps += 1
-            self.steps_us += report.took
-            self.waited_us += wait
+            self.steps_us += took
         else:
             if self.began is None:
-                self.began = began
+                self.began = landed - took
             if index is not None:
-                self.first = report.landed
+                self.first = landed
         if self.board is not None:
-            self.board.row(report, StepRow(self, index, wait))
+            self.board.row(report, (self, index, wait))
 
-    def read(self, report: StepReport, row: PlanRow, req: Req) -> None:
+    def read(self, report: StepReport, row: PlanRow) -> None:
         """A chunk of its prompt landed; of prompt and answer, where it had lost its pages."""
+        assert self.req is not None
         done = row.start + row.count
         again = self.first is not None
         if again:
             self.recomputed += row.count - row.sample
-        total = done if row.sample else len(req.tokens)
-        index = done - self.stream.prompt_tokens if row.sample else None
+        total = done if row.sample else len(self.req.tokens)
+        index = done - self.base if row.sample else None
         self.row(report, index)
         if again and row.sample and row.count == 1:
             return  # its last token was fed again: it had been paused, or has other parameters now
@@ -198,8 +200,10 @@ class StreamMeter:
         eta = (self.at - self.began) * (total - done) // computed if computed and not again else None
         self._notice(Reading(done, total, self.cached, 0 if done == total else eta))
 
-    def admitted(self, req: Req, count: int) -> None:
+    def admitted(self, count: int) -> None:
         """It has a slot, and `count` of its tokens were launched with that."""
+        req = self.req
+        assert req is not None
         self.cached = req.computed_len - count
         self.position = 0
         if req.computed_len < len(req.tokens):
@@ -225,7 +229,7 @@ class StreamMeter:
         now = max(end, micros(self.clock()) if self.board is None else self.board.told_at)
         began = end if self.began is None else self.began
         first = end if self.first is None else self.first
-        waited = self.waited_us + (0 if self.first is None else end - self.at)
+        waited = end - first - self.steps_us
         return StreamSummary(
             queue=began - self.opened,
             prefill=first - began,
@@ -253,7 +257,7 @@ class StepMeters:
 
     def __init__(self) -> None:
         self.forecast = WaitForecast()
-        self._meters: dict[int, tuple[StreamMeter, Req]] = {}
+        self._meters: dict[int, StreamMeter] = {}
         self._shapes: dict[
             int, tuple[int, bool]
         ] = {}  # of launched steps: bucket, and whether a graph runs it
@@ -269,7 +273,8 @@ class StepMeters:
 
     def join(self, meter: StreamMeter, req: Req) -> None:
         """The steps of `req` are told to `meter`, until `leave`."""
-        self._meters[req.id] = meter, req
+        meter.req, meter.base = req, meter.stream.prompt_tokens
+        self._meters[req.id] = meter
 
     def leave(self, req_id: int) -> None:
         """The request has ended. Harmless where there is no meter."""
@@ -285,8 +290,8 @@ class StepMeters:
             self.forecast.admitted(len(plan.grants), now)
             computed = {row.req_id: row.count for row in plan.prefill}
             for grant in plan.grants:
-                if (found := self._meters.get(grant.req_id)) is not None:
-                    found[0].admitted(found[1], computed.get(grant.req_id, 0))
+                if (meter := self._meters.get(grant.req_id)) is not None:
+                    meter.admitted(computed.get(grant.req_id, 0))
 
     def landed(self, plan: StepPlan, began: float, now: float) -> None:
         """`plan`, for which the device was free at `began`, landed at `now`: before its tokens are told."""
@@ -298,13 +303,13 @@ class StepMeters:
         self.forecast.stepped(took / 1e6)
         report = StepReport(plan.number, took, at, rows, *shape, plan.prefill_tokens)
         for req_id, start in _decoded(plan):
-            if (found := meters.get(req_id)) is not None:
-                found[0].row(report, start + 1 - found[0].stream.prompt_tokens)
+            if (meter := meters.get(req_id)) is not None:
+                meter.row(report, start + 1 - meter.base)
         for row in plan.prefill:
-            if (found := meters.get(row.req_id)) is not None:
-                found[0].read(report, row, found[1])
+            if (meter := meters.get(row.req_id)) is not None:
+                meter.read(report, row)
                 if not row.sample:
-                    found[0].stream.listener(found[0].stream)  # no token follows that would call it
+                    meter.stream.listener(meter.stream)  # no token follows that would call it
 
     def look(self, scheduler: Scheduler) -> None:
         """Tell those who wait where they stand, if that may have changed."""
@@ -315,11 +320,11 @@ class StepMeters:
         self._line = line
         left: list[int] | None = None
         for position, req_id in enumerate(waiting.in_order(), 1):
-            found = self._meters.get(req_id)
-            if found is not None and position != found[0].position:
+            meter = self._meters.get(req_id)
+            if meter is not None and position != meter.position:
                 if left is None:
                     left = sorted([req.max_len - len(req.tokens) for req in scheduler.running.values()])
-                found[0].waits(position, self.forecast.wait(position, left))
+                meter.waits(position, self.forecast.wait(position, left))
 
 
 def _decoded(plan: StepPlan) -> Iterable[tuple[int, int]]:

@@ -27,7 +27,8 @@ class TemplateRefused(Exception):
 class ChatTemplate:
     """Messages to prompt text. `specials`: special tokens by the names templates use (`bos_token`, ...).
 
-    source: the template's own text. takes_tools: it has a place for tools.
+    source: the template's own text. takes_tools: it has a place for tools. takes_parts: it reads contents that are
+    lists of parts, and only those.
     """
 
     def __init__(self, source: str, specials: Mapping[str, Any]) -> None:
@@ -56,11 +57,19 @@ class ChatTemplate:
 
     def _try_out(self) -> None:
         # A template that never ends is told at start; one that merely wants other messages is not.
+        said = "Hello"
         try:
-            self.render([{"role": "user", "content": "Hello"}], {}, weaving=False)
+            self.takes_parts = said not in self.render([{"role": "user", "content": said}], {}, weaving=False)
         except TemplateRefused as refused:
             if isinstance(refused.__cause__, RenderLimit | RecursionError):
                 raise CheckpointError(f"{refused}") from refused
+            self.takes_parts = True
+        if self.takes_parts:  # a plain text is lost or refused: is it told as a part?
+            parts = [{"role": "user", "content": [{"type": "text", "text": said}]}]
+            try:
+                self.takes_parts = said in self.render(parts, {}, weaving=False)
+            except TemplateRefused:
+                self.takes_parts = False
 
     def render(
         self,

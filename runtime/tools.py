@@ -21,16 +21,28 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class TextForm:
+    """What a text must look like, whatever the model would rather write: `definition` is a grammar in Lark, or a
+    regex that the whole text matches. place: where it stands on the wire, for a Refusal."""
+
+    syntax: Literal["lark", "regex"]
+    definition: str
+    place: str = "tools"
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """One function. `parameters` is the JSON schema of its arguments, plain values only; None: any object.
 
-    strict: the arguments must follow the schema, whatever the model would rather write.
+    strict: the arguments must follow the schema, whatever the model would rather write. form: the tool takes free
+    text, which is the member `input` of its arguments and has this form.
     """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] | None = None
     strict: bool = False
+    form: TextForm | None = None
 
     @property
     def characters(self) -> int:

@@ -19,13 +19,14 @@ _NINE = re.compile(r"length\s*!=\s*9")
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
-def described(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
-    """The messages for `template`. A tool's result gets the name of the tool that its call names."""
+def described(messages: Sequence[Message], template: str, parts: bool = False) -> list[dict[str, Any]]:
+    """The messages for `template`. A tool's result gets the name of the tool that its call names. parts: every
+    content is a list, not only where pictures are."""
     short = _NINE.search(template) is not None
     names = {call.id: call.name for message in messages for call in message.calls}
     laid = []
     for message in messages:
-        turn: dict[str, Any] = {"role": message.role, "content": _content(message)}
+        turn: dict[str, Any] = {"role": message.role, "content": _content(message, parts)}
         if message.reasoning:
             turn["reasoning_content"] = message.reasoning
         if message.calls:
@@ -47,9 +48,9 @@ def described(messages: Sequence[Message], template: str) -> list[dict[str, Any]
     return laid
 
 
-def _content(message: Message) -> str | list[dict[str, str]]:
+def _content(message: Message, always: bool) -> str | list[dict[str, str]]:
     """A text, or parts where pictures stand in it."""
-    if not message.pictures:
+    if not message.pictures and not always:
         return message.content
     parts: list[dict[str, str]] = []
     done = 0

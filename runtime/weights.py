@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -141,14 +141,15 @@ class Checkpoint:
                 old, new = next((pair for pair in renames if name.startswith(pair[0])), ("", ""))
                 self.entries[new + name.removeprefix(old)] = entry
 
-    def match(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def match(self, expected: Mapping[str, tuple[int, ...]], spare: tuple[str, ...] = ()) -> None:
         """Raise CheckpointError unless the files hold exactly the expected tensors, in shape and a float type.
 
-        Buffers on the HARMLESS list may be there; so may the head, where it is tied to the embedding."""
+        Buffers on the HARMLESS list may be there; so may the head, where it is tied to the embedding, and names
+        that begin with one of `spare`."""
         missing = sorted(set(expected) - set(self.entries))
         if missing:
             raise CheckpointError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}")
-        extra = [name for name in self.entries if name not in expected and not _may_be_extra(name)]
+        extra = [name for name in self.entries if name not in expected and not _may_be_extra(name, spare)]
         if extra:
             raise CheckpointError(
                 f"{len(extra)} tensors do not belong to this architecture, the first is {min(extra)[:100]!r}"
@@ -161,9 +162,9 @@ class Checkpoint:
                 raise CheckpointError(f"{name!r} is {entry.dtype}; F32, F16 and BF16 are supported")
 
 
-def _may_be_extra(name: str) -> bool:
+def _may_be_extra(name: str, spare: tuple[str, ...]) -> bool:
     # A tied head that is stored anyway is the embedding once more; an untied one is expected and never extra.
-    return name == TIED_HEAD or HARMLESS.fullmatch(name) is not None
+    return name == TIED_HEAD or name.startswith(spare) or HARMLESS.fullmatch(name) is not None
 
 
 class MappedParts:
@@ -211,13 +212,23 @@ class MappedParts:
 
 
 class MappedWeights(MappedParts):
-    """A WeightSource over a matched checkpoint, its matrices packed by `backend`."""
+    """A WeightSource over a matched checkpoint, its matrices packed by `backend`.
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, backend: Backend) -> None:
+    keep(name): whether the matrix whose first part is `name` stays in its plain form as well."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        backend: Backend,
+        keep: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         super().__init__(checkpoint, dtype)
         self.backend = backend
+        self.keep = keep
 
     def linear(self, weight: Sequence[Part], bias: Sequence[Part] | None) -> Linear:
         # A convolution whose steps do not overlap is a matrix over flat patches.
         matrix = self.tensor(weight).flatten(1)
-        return self.backend.linear(matrix, None if bias is None else self.tensor(bias))
+        added = None if bias is None else self.tensor(bias)
+        return self.backend.linear(matrix, added, self.keep(weight[0][0]))

@@ -21,8 +21,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.encode_pace import EncodePace
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.image_settings import ImageSettings
 from headrace.runtime.interface import ModelCard, Prompter, Runtime, TokenStream
 from headrace.runtime.loop import Engine, StepFacts, StepLoop
@@ -42,11 +44,15 @@ from headrace.server.metrics import CONTENT_TYPE, Metrics
 from headrace.server.session import LaneLimits
 from headrace.server.slices import take_short_turns
 
+if TYPE_CHECKING:
+    from headrace.server.image_fetch import ImageFetch
+
 log = logging.getLogger("headrace")
 
 EXIT_BAD_SETTING = 2
 EXIT_ENGINE_FAULT = 70  # EX_SOFTWARE: a supervisor restarts it, a person reads the log
 
+FETCHED_BYTES = 32 << 20  # of one picture that is named by its address: as many as one that is sent
 PREPARE_EVERY = 0.02  # seconds between two pieces of late start work
 TIDY_AFTER = 0.5  # seconds of idleness before the books are checked and garbage is collected
 TIDY_EVERY = 30.0  # seconds between two such checks
@@ -72,6 +78,7 @@ class SizedEngine(Engine, Protocol):
     image_blocks: int
     image_block_rows: int
     image_stages: int
+    image_ratio: float
     whole_pictures: bool
 
     @property
@@ -105,12 +112,14 @@ class App:
             prefix_cache=config.engine.prefix_cache,
             waiting_limit=config.engine.waiting_limit,
             pin_share=config.limits.pin_share,
-            image_blocks=engine.image_blocks,
-            image_block_rows=engine.image_block_rows,
-            image_stages=engine.image_stages,
-            whole_pictures=engine.whole_pictures,
+            gallery=Gallery(
+                engine.image_blocks, engine.image_block_rows, engine.image_stages, engine.whole_pictures
+            ),
         )
-        self.loop = StepLoop(self.scheduler, engine, context=engine.max_context)
+        encodes = None
+        if engine.images is not None:
+            encodes = EncodePace(engine.image_ratio, engine.image_stages)
+        self.loop = StepLoop(self.scheduler, engine, encodes=encodes, context=engine.max_context)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)
         self.metrics = Metrics()
         self.metrics.add_source(self.runtime.stats)
@@ -119,6 +128,7 @@ class App:
         self.ended = asyncio.Event()  # set when the server must stop: a signal, or a fault of the engine
         self.listener: Listener | None = None
         self.archive: Archive | None = None
+        self.fetch: ImageFetch | None = None
         self.running: Running | None = None
         self.loop.on_flush = self.outbox.flush
         self.loop.on_step = self._count_step
@@ -155,6 +165,7 @@ class App:
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )
+        self.runtime.fetches.fetcher = await self._open_fetch()
         self.runtime.profiler = self._make_profiler()
         self.archive = self._open_archive(settings)
         pins = PinnedResponses(self.runtime.cache, settings)
@@ -204,12 +215,31 @@ class App:
             if timer is not None:
                 timer.cancel()
         self.runtime.close()
+        if self.fetch is not None:
+            await self.fetch.close()
         if self.runtime.profiler is not None:
             self.runtime.profiler.close()
         if self.engine.poll is None:
             await asyncio.get_running_loop().run_in_executor(None, self.engine.close)
         else:
             self.engine.close()  # it belongs to this thread, and waits a step or two
+
+    async def _open_fetch(self) -> ImageFetch | None:
+        """Who fetches pictures by their address, if a host was named. BadSetting for one that is not understood."""
+        if not self.config.image_url_allow:
+            return None
+        from headrace.server.image_fetch import ImageFetch
+        from headrace.server.image_hosts import BadHost, HostList
+
+        try:
+            hosts = HostList.read(self.config.image_url_allow)
+        except BadHost as error:
+            raise BadSetting(f"--image-url-allow {error}") from None
+        self.fetch = ImageFetch(
+            hosts, seconds=self.config.limits.image_fetch_timeout, most_bytes=FETCHED_BYTES
+        )
+        await self.fetch.warm()
+        return self.fetch
 
     def _open_archive(self, settings: FaceSettings) -> Archive | None:
         """The file of stored responses, if one was asked for. BadSetting if it cannot be used."""

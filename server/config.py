@@ -123,6 +123,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(gt=0, description="a WebSocket this old takes no new request and ends when idle", extra=SECONDS),
     ] = 3600.0
+    image_fetch_timeout: Annotated[
+        float, Meta(gt=0, description="time to fetch one picture by its address", extra=SECONDS)
+    ] = 10.0
     waiting_per_socket: Annotated[
         int, Meta(ge=0, description="requests waiting behind those; beyond: an error for that request")
     ] = 64
@@ -161,6 +164,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     query_token: Annotated[
         bool, Meta(description="take the key from ?access_token= too (URLs get logged)")
     ] = False
+    image_url_allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="a host that pictures may be fetched from, over https at its usual port (or http://host, "
+            "host:port; * is every host), or an inner address or network that it may lie at; may be repeated; "
+            "without any, addresses of pictures are refused"
+        ),
+    ] = ()
     tool_parser: Annotated[
         Literal["auto", "none", "hermes", "llama3", "mistral", "qwen_coder"],
         Meta(description="how the model writes tool calls; auto: as its chat template spells them"),

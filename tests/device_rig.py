@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from headrace.bench.shapes import weight_shapes
 from headrace.graphs.packed import StepKey, pack, places
 from headrace.runtime.device_engine import DeviceEngine
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import LogprobWish, TokenLogprob
 from headrace.runtime.plan import PlanRow, SlotGrant, StepPlan, StepResult
@@ -255,10 +256,9 @@ class Run:
             "page_size": engine.page_size,
             "slots": engine.max_running,
             "chunk_tokens": engine.chunk_tokens,
-            "image_blocks": engine.image_blocks,
-            "image_block_rows": engine.image_block_rows,
-            "image_stages": engine.image_stages,
-            "whole_pictures": engine.whole_pictures,
+            "gallery": Gallery(
+                engine.image_blocks, engine.image_block_rows, engine.image_stages, engine.whole_pictures
+            ),
         }
         self.engine = engine
         self.scheduler = Scheduler(**{**given, **settings})

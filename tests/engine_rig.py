@@ -18,6 +18,7 @@ import torch
 from headrace.runtime.config import EngineConfig
 from headrace.runtime.cpu_engine import CpuEngine
 from headrace.runtime.engine import open_engine
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.plan import StepPlan, StepResult
 from headrace.runtime.request import FinishReason, Req, SamplingParams
@@ -82,6 +83,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "use_sliding_window": False,
         },
     ),
+    # Sizes that fit the tiles of AMX.
+    "qwen3-tiles": ("Qwen3", {"head_dim": 32, "intermediate_size": 160, "tie_word_embeddings": True}),
     "phi3": ("Phi3", {"sliding_window": 21, "pad_token_id": 0}),
     "mixtral": (
         "Mixtral",
@@ -246,10 +249,9 @@ def scheduler_for(engine: CpuEngine, **settings: Any) -> Scheduler:
         "page_size": engine.page_size,
         "slots": engine.max_running,
         "chunk_tokens": engine.chunk_tokens,
-        "image_blocks": engine.image_blocks,
-        "image_block_rows": engine.image_block_rows,
-        "image_stages": engine.image_stages,
-        "whole_pictures": engine.whole_pictures,
+        "gallery": Gallery(
+            engine.image_blocks, engine.image_block_rows, engine.image_stages, engine.whole_pictures
+        ),
     }
     return Scheduler(**{**given, **settings})
 

@@ -180,7 +180,7 @@ class FakeEngine:
         self.max_context = page_count * page_size
         self.chunk_tokens = 64
         self.image_blocks, self.image_block_rows, self.images = 64, 16, None
-        self.image_stages, self.whole_pictures = 4, False
+        self.image_stages, self.whole_pictures, self.image_ratio = 4, False, 1.0
         self.memory = PageMemory(page_count, page_size, slots, width, choose)
         self.plans: list[StepPlan] = []  # every plan launched, for tests that look at what ran
         self.gated = gated

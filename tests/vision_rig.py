@@ -42,6 +42,17 @@ TEMPLATE = """{%- for message in messages %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# As LLaVA 1.5 has it: contents are lists of parts, pictures come first, and roles are words.
+LLAVA_TEMPLATE = """{%- for message in messages %}
+{%- if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}
+{%- for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<|image_pad|>\n' }}{% endfor %}
+{%- for part in message['content'] | selectattr('type', 'equalto', 'text') %}
+{%- if message['role'] != 'assistant' %}{{ part['text'] + ' ' }}
+{%- else %}{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endif %}
+{%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+
 TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -226,6 +237,30 @@ def lay_out_as_before(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**text, **config}))
 
 
+def lay_out_as_its_makers(folder: Path) -> None:
+    """Names of towers as the files of Gemma 3 and LLaVA have them, and Gemma's rope and windows as it said them."""
+    tensors = {}
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            tensors[name.replace("vision_tower.", "vision_tower.vision_model.")] = file.get_tensor(name)
+    tensors["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(9)[None]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    if text["model_type"] == "gemma3_text":
+        ropes = text.pop("rope_parameters")
+        for kind in ("layer_types", "_sliding_window_pattern", "attn_logit_softcapping"):
+            text.pop(kind, None)
+        text |= {
+            "rope_theta": ropes["full_attention"]["rope_theta"],
+            "rope_local_base_freq": ropes["sliding_attention"]["rope_theta"],
+            "rope_scaling": {"rope_type": "linear", "factor": ropes["full_attention"]["factor"]},
+            "sliding_window_pattern": 3,
+            "cache_implementation": "hybrid",
+        }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 PLAIN_VISION: dict[str, Any] = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -235,7 +270,7 @@ PLAIN_VISION: dict[str, Any] = {
 }
 
 
-def build_gemma3(folder: Path) -> SeeingModel:
+def build_gemma3(folder: Path, makers: bool = False) -> SeeingModel:
     """Pictures of 16 rows, more than its window holds."""
     import transformers
 
@@ -243,6 +278,10 @@ def build_gemma3(folder: Path) -> SeeingModel:
         **TEXT,
         "num_hidden_layers": 3,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
         "sliding_window": 11,
         "query_pre_attn_scalar": 20,
         "final_logit_softcapping": None,
@@ -264,15 +303,48 @@ def build_gemma3(folder: Path) -> SeeingModel:
     size = {"height": 32, "width": 32}
     said = {"image_processor_type": "Gemma3ImageProcessor", "size": size, "do_pan_and_scan": None}
     (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    if makers:
+        lay_out_as_its_makers(folder)
     # Its processor puts the rest around a picture, not its template.
     write_text_files(folder, TEMPLATE.replace("<|image_pad|><|vision_end|>", ""))
     return SeeingModel("gemma3-vl", folder, model, "token_type_ids")
+
+
+def build_llava(folder: Path, makers: bool = False) -> SeeingModel:
+    """The tower's last block takes no part."""
+    import transformers
+
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **TEXT, "head_dim": 16},
+        vision_config={
+            "model_type": "clip_vision_model",
+            **PLAIN_VISION,
+            "image_size": 20,
+            "projection_dim": 16,
+        },
+        image_token_index=PAD,
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = "sdpa"
+    model = transformers.LlavaForConditionalGeneration(config).float().eval()
+    model.generation_config.eos_token_id = None
+    scramble(model, seed=9)
+    model.save_pretrained(folder)
+    if makers:
+        lay_out_as_its_makers(folder)
+    said = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 20}, "crop_size": 20}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    write_text_files(folder, LLAVA_TEMPLATE)
+    return SeeingModel("llava", folder, model, "")
 
 
 BUILDERS: dict[str, Callable[[Path], SeeingModel]] = {
     "qwen3-vl": build_qwen3_vl,
     "qwen2.5-vl": build_qwen2_5_vl,
     "gemma3-vl": build_gemma3,
+    "llava": build_llava,
+    "gemma3-vl-makers": partial(build_gemma3, makers=True),
+    "llava-makers": partial(build_llava, makers=True),
     "qwen2.5-vl-older": partial(build_qwen2_5_vl, older=True),
 }
 

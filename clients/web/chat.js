@@ -1,10 +1,10 @@
 // Questions and answers: which request goes out, what its answer does to the conversation. No DOM.
 
-import { Answer, createEvent, isTerminal, measures, pool, splitThinking } from "./protocol.js";
+import { Answer, createEvent, isTerminal, measures, splitThinking } from "./protocol.js";
 import { addNode, path, shows, titleFrom } from "./store.js";
 
 const STOP_MS = 3_000; // a stop that the server does not confirm within this time is settled here
-const KEPT_GAPS = 180;
+const KEPT_BARS = 180; // of an answer's timeline
 const CHARACTERS_PER_TOKEN = 4; // about, until the server has counted
 const PICTURE_TOKENS = 256; // of one picture, about, until the server has counted
 
@@ -16,8 +16,8 @@ const LOST = {
 };
 
 export class Chat {
-  constructor({ store, link, onupdate, now = () => performance.now() }) {
-    Object.assign(this, { store, link, onupdate, now });
+  constructor({ store, link, onupdate, ontiming = () => {}, now = () => performance.now() }) {
+    Object.assign(this, { store, link, onupdate, ontiming, now });
     this.model = null; // {id, max_model_len} of GET /v1/models
     this.runs = new Map(); // node id -> {conversation, node, answer, exchange, full}
     this.chains = new Map(); // answer node id -> {id, epoch}: what the server still remembers on this socket
@@ -132,6 +132,10 @@ export class Chat {
       this.link.send(run.exchange);
       return;
     }
+    if (event.type.startsWith("x.")) {
+      if (answer.timing.hear(event)) this.ontiming(run);
+      return;
+    }
     if (!answer.apply(event, this.now())) return;
     if (isTerminal(event.type) || event.type === "error") {
       if (answer.responseId && answer.status !== "failed") {
@@ -162,8 +166,7 @@ export class Chat {
     const { answer, node, conversation } = run;
     clearTimeout(run.timer);
     answer.status = status;
-    const gaps = pool(answer.gaps, KEPT_GAPS).map((gap) => Math.round(gap * 10) / 10);
-    Object.assign(node, { text: answer.text, status, gaps });
+    Object.assign(node, { text: answer.text, status, timing: answer.timing.pack(KEPT_BARS) });
     if (answer.thinking) node.thinking = answer.thinking;
     if (answer.error) node.error = answer.error.sentence;
     if (answer.firstAt !== null) node.measured = { ...measures(answer, run.before), window: run.window };

@@ -18,6 +18,8 @@ const COMING_BACK = 4100; // close code: we leave this socket, not its answers
 // After these the server holds no answer of ours any more.
 const FINAL = new Set([1000, 1001, 1008, 1009, "renew", "left"]);
 
+const TOLD = new Set(["x.queue", "x.prefill.progress"]); // of an answer's time, to whoever asked
+
 const realClock = {
   now: () => performance.now(),
   after: (ms, run) => setTimeout(run, ms),
@@ -215,6 +217,13 @@ export class Link {
       console.error("headrace: the server sent something that is not JSON");
       return;
     }
+    if (event.type === "x.step") {
+      // One for all answers of this socket that were in the step.
+      for (const own of event.streams) {
+        this.flying.find((x) => x.phase === "live" && x.responseId === own.response_id)?.event({ ...event, own });
+      }
+      return;
+    }
     const inLane = (phase) => this.flying.find((x) => x.lane === event.stream_id && x.phase === phase);
     let exchange;
     if (event.type === "error") {
@@ -232,6 +241,7 @@ export class Link {
     if (!exchange) return;
     if (event.type.startsWith("x.")) {
       if (event.type === "x.error") this.#forget(exchange);
+      if (TOLD.has(event.type)) exchange.event(event);
       return;
     }
     if (event.sequence_number !== undefined) Object.assign(exchange, { last: event.sequence_number, barren: 0 });

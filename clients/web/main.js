@@ -3,7 +3,7 @@
 import { Chat } from "./chat.js";
 import { $, h, icon, keep } from "./dom.js";
 import { Link, PROBE_MS } from "./link.js";
-import { onTheme, copyText, toast } from "./notices.js";
+import { copyText, offerThemes, toast } from "./notices.js";
 import { examples } from "./examples.js";
 import { Tray } from "./pictures.js";
 import { Settings, askKey, defaults } from "./settings.js";
@@ -106,7 +106,7 @@ addEventListener("offline", () => link.check()); // a server on this machine is 
 
 // ---- conversations ----
 
-const chat = new Chat({ store, link, onupdate: updated });
+const chat = new Chat({ store, link, onupdate: updated, ontiming: (run) => thread.update(run) });
 const tray = new Tray({ onchange: showComposer, refuse: toast });
 const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id), runsOf: (c) => chat.runsOf(c) });
 const versions = new Versions();
@@ -350,10 +350,7 @@ $("#log").addEventListener("click", (event) => {
   const button = event.target.closest("[data-copy]");
   if (button) copy(button.closest("figure").querySelector("code").textContent, button);
 });
-onTheme(() => {
-  thread.conversation = null; // the timelines are painted, not styled
-  show();
-});
+offerThemes();
 $("#settings-open").addEventListener("click", () => settings.edit(current));
 
 addEventListener("pagehide", ({ persisted }) => {

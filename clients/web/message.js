@@ -4,7 +4,8 @@ import { h, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
 import { thumbnails } from "./pictures.js";
 import { measures, splitThinking } from "./protocol.js";
-import { drawTimeline } from "./timeline.js";
+import { Timeline } from "./timeline.js";
+import { ofGaps, unpacked } from "./timing.js";
 
 const NOTES = {
   stopped: "Stopped.",
@@ -44,8 +45,9 @@ export class MessageView {
       this.thinking = h("details", { class: "thinking", hidden: true }, h("summary", {}, "Thinking"), this.thought);
       this.note = h("div", { class: "note", hidden: true });
       this.numbers = h("dl", { class: "numbers" });
-      this.canvas = h("canvas", { class: "timeline", role: "img", hidden: true });
-      this.line = h("div", { class: "measured" }, this.numbers, this.canvas);
+      this.stage = h("span", { class: "stage", hidden: true });
+      this.timeline = new Timeline();
+      this.line = h("div", { class: "measured" }, this.stage, this.numbers, this.timeline.element);
       this.markdown = new Markdown(this.body);
       this.element.append(this.thinking, this.body, this.note, h("footer", {}, this.line, this.tools));
     } else {
@@ -102,10 +104,25 @@ export class MessageView {
     if (final) this.#note(node.status);
     if (final) this.#numbers();
     else this.numbersTimer ??= setTimeout(() => this.#numbers(), this.numbersTimer === undefined ? 0 : NUMBERS_MS);
-    drawTimeline(this.canvas, run?.answer.gaps ?? node.gaps ?? [], Boolean(run));
+    this.#time(run?.answer.timing);
     const cost = performance.now() - began;
     this.nextAt = began + (cost > 4 ? cost * 5 : 0);
     this.ondraw?.();
+  }
+
+  /** What the answer waits for, and where its time went so far. */
+  #time(timing) {
+    const { node, timeline } = this;
+    const stage = timing?.stage() ?? "";
+    this.stage.hidden = !stage;
+    if (this.stage.textContent !== stage) this.stage.textContent = stage;
+    if (timing) {
+      const { queue, prefill, read } = timing;
+      const lead = { queue: timing.first ? queue : null, prefill, tokens: read?.total ?? 0, cached: read?.cached ?? 0 };
+      timeline.show({ ...lead, bars: timing.shown(timeline.room, true) }, true);
+      return;
+    }
+    timeline.show(unpacked(node.timing) ?? unpacked(ofGaps(node.gaps ?? [])), false);
   }
 
   #numbers() {

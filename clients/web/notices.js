@@ -59,13 +59,12 @@ function showTheme() {
   button.title = LABELS[theme];
 }
 
-/** Let the button choose the colours; `onchange()` after each choice. */
-export function onTheme(onchange) {
+/** Let the button choose the colours. */
+export function offerThemes() {
   showTheme();
   $("#theme").addEventListener("click", () => {
     const next = THEMES[(THEMES.indexOf(keep.get("theme", "auto")) + 1) % THEMES.length];
     keep.set("theme", next === "auto" ? null : next);
     showTheme();
-    onchange();
   });
 }

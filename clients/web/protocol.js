@@ -1,5 +1,7 @@
 // Responses over WebSocket as pure data: what to send, and what the events that come back mean. No socket, no DOM.
 
+import { Timing } from "./timing.js";
+
 /** The sampling settings of a conversation, under their names on the wire. Unset ones are not sent. */
 export const FIELDS = [
   { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, help: "0 is the most predictable" },
@@ -46,7 +48,7 @@ const asParts = (content) => (typeof content === "string" ? textParts(content) :
 /** One `response.create`. `previous` continues on the server's side; then `messages` is only what is new. */
 export function createEvent({ model, lane, messages, previous = null, system = "", settings = {} }) {
   const input = inputItems(messages);
-  const event = { type: "response.create", model, stream_id: lane, input, ...cleanSettings(settings) };
+  const event = { type: "response.create", model, stream_id: lane, input, x_telemetry: "step", ...cleanSettings(settings) };
   if (system.trim()) event.instructions = system;
   if (previous) event.previous_response_id = previous;
   return event;
@@ -59,7 +61,7 @@ export const isTerminal = (type) =>
 export class Answer {
   constructor(sentAt) {
     Object.assign(this, {
-      sentAt, firstAt: null, lastAt: null, text: "", thinking: "", deltas: 0, gaps: [],
+      sentAt, firstAt: null, lastAt: null, text: "", thinking: "", deltas: 0, timing: new Timing(),
       status: "waiting", responseId: null, usage: null, error: null,
     });
   }
@@ -102,8 +104,8 @@ export class Answer {
   }
 
   #arrived(now) {
-    if (this.firstAt === null) this.firstAt = now;
-    else this.gaps.push(now - this.lastAt);
+    this.timing.arrived(this.firstAt === null ? null : now - this.lastAt);
+    this.firstAt ??= now;
     this.lastAt = now;
     this.deltas += 1;
     this.status = "streaming";
@@ -166,19 +168,4 @@ export function sentence(error) {
     default:
       return full || "The server could not answer, and did not say why.";
   }
-}
-
-/** Quantiles of the gaps between tokens, in milliseconds; null for fewer than two. */
-export function gapStats(gaps) {
-  if (gaps.length < 2) return null;
-  const sorted = [...gaps].sort((a, b) => a - b);
-  const at = (q) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
-  return { median: at(0.5), p95: at(0.95), longest: sorted.at(-1) };
-}
-
-/** At most `count` values; each is the largest of its share, so that a stall stays visible. */
-export function pool(gaps, count) {
-  if (gaps.length <= count) return gaps;
-  const edge = (i) => Math.floor((i * gaps.length) / count);
-  return Array.from({ length: count }, (_, i) => Math.max(...gaps.slice(edge(i), edge(i + 1))));
 }

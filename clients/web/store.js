@@ -3,6 +3,7 @@
 import { keep } from "./dom.js";
 import { checkedPictures } from "./pictures.js";
 import { cleanSettings } from "./protocol.js";
+import { cleaned } from "./timing.js";
 
 const ROLES = new Set(["user", "assistant"]);
 const STATUSES = new Set(["done", "stopped", "length", "failed", "interrupted"]);
@@ -94,6 +95,8 @@ export function checked(raw) {
           context: count(context, null), window: count(window, null), exact: node.measured.exact === true };
       }
       if (Array.isArray(node.gaps)) kept.gaps = node.gaps.filter(Number.isFinite).slice(0, 400);
+      const timing = cleaned(node.timing);
+      if (timing) kept.timing = timing;
     }
     nodes.push(kept);
   }

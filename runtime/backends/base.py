@@ -75,8 +75,9 @@ class Backend(Protocol):
     @property
     def ops(self) -> Ops: ...
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """A matrix packed for this backend. `weight` [out, in] may be dropped by the caller afterwards."""
+    def linear(self, weight: Tensor, bias: Tensor | None, keep: bool = False) -> Linear:
+        """A matrix packed for this backend. `weight` [out, in] may be dropped by the caller afterwards. keep: it
+        stays beside the packed form, as `weight`, for who reads it by itself."""
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Run `work` after everything submitted before it."""

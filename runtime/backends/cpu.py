@@ -84,8 +84,8 @@ class CpuBackend:
         torch.set_num_threads(self.threads)
         torch.set_grad_enabled(False)  # per thread, too
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return make_linear(weight, bias)
+    def linear(self, weight: Tensor, bias: Tensor | None, keep: bool = False) -> Linear:
+        return make_linear(weight, bias, keep)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         return self._worker.submit(work)

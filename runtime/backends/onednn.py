@@ -10,9 +10,12 @@ from headrace.runtime.backends.base import Linear
 
 
 class PackedLinear:
-    """x Wᵀ + b (+ residual) in float32 or bfloat16, summed in float32 and rounded once."""
+    """x Wᵀ + b (+ residual) in float32 or bfloat16, summed in float32 and rounded once.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    keep: `weight` stays beside its packed form, for who reads it row by row."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, keep: bool = False) -> None:
+        self.weight = weight if keep else None
         self.packed = torch.ops.mkldnn._reorder_linear_weight.default(weight)
         self.bias = bias
         self.plain = torch.ops.mkldnn._linear_pointwise.default
@@ -45,8 +48,10 @@ def packs(dtype: torch.dtype) -> bool:
     return dtype is torch.float32
 
 
-def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
-    """`weight` [out, in] and `bias` [out] or None, ready to multiply with; packed where that is possible."""
+def make_linear(weight: Tensor, bias: Tensor | None, keep: bool = False) -> Linear:
+    """`weight` [out, in] and `bias` [out] or None, ready to multiply with; packed where that is possible.
+
+    keep: the matrix as it was given stays, too, as `weight`."""
     assert weight.dim() == 2 and weight.dtype in (torch.float32, torch.bfloat16), weight.dtype
     assert bias is None or bias.shape == weight.shape[:1], "one bias per output"
-    return PackedLinear(weight, bias) if packs(weight.dtype) else PlainLinear(weight, bias)
+    return PackedLinear(weight, bias, keep) if packs(weight.dtype) else PlainLinear(weight, bias)

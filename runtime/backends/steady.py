@@ -93,7 +93,8 @@ class SteadyBackend(CpuBackend):
         self.ops: SteadyOps = self.submit(lambda: SteadyOps(dtype, heads, kv_heads, head_dim)).result()
         self._counts: dict[tuple[int, int, torch.dtype], tuple[int, ...]] = {}
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+    def linear(self, weight: Tensor, bias: Tensor | None, keep: bool = False) -> Linear:
+        assert not keep, "native steps read plain weights, and none run here"
         key = (*weight.shape, weight.dtype)
         linear = make_linear(weight, bias)
         if key not in self._counts:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from headrace.runtime.checkpoint import CheckpointError, read_json
-from headrace.runtime.models.vision_config import VisionConfig
+from headrace.runtime.models.vision_config import PlainVision, VisionConfig
 
 SIZE_LIMIT = 1 << 24  # no width, head count or vocabulary is larger; keeps every product an ordinary number
 CONTEXT_LIMIT = 1 << 31
@@ -147,6 +147,11 @@ class ModelConfig:
     unread: tuple[str, ...] = ()
 
     @property
+    def spare(self) -> tuple[str, ...]:
+        """How names of tensors begin that are in its files and take no part."""
+        return self.vision.spare if isinstance(self.vision, PlainVision) else ()
+
+    @property
     def image_row_size(self) -> int:
         """Numbers that one row of a picture becomes: for the embedding, and for each layer that takes its own."""
         return 0 if self.vision is None else (1 + self.vision.deep) * self.hidden_size
@@ -248,6 +253,13 @@ class Fields:
             if type(item) is not int or not 0 <= item < vocab_size:
                 raise self.refuse(key, f"must hold token ids below {vocab_size}, not {_short(item)}")
         return frozenset(found)
+
+
+def with_defaults(fields: Fields, defaults: Mapping[str, Any]) -> Fields:
+    """The fields, and what an absent one means: some makers leave out whatever is as in their reference."""
+    found = Fields({**defaults, **fields.raw}, fields.name)
+    found.seen |= fields.seen
+    return found
 
 
 def _short(value: Any) -> str:

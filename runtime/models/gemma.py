@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,13 +76,6 @@ class Gemma(Llama):
         return found.div_(self.cap).tanh_().mul_(self.cap) if self.cap else found
 
 
-def with_defaults(fields: Fields, defaults: Mapping[str, Any]) -> Fields:
-    """The fields, and what an absent one means: Gemma's makers leave out whatever is as in their reference."""
-    found = Fields({**defaults, **fields.raw}, fields.name)
-    found.seen |= fields.seen
-    return found
-
-
 def check_gemma(fields: Fields) -> None:
     """Raise CheckpointError for what no Gemma here computes."""
     act = fields.get("hidden_activation")
@@ -94,5 +86,11 @@ def check_gemma(fields: Fields) -> None:
             "use_bidirectional_attention", "true is not supported: such a model writes nothing"
         )
     # `hidden_act`: what older files say beside it, and nobody obeys.
-    for name in ("cache_implementation", "_sliding_window_pattern", "sliding_window_pattern", "hidden_act"):
+    for name in (
+        "cache_implementation",
+        "_sliding_window_pattern",
+        "sliding_window_pattern",
+        "hidden_act",
+        "sliding_window_size",
+    ):
         fields.get(name)

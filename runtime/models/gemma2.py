@@ -9,8 +9,9 @@ from headrace.runtime.models.config import (
     ModelConfig,
     read_decoder,
     read_windows,
+    with_defaults,
 )
-from headrace.runtime.models.gemma import check_gemma, with_defaults
+from headrace.runtime.models.gemma import check_gemma
 
 NAME = "Gemma2ForCausalLM"
 OWN = frozenset({"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"})

@@ -13,8 +13,9 @@ from headrace.runtime.models.config import (
     read_decoder,
     read_rope,
     read_windows,
+    with_defaults,
 )
-from headrace.runtime.models.gemma import check_gemma, with_defaults
+from headrace.runtime.models.gemma import check_gemma
 
 NAME = "Gemma3ForCausalLM"
 OWN = frozenset({"query_pre_attn_scalar", "final_logit_softcapping"})

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from headrace.runtime.backends.base import Ops
-from headrace.runtime.models.config import Fields, ModelConfig, check_refused
-from headrace.runtime.models.gemma import Gemma, with_defaults
+from headrace.runtime.models.config import Fields, ModelConfig, check_refused, with_defaults
+from headrace.runtime.models.gemma import Gemma
 from headrace.runtime.models.gemma3 import OWN, read_text
 from headrace.runtime.models.layers import GrownNorm, WeightSource
 from headrace.runtime.models.seeing import Seeing
 from headrace.runtime.models.vision_config import PlainVision
-from headrace.runtime.models.vision_files import read_siglip
+from headrace.runtime.models.vision_files import HEAD, read_siglip
 from headrace.runtime.models.vision_plain import PlainTower, mean_of_squares
 
 NAME = "Gemma3ForConditionalGeneration"
@@ -51,8 +51,9 @@ def read(fields: Fields) -> ModelConfig:
     for name, token in ids.items():
         if token >= config.vocab_size:
             raise fields.refuse(f"{name}_token_index", f"{token} is not below vocab_size {config.vocab_size}")
+    frame = ids["boi"], ids["eoi"]
     vision = replace(
-        vision, rows=rows, out=config.hidden_size, closing=True, mutual=True, frame=(ids["boi"], ids["eoi"])
+        vision, rows=rows, out=config.hidden_size, closing=True, spare=(HEAD,), mutual=True, frame=frame
     )
     left = set(config.unread) | set(fields.unread()) | set(eyes.unread())
     return replace(config, vision=vision, unread=tuple(sorted(left)))

@@ -41,6 +41,11 @@ class QwenVision:
         return patches * (10 * self.hidden + 2 * self.intermediate) + rows * 4 * self.hidden * self.merge**2
 
     @property
+    def row_patches(self) -> int:
+        """Patches that the tower looks at for one row."""
+        return self.merge**2
+
+    @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
@@ -70,6 +75,11 @@ class QwenWindowVision:
         return rows * self.merge**2 * (14 * self.hidden + 3 * self.intermediate)
 
     @property
+    def row_patches(self) -> int:
+        """Patches that the tower looks at for one row."""
+        return self.merge**2
+
+    @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
 
@@ -81,7 +91,8 @@ class PlainVision:
     side: pixels a side of the picture. depth: blocks that are computed. rows: rows a side that a decoder gets;
     fewer than patches are the means of squares of them. act: of the MLPs, a GELU: exact, by its tanh formula, or
     CLIP's quick one. leading: a learned patch that stands for the whole picture comes first, without a bias on the
-    others, and a norm before the blocks (CLIP). closing: a norm behind them. mutual: in the decoder, the tokens of
+    others, and a norm before the blocks (CLIP). closing: a norm behind them. bias: of the matrices behind it.
+    spare: how names of tensors begin that are in the files and take no part. mutual: in the decoder, the tokens of
     a picture read each other. frame: see SquareSettings. rest as in QwenVision.
     """
 
@@ -99,6 +110,8 @@ class PlainVision:
     act: Literal["exact", "tanh", "quick"]
     leading: bool
     closing: bool
+    bias: bool = True
+    spare: tuple[str, ...] = ()
     mutual: bool = False
     frame: tuple[int, int] | None = None
     deep: int = 0
@@ -107,6 +120,11 @@ class PlainVision:
     def patches(self) -> int:
         """A side."""
         return self.side // self.patch
+
+    @property
+    def row_patches(self) -> int:
+        """Patches that the tower looks at for one row."""
+        return (self.patches // self.rows) ** 2
 
     def scratch(self, rows: int) -> int:
         """Numbers that the tower has in hand for a picture of `rows` rows, at most."""

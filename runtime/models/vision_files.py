@@ -7,6 +7,34 @@ from typing import Literal
 from headrace.runtime.models.config import Fields
 from headrace.runtime.models.vision_config import PlainVision
 
+TOWER = "model.vision_tower"
+HEAD = f"{TOWER}.head."
+
+
+def read_tower(fields: Fields, token_id: int) -> PlainVision:
+    """The section of either, as its `model_type` says."""
+    kind = fields.get("model_type")
+    if kind == "siglip_vision_model":
+        return read_siglip(fields, token_id)
+    if kind != "clip_vision_model":
+        known = "clip_vision_model and siglip_vision_model are"
+        raise fields.refuse("model_type", f"{str(kind)[:60]!r} is not supported ({known})")
+    acts: dict[str | None, Literal["exact", "quick"]] = {
+        None: "quick",
+        "quick_gelu": "quick",
+        "gelu": "exact",
+    }
+    act = fields.get("hidden_act")
+    if act not in acts:
+        raise fields.refuse("hidden_act", f"{str(act)[:60]!r} is not supported (quick_gelu and gelu are)")
+    return read_plain(fields, token_id, acts[act], leading=True, eps=1e-5)
+
+
+def spare_parts(depth: int, blocks: int) -> tuple[str, ...]:
+    """What the files of a tower of `blocks` blocks hold that takes no part where only `depth` are computed."""
+    layers = [f"{TOWER}.encoder.layers.{number}." for number in range(depth, blocks)]
+    return (HEAD, f"{TOWER}.post_layernorm.", *layers)
+
 
 def read_siglip(fields: Fields, token_id: int) -> PlainVision:
     """SigLIP's section of a file, all its blocks and no closing norm; a row for each patch."""
@@ -23,7 +51,7 @@ def read_plain(
     fields: Fields, token_id: int, act: Literal["exact", "tanh", "quick"], leading: bool, eps: float = 1e-6
 ) -> PlainVision:
     """What both have. Absent fields mean what they mean in the reference."""
-    for name in ("projection_dim", "projection_size", "initializer_factor", "model_type"):
+    for name in ("projection_dim", "projection_size", "initializer_factor", "vocab_size"):
         fields.get(name)  # of training, and of what compares pictures with texts
     hidden = fields.integer("hidden_size", 768)
     heads = fields.integer("num_attention_heads", 12)

@@ -12,9 +12,8 @@ from headrace.runtime.models.layers import WeightSource, fused_linear
 from headrace.runtime.models.patches import cut
 from headrace.runtime.models.seeing import Tower
 from headrace.runtime.models.vision_config import PlainVision
+from headrace.runtime.models.vision_files import TOWER as NAME
 from headrace.runtime.models.vision_qwen import LayerNorm
-
-NAME = "model.vision_tower"
 
 
 def _quick(x: Tensor) -> Tensor:

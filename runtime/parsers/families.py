@@ -20,18 +20,26 @@ CallGrammar = Callable[[Mapping[str, str], bool, str], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class ToolFamily:
-    """One way of writing calls. marks: strings that must be seen in the text even if they are special tokens."""
+    """One way of writing calls. marks: strings that must be seen in the text even if they are special tokens.
+
+    begin: the mark behind which a call stands, anywhere in an answer; "": calls stand at its beginning alone, where
+    `announced`, a regex, tells them from text. plain: values are written as they are, not as JSON."""
 
     read: CallReader
     marks: tuple[str, ...]
     grammar: CallGrammar
+    begin: str
+    announced: str = ""
+    plain: bool = False
 
 
 TOOLS = {
-    "hermes": ToolFamily(hermes.read, hermes.MARKS, hermes.grammar),
-    "qwen_coder": ToolFamily(qwen_coder.read, qwen_coder.MARKS, qwen_coder.grammar),
-    "llama3": ToolFamily(llama3.read, llama3.MARKS, llama3.grammar),
-    "mistral": ToolFamily(mistral.read, mistral.MARKS, mistral.grammar),
+    "hermes": ToolFamily(hermes.read, hermes.MARKS, hermes.grammar, hermes.BEGIN),
+    "qwen_coder": ToolFamily(
+        qwen_coder.read, qwen_coder.MARKS, qwen_coder.grammar, qwen_coder.BEGIN, plain=True
+    ),
+    "llama3": ToolFamily(llama3.read, llama3.MARKS, llama3.grammar, "", llama3.ANNOUNCED),
+    "mistral": ToolFamily(mistral.read, mistral.MARKS, mistral.grammar, mistral.BEGIN),
 }
 REASONING = {"think": THINK, "mistral": BRACKET_THINK}
 

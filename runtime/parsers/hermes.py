@@ -31,9 +31,10 @@ def close(source: Incoming, mark: str) -> Reading[None]:
 
 
 def grammar(tools: Mapping[str, str], parallel: bool, template: str) -> list[str]:
-    """Rules for `calls`: at least one call of `tools` (name → its arguments as a value of a rule)."""
-    rules = ['calls: call ("\\n" call)*' if parallel else "calls: call"]
-    rules.append(f"call: {json.dumps(BEGIN + chr(10))} object {json.dumps(chr(10) + END)}")
+    """Rules for `calls`: at least one call of `tools` (name → its arguments as a value of a rule); and for `rest`:
+    what follows the mark that begins calls, where there is one."""
+    rules = ['calls: call ("\\n" call)*' if parallel else "calls: call", f"call: {json.dumps(BEGIN)} rest"]
+    rules.append(f"rest: {json.dumps(chr(10))} object {json.dumps(chr(10) + END)}")
     return rules + objects(tools, "arguments")
 
 

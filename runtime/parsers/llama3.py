@@ -10,6 +10,7 @@ from headrace.runtime.parsers.incoming import CallRules, Incoming, Malformed, Re
 
 TAG = "<|python_tag|>"
 MARKS = (TAG,)
+ANNOUNCED = r'[ \t\r\n]*(<\|python_tag\|>|\{[ \t\r\n]*"name")'
 
 
 def read(source: Incoming, rules: CallRules) -> Reading[None]:

@@ -79,12 +79,14 @@ def grammar(tools: Mapping[str, str], parallel: bool, template: str) -> list[str
     """Rules for `calls`; see hermes.grammar. Newer templates write a name and its arguments, older ones a list."""
     if ARGUMENTS not in template:
         more = '(", " object)* ' if parallel else ""
-        return [f'calls: {json.dumps(BEGIN + " [")} object {more}"]"', *objects(tools, "arguments")]
+        rules = [f"calls: {json.dumps(BEGIN)} rest", f'rest: " [" object {more}"]"']
+        return rules + objects(tools, "arguments")
     names = [f"named_{index}" for index in range(len(tools))]
-    rules = [f"calls: named{'+' if parallel else ''}", f"named: {' | '.join(names)}"]
+    rules = [f"calls: named{'+' if parallel else ''}", f"named: {json.dumps(BEGIN)} rest"]
+    rules.append(f"rest: {' | '.join(names)}")
     for rule, (tool, arguments) in zip(names, tools.items(), strict=True):
         rules += [
-            f"{rule}: {json.dumps(BEGIN + tool + ARGUMENTS)} {rule}_value",
+            f"{rule}: {json.dumps(tool + ARGUMENTS)} {rule}_value",
             f"{rule}_value: {arguments}",
         ]
     return rules

@@ -16,7 +16,7 @@ from dataclasses import replace
 import msgspec
 
 from headrace.runtime.interface import Message, Refusal, Tenant, ToolCall
-from headrace.server.protocol.codec import encode
+from headrace.server.protocol.codec import decode, encode
 from headrace.server.protocol.errors import WireError
 
 SUMMARY_TOKENS = 2048  # of one summary, at most
@@ -43,9 +43,6 @@ class Summary(msgspec.Struct, frozen=True):
         return Message("assistant", _HEAD + self.text, self.calls)
 
 
-_SUMMARY = msgspec.json.Decoder(Summary)
-
-
 def seal(summary: Summary, tenant: Tenant) -> str:
     """The summary as opaque text that only this tenant can send back."""
     data = encode(summary)
@@ -61,8 +58,8 @@ def unseal(blob: str, item_id: str | None, path: str, tenant: Tenant) -> Summary
         tag, data = sealed[:_TAG], sealed[_TAG:]
         if not hmac.compare_digest(tag, _tag(data, tenant)):
             raise ValueError(tag)
-        return _SUMMARY.decode(data)
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
+        return decode(data, Summary).value
+    except (binascii.Error, ValueError, WireError):
         what = f" for item {item_id[:64]}" if item_id else f" {blob[:4]}...{blob[-4:]}"
         raise WireError(
             "invalid_encrypted_content",

@@ -18,10 +18,10 @@ from headrace.server.faces.token_logprobs import CompletionColumns
 from headrace.server.faces.usage import usage_of_many
 from headrace.server.ids import new_id
 from headrace.server.protocol import completions as wire
-from headrace.server.protocol.chat import ChatUsage
 from headrace.server.protocol.codec import TOKEN_IDS, decode, encode
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.logprobs import CompletionLogprobs
+from headrace.server.protocol.openai_request import ChatUsage
 
 TEXT_IS = b'"text":'
 _FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}

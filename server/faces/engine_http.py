@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from headrace.runtime.interface import ProfileWish, Refusal, Runtime
+from headrace.runtime.interface import Runtime
 from headrace.server.exchange import Answer, HttpReply, HttpRequest, Wire
-from headrace.server.faces.answers import error_reply, ignored_header
+from headrace.server.faces.answers import error_reply
 from headrace.server.faces.later import Later
 from headrace.server.faces.settings import FaceSettings
-from headrace.server.protocol.codec import decode, encode
+from headrace.server.protocol.codec import encode
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.profile import MOST_STEPS, StartProfile
-
-Told = TypeVar("Told")
 
 LOOK_EVERY = 0.02  # seconds between two looks at whether the server is idle
 LONGEST_WAIT = 600.0
@@ -99,69 +95,11 @@ class EngineFace:
 
         self._settings.call_later(LOOK_EVERY, look)
 
-    def start_profile(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
-        """POST /start_profile. What is unknown in its body is named and otherwise left alone, also with strict
-        fields: one benchmark sends a whole completions request of its own."""
-        headers: dict[str, str] = {}
-        answer = Later(wire)
-        try:
-            decoded = decode(request.body or b"{}", StartProfile)
-            headers = ignored_header(decoded.ignored)
-            wish = _wish(decoded.value)
-            self._runtime.start_profile(wish, _telling(answer, headers, lambda _: "Profiling started.\n"))
-        except (WireError, Refusal) as error:
-            return error_reply(error, headers)
-        return answer
-
-    def stop_profile(self, request: HttpRequest, wire: Wire) -> HttpReply | Answer:
-        """POST /stop_profile: answered when the file is written. Nothing of a body is read: clients send what they
-        sent to begin."""
-        answer = Later(wire)
-        try:
-            self._runtime.stop_profile(_telling(answer, {}, lambda name: f"Profile written: {name}\n"))
-        except Refusal as error:
-            return error_reply(error)
-        return answer
-
     def refuse(self, request: HttpRequest, wire: Wire) -> HttpReply:
         """Paths of NOT_GENERATIVE."""
         ability = NOT_GENERATIVE[request.path]
         what = f"The model '{self._runtime.card.id}' generates text; it offers no {ability}."
         return error_reply(WireError("unsupported_endpoint", what, "model"))
-
-
-def _telling(
-    answer: Later, headers: Mapping[str, str], said: Callable[[Told], str]
-) -> Callable[[Told | Refusal], None]:
-    """What settles `answer` with the text `said` makes of what is told, or with a refusal."""
-
-    def told(found: Told | Refusal) -> None:
-        if isinstance(found, Refusal):
-            answer.settle(error_reply(found, headers))
-        else:
-            answer.settle(HttpReply(200, said(found).encode(), TEXT, headers))
-
-    return told
-
-
-def _wish(body: StartProfile) -> ProfileWish:
-    activities = body.activities or ["CPU", "GPU"]
-    for each in activities:
-        if each not in ("CPU", "GPU"):
-            what = f"activities: {each} is not supported; CPU and GPU are"
-            raise WireError("unsupported_parameter", what, "activities")
-    steps = MOST_STEPS if body.num_steps is None else int(body.num_steps)
-    if not 1 <= steps <= MOST_STEPS:
-        raise WireError("invalid_value", f"num_steps must be between 1 and {MOST_STEPS}", "num_steps")
-    return ProfileWish(
-        steps=steps,
-        first_step=None if body.start_step is None else int(body.start_step),
-        cpu="CPU" in activities,
-        gpu="GPU" in activities,
-        stacks=bool(body.with_stack),
-        shapes=bool(body.record_shapes),
-        name=body.profile_prefix or "steps",
-    )
 
 
 def _flushed(pages: int | None) -> HttpReply:

@@ -24,6 +24,13 @@ class Job:
     held: Held | None = None  # its client may come back to it
 
     @property
+    def drops(self) -> bool:
+        """It runs, and its client would rather lose it than wait for it."""
+        request = self.response.run.request
+        running = self.response.run.stream.finish is None
+        return running and isinstance(request, ResponseCreate) and request.x_on_slow == "drop"
+
+    @property
     def reports(self) -> bool:
         """Its client knows what x.paused means."""
         request = self.response.run.request

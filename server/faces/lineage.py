@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-import msgspec
 from msgspec import Raw, structs
 
 from headrace.runtime.interface import Refusal, Tenant
@@ -20,12 +19,11 @@ from headrace.server.faces.frames import not_found
 from headrace.server.faces.input_items import input_items
 from headrace.server.faces.item_ids import response_of
 from headrace.server.protocol import response_events as ev
-from headrace.server.protocol.codec import encode, split, string
+from headrace.server.protocol.codec import decode, encode, entries, split, string
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.fields import check_supported
 from headrace.server.protocol.responses import CompactRequest, Item, ResponseRequest
 
-_RAWS = msgspec.json.Decoder(list[Raw])
-_ITEM = msgspec.json.Decoder(Item)
 R = TypeVar("R", ResponseRequest, CompactRequest)
 
 
@@ -65,6 +63,11 @@ def trace(
     then: Callable[[Traced[R] | WireError | Refusal], None],
 ) -> None:
     """Find what `request` builds on, then `then(…)`: at once where all of it is in memory, else later."""
+    try:
+        check_supported(request)  # what nothing that is found could mend is said without looking for it
+    except WireError as error:
+        then(error)
+        return
     previous = request.previous_response_id
     names = [] if previous is None else [previous]
     if isinstance(request.input, list):
@@ -169,7 +172,7 @@ class _Search(Generic[R]):
             if raw is None:
                 raise item_not_found(item.id)
             if id(self._ancestors[owner].turn) not in chain:
-                items.append(_ITEM.decode(raw))
+                items.append(decode(bytes(raw), Item).value)
         return structs.replace(request, input=items)
 
 
@@ -190,7 +193,7 @@ def items_of(request: ResponseRequest, final: ev.Response) -> dict[str, Raw]:
 
 def stored_items(stored: Stored) -> dict[str, Raw]:
     """The items of a stored response, JSON by id."""
-    return by_id([*stored.items, *_RAWS.decode(split(stored.response)["output"])])
+    return by_id([*stored.items, *entries(split(stored.response)["output"])])
 
 
 def by_id(items: list[Raw]) -> dict[str, Raw]:

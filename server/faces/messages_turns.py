@@ -125,8 +125,8 @@ def _picture(source: ImageSource | None, at: int, path: str) -> Picture:
         case "url":
             where = f"{path}.url"
             url = given(source.url, where)
-            if url[:5].lower() != "data:":
-                # Decided by the first letters alone: nothing of this server can open what a client names.
+            if url[:5].lower() not in ("data:", "http:", "https"):
+                # Decided by the first letters alone: nothing of this server can open what a client names so.
                 raise WireError(
                     "invalid_value",
                     f"{where}: addresses are never fetched here; send the picture itself as base64",

@@ -1,4 +1,5 @@
-"""Pictures inside requests of the OpenAI shapes → `Picture`. Knows how they are named; opens and fetches none."""
+"""Pictures inside requests of the OpenAI shapes → `Picture`. Knows how they are named; opens and fetches none:
+which addresses are taken is the Runtime's to say."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from headrace.runtime.interface import Picture
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.fields import ImageUrl
 
-SCHEMES = ("http", "https", "ftp", "file", "blob", "gs", "s3")
+SCHEMES = ("ftp", "file", "blob", "gs", "s3")
 
 
 def picture(given: ImageUrl | str | None, detail: str | None, at: int, path: str) -> Picture:
@@ -20,8 +21,8 @@ def picture(given: ImageUrl | str | None, detail: str | None, at: int, path: str
         url, detail, where = given.url, given.detail or detail, f"{where}.url"
     else:
         url = given
-    if url[:5].lower() != "data:":
-        # Decided here, by the first letters alone: nothing of this server can open what a client names.
+    if url[:5].lower() not in ("data:", "http:", "https"):
+        # Decided here, by the first letters alone: nothing of this server can open what a client names so.
         scheme = url.partition(":")[0].lower()
         what = "addresses are never fetched here" if scheme in SCHEMES else "this is no picture"
         raise WireError(

@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from msgspec import Struct
+
 from headrace.runtime.interface import Cache, Favour, Pin, Tenant, TokenStream
 from headrace.server.faces.settings import FaceSettings, Timer
 from headrace.server.protocol.errors import WireError
+from headrace.server.protocol.extension import CacheEvicted
 
 
 class Teller(Protocol):
     """A connection that can be told of the end of a pin."""
 
-    def evicted(self, response_id: str, tokens: int) -> None:
-        """What was promised to stay cached no longer is."""
+    def say(self, event: Struct) -> None:
+        """This event goes out there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -146,7 +149,7 @@ class PinnedResponses:
         if pinned.timer is not None:
             pinned.timer.cancel()
         if pinned.teller is not None:
-            pinned.teller.evicted(pinned.response_id, pinned.tokens)
+            pinned.teller.say(CacheEvicted(pinned.response_id, pinned.tokens))
 
 
 LIFETIMES = {"s": 1, "m": 60, "h": 3600}

@@ -5,14 +5,14 @@ Knows the kinds of items and what each must hold; knows neither their order nor 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from msgspec import UNSET
 
 from headrace.runtime.interface import Message, Picture, ToolCall
-from headrace.runtime.refusal import shorten
+from headrace.runtime.refusal import Refusal, shorten
 from headrace.server.faces.pictures import picture
 from headrace.server.ids import new_id
 from headrace.server.protocol import realtime as rt
@@ -22,6 +22,7 @@ from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.fields import ImageUrl
 
 T = TypeVar("T")
+PictureCheck = Callable[[Picture], None]
 
 ITEM_BYTES = 768 << 10  # as it is told back: two clients of this protocol take no message above 1 MiB
 PICTURES = 8  # as many as one request may hold
@@ -35,14 +36,14 @@ _TEXT = {
 }
 
 
-def item_of(given: rt.Item, path: str, *, sees: bool) -> ev.Item:
-    """The item that a client's one becomes, with an id. sees: the model takes pictures. Raises WireError, naming
-    the field below `path`."""
+def item_of(given: rt.Item, path: str, *, sees: bool, check: PictureCheck) -> ev.Item:
+    """The item that a client's one becomes, with an id. sees: the model takes pictures; check: raises Refusal for
+    one that is named by an address which is not taken. Raises WireError, naming the field below `path`."""
     id = new_id("item") if given.id is None else given.id
     item: ev.Item
     match given.type:
         case "message":
-            item = _message(given, id, path, sees)
+            item = _message(given, id, path, sees, check)
         case "function_call":
             item = ev.CallItem(
                 id,
@@ -68,7 +69,7 @@ def item_of(given: rt.Item, path: str, *, sees: bool) -> ev.Item:
     return item
 
 
-def _message(given: rt.Item, id: str, path: str, sees: bool) -> ev.MessageItem:
+def _message(given: rt.Item, id: str, path: str, sees: bool, check: PictureCheck) -> ev.MessageItem:
     role = _needed(given.role, path, "role")
     parts = _needed(given.content, path, "content")
     if not parts:
@@ -79,7 +80,7 @@ def _message(given: rt.Item, id: str, path: str, sees: bool) -> ev.MessageItem:
         if part.type in _AUDIO:
             raise WireError("not_supported", "This server speaks text only: no audio.", at)
         if part.type == "input_image" and role == "user":
-            content.append(_image(part, at, sees))
+            content.append(_image(part, at, sees, check))
             continue
         if part.type not in _TEXT[role]:
             raise WireError(
@@ -94,12 +95,16 @@ def _message(given: rt.Item, id: str, path: str, sees: bool) -> ev.MessageItem:
     return item
 
 
-def _image(part: rt.Part, path: str, sees: bool) -> ev.InputImage:
+def _image(part: rt.Part, path: str, sees: bool, check: PictureCheck) -> ev.InputImage:
     found = picture(part.image_url, part.detail, 0, path)
     if not sees:
         what = f"{path}: this model takes no pictures: it reads text alone"
         raise WireError("invalid_value", what, path)
-    assert isinstance(found.source, str), "a client sends a data URL"
+    try:
+        check(found)
+    except Refusal as refusal:
+        raise WireError.of(refusal) from refusal
+    assert isinstance(found.source, str), "a client sends a text"
     detail = part.image_url.detail if isinstance(part.image_url, ImageUrl) else part.detail
     return ev.InputImage(found.source, detail or "auto")
 

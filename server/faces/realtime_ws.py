@@ -190,7 +190,8 @@ class RealtimeSocket:
 
     def _create_item(self, given: rt.Item, after: str | None) -> None:
         conversation = self._conversation
-        item = item_of(given, "item", sees=self._runtime.card.sees)
+        runtime = self._runtime
+        item = item_of(given, "item", sees=runtime.card.sees, check=runtime.check_picture)
         if item.id in conversation or item.id == ROOT:
             what = f"The conversation has an item '{item.id}' already."
             raise WireError("invalid_value", what, "item.id")
@@ -285,7 +286,8 @@ class RealtimeSocket:
         for index, item in enumerate(given):
             path = f"response.input[{index}]"
             if item.type != "item_reference":
-                made = item_of(item, path, sees=self._runtime.card.sees)
+                runtime = self._runtime
+                made = item_of(item, path, sees=runtime.card.sees, check=runtime.check_picture)
                 if isinstance(made, ev.CallOutputItem) and not _calls(items, made.call_id):
                     raise no_call(made.call_id, f"{path}.call_id")
                 items.append(made)

@@ -79,6 +79,7 @@ class ResponsesSocket:
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
         self._reports = Reports()
         self.board = StepBoard()
+        self._fresh: list[Job] = []  # jobs whose steps are told, and whose beginning was not told yet
         self._behind: list[TokenStream] = []  # streams that have more to tell again than one go may carry
         self._wire = wire
         self._runtime = runtime
@@ -165,6 +166,7 @@ class ResponsesSocket:
                 self.held.let_go(held)
             job.response.abandon()
         self._jobs.clear()
+        self._fresh.clear()
         self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
@@ -310,14 +312,21 @@ class ResponsesSocket:
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
             return
-        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
-        self._lanes.start(lane, job)
         stream = response.run.stream
-        self._jobs[stream] = job
-        equip(job, request, self.held, self, extended=self._extended)
+        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
+        self._take(job, request)
         if cancelled:
             self._runtime.cancel(stream)
         self.mark(stream)  # the stream may have spoken, or ended, before it was known here
+
+    def _take(self, job: Job, request: ResponseRequest) -> None:
+        """The job runs in its lane from now on."""
+        stream = job.response.run.stream
+        self._lanes.start(job.lane, job)
+        self._jobs[stream] = job
+        if stream.meter is not None:
+            self._fresh.append(job)
+        equip(job, request, self.held, self, extended=self._extended)
 
     def _fail(
         self,
@@ -341,8 +350,10 @@ class ResponsesSocket:
             if not self._marked:
                 self._wire.dirty()  # it stays so until everything marked was told
             self._marked[stream] = None
-            if stream.full and (job := self._jobs.get(stream)) is not None:
-                self._drop_if_slow(job)
+            if stream.full and (job := self._jobs.get(stream)) is not None and job.drops:
+                # Its client would rather lose it than wait for it; not from inside the step that is being told.
+                self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
+                self._close(4002, "reading too slowly")
 
     def _tell(self, job: Job) -> None:
         response = job.response
@@ -372,25 +383,19 @@ class ResponsesSocket:
         """Steps are told before what they brought, and behind the beginning of every response that they name."""
         self.board.told_at = micros(self._settings.clock())
         behind: list[str | bytes] = []
-        for stream in [stream for stream in self._marked if stream.meter is not None]:
-            job = self._jobs.get(stream)
-            if job is not None and not job.response.run.began:
-                del self._marked[stream]
+        for job in self._fresh:
+            run = job.response.run
+            if run.stream in self._marked and not run.began:
+                del self._marked[run.stream]
                 at = len(self._frames)
                 self._tell(job)
-                at += BEGINNING * job.response.run.began
+                at += BEGINNING * run.began
                 behind += self._frames[at:]
                 del self._frames[at:]
+        if self._fresh:
+            self._fresh = [job for job in self._fresh if not (job.response.run.began or job.response.over)]
         self._frames += steps_told(self.board)
         self._frames += behind
-
-    def _drop_if_slow(self, job: Job) -> None:
-        """The policy of a client that would rather lose an answer than wait for it."""
-        request, stream = job.response.run.request, job.response.run.stream
-        if isinstance(request, ResponseCreate) and request.x_on_slow == "drop" and stream.finish is None:
-            # Not from inside the step that is being told.
-            self._settings.call_later(0.0, partial(self._runtime.cancel, stream))
-            self._close(4002, "reading too slowly")
 
     def _finish(self, job: Job) -> None:
         response, held = job.response, job.held
@@ -442,16 +447,12 @@ class ResponsesSocket:
 
     def _near(self, response_id: str) -> Ancestor | None:
         """The latest response of a lane: it continues even if it was not stored."""
-        if (latest := self.latest(response_id)) is not None:
-            return Ancestor(latest.turn, latest.items)
-        return None
+        latest = self.latest(response_id)
+        return None if latest is None else Ancestor(latest.turn, latest.items)
 
     def latest(self, response_id: str) -> Latest | None:
         """The latest response of a lane, if this is one."""
         return next((each for each in self._lanes.latest.values() if each.response_id == response_id), None)
-
-    def evicted(self, response_id: str, tokens: int) -> None:
-        self.say(x.CacheEvicted(response_id, tokens))
 
     def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
         latest = self._lanes.latest.get(lane)
@@ -518,10 +519,7 @@ class ResponsesSocket:
             lane,
             self.board,
         )
-        job = Job(lane, response, False, True, [])
-        self._lanes.start(lane, job)
-        self._jobs[response.run.stream] = job
-        equip(job, request, self.held, self, extended=self._extended)
+        self._take(Job(lane, response, False, True, []), request)
         self.mark(response.run.stream)
 
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:

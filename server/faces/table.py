@@ -27,6 +27,7 @@ from headrace.server.faces.generate_http import GenerateFace
 from headrace.server.faces.held import HeldResponses
 from headrace.server.faces.openapi_http import OpenApiFace
 from headrace.server.faces.pinned import PinnedResponses
+from headrace.server.faces.profile_http import ProfileFace
 from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
 from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
@@ -67,6 +68,7 @@ def build_routes(
     running = (
         running if running is not None else Running(runtime, store, PinnedResponses(runtime.cache, settings))
     )
+    profiles = ProfileFace(runtime)
     responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
     kept = held if held is not None else held_responses(settings)
@@ -99,8 +101,8 @@ def build_routes(
         "/generate": HttpRoute(POST, generate.respond),
         "/abort_request": HttpRoute(POST, generate.abort),
         "/flush_cache": HttpRoute(BOTH, engine.flush_cache),
-        "/start_profile": HttpRoute(POST, engine.start_profile),
-        "/stop_profile": HttpRoute(POST, engine.stop_profile),
+        "/start_profile": HttpRoute(POST, profiles.start),
+        "/stop_profile": HttpRoute(POST, profiles.stop),
         "/server_info": HttpRoute(GET, engine.server_facts),
         "/get_server_info": HttpRoute(GET, engine.server_facts),
         "/model_info": HttpRoute(GET, engine.model_facts),

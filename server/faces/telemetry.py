@@ -30,10 +30,8 @@ def row_name(response_id: str) -> str:
 
 def steps_told(board: StepBoard) -> list[str]:
     """Everything that stands on the board, as events, once."""
-    if not board.news:
-        return []
-    told = []
     skipped = board.skipped
+    told: list[str] = []
     for what, news in board.news:
         if isinstance(what, StepReport):
             assert isinstance(news, list)
@@ -42,7 +40,8 @@ def steps_told(board: StepBoard) -> list[str]:
         else:
             assert not isinstance(news, list)
             told.append(encode(_notice(what, news)).decode())
-    board.clear()
+    if told:
+        board.clear()
     if skipped:  # none was left to say so
         board.skipped = skipped
     return told
@@ -73,7 +72,11 @@ def _step(report: StepReport, rows: list[StepRow], now: int, skipped: int) -> st
             f'{{"type":"x.step","step_id":{report.number},"step_ms":{report.took / 1000},"batch":{report.rows},'
             f'"bucket":{report.bucket},"graph":"{graph}","prefill_tokens_in_step":{report.prompt_tokens},'
         )
-    tail = f'"send_lag_ms":{max(0, now - report.landed) / 1000},"draft_accepted":0}}'
+    tail = f'"send_lag_ms":{(now - report.landed) / 1000},"draft_accepted":0}}'
+    if len(rows) == 1 and not skipped:
+        (meter, token, wait), *_ = rows
+        if token is not None:  # one reader, one answer, one token: nearly every event
+            return f'{head}"streams":[{meter.name},"token_index":{token},"queue_ms":{wait / 1000},{tail}]}}'
     said = ",".join(
         [
             f'{meter.name},"queue_ms":{wait / 1000},{tail}'

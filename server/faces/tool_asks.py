@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from headrace.runtime.interface import Tool, ToolCall, ToolChoice
+from headrace.runtime.interface import TextForm, Tool, ToolCall, ToolChoice
 from headrace.server.faces.offered import check_offered, object_schema, offered
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.codec import compact, free_form, typed
@@ -93,7 +93,8 @@ def response_tools(request: ResponseRequest) -> Tools:
             echo.append({**shown, "parameters": function.parameters, "strict": function.strict})
         elif wire.type == "custom":
             text = _typed(wire, CustomTool, path, ("name", "description", "format"))
-            tools.append(Tool(text.name, _told_format(text), TEXT_SCHEMA))
+            form = _form(text, f"{path}.format.definition")
+            tools.append(Tool(text.name, _told_format(text), TEXT_SCHEMA, form=form))
             custom.add(text.name)
             shown = {"type": "custom", "name": text.name}
             if text.description is not None:
@@ -132,8 +133,13 @@ def _typed(wire: WireTool, kind: type[Any], path: str, names: Sequence[str]) -> 
     return typed(values, kind, path)
 
 
+def _form(tool: CustomTool, place: str) -> TextForm | None:
+    given = tool.format
+    return TextForm(given.syntax, given.definition, place) if isinstance(given, GrammarFormat) else None
+
+
 def _told_format(tool: CustomTool) -> str | None:
-    """The description of a custom tool, with the grammar that its text should follow."""
+    """The description of a custom tool, with the grammar that its text follows."""
     form = tool.format
     if not isinstance(form, GrammarFormat):
         return tool.description

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headrace.runtime.interface import TokenStream
-from headrace.server.protocol.chat import ChatUsage, CompletionDetails, PromptDetails
+from headrace.server.protocol.openai_request import ChatUsage, CompletionDetails, PromptDetails
 
 
 def usage_of_many(streams: Sequence[TokenStream], copies: int = 1, *, silent: bool = False) -> ChatUsage:

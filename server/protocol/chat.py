@@ -8,10 +8,10 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
-from headrace.server.protocol import latency
 from headrace.server.protocol.extension import Summary
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.logprobs import ChatLogprobs
+from headrace.server.protocol.openai_request import ChatUsage, OpenAiRequest
 from headrace.server.protocol.tools import TOOLS, CallDelta, ChatCall, ChatTool, ToolName
 
 
@@ -42,12 +42,6 @@ class ChatMessage(msgspec.Struct, frozen=True):
     annotations: Raw = NULL
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = None
-
-
 class JsonSchema(msgspec.Struct, frozen=True):
     """`json_schema`, in both APIs."""
 
@@ -62,37 +56,19 @@ class ResponseFormat(msgspec.Struct, frozen=True):
     json_schema: Raw = NULL
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ChatRequest(OpenAiRequest, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions."""
 
-    model: Annotated[f.Name, honoured("required")]
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=1024)],
         honoured("required; text, pictures (`image_url` with a data: URL), calls and their results"),
     ]
     max_completion_tokens: Annotated[f.Count | None, honoured("wins over max_tokens")] = None
     max_tokens: Annotated[f.Count | None, honoured()] = None
-    temperature: Annotated[f.Temperature | None, honoured("below 1e-5 is greedy")] = None
-    top_p: Annotated[f.TopP | None, honoured()] = None
-    top_k: Annotated[f.TopK | None, honoured("extra; 0 and -1 are off")] = None
-    min_p: Annotated[f.MinP | None, honoured("extra")] = None
-    frequency_penalty: Annotated[f.Penalty | None, honoured()] = None
-    presence_penalty: Annotated[f.Penalty | None, honoured()] = None
-    repetition_penalty: Annotated[f.RepetitionPenalty | None, honoured("extra; 1 is off")] = None
-    logit_bias: Annotated[f.LogitBias | None, honoured()] = None
     seed: Annotated[f.Seed | None, honoured()] = None
-    stop: Annotated[f.Stop | None, honoured("left out of the text")] = None
-    stop_token_ids: Annotated[f.StopIds | None, honoured("extra")] = None
-    ignore_eos: Annotated[bool | None, honoured("extra")] = None
-    min_tokens: Annotated[f.MinTokens | None, honoured("extra")] = None
     chat_template_kwargs: Annotated[f.TemplateOptions | None, honoured("extra; a closed list of flags")] = (
         None
     )
-    cache_salt: Annotated[
-        f.OpaqueId | None, honoured("extra; shares cached prompts only with equal salts")
-    ] = None
-    stream: Annotated[bool | None, honoured()] = None
-    stream_options: Annotated[StreamOptions | None, honoured("include_usage, continuous_usage_stats")] = None
     reasoning_effort: Annotated[f.Effort | None, honoured("none turns thinking off")] = None
     n: Annotated[
         Annotated[int, Meta(ge=1, le=16)] | None,
@@ -108,9 +84,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         ResponseFormat | None,
         honoured("enforced; a schema that cannot be enforced is refused"),
     ] = None
-    regex: Annotated[
-        f.Regex | None, honoured("extra; the whole answer matches it: no look-around, no back-references")
-    ] = None
     tools: Annotated[
         Annotated[list[ChatTool], Meta(max_length=TOOLS)] | None,
         honoured("functions; refused where the model's chat template has no place for them"),
@@ -125,38 +98,17 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     modalities: Annotated[Raw, refused('["text"]')] = NULL
     audio: Annotated[Raw, refused()] = NULL
     web_search_options: Annotated[Raw, refused()] = NULL
-    skip_special_tokens: Annotated[bool | None, refused(True)] = None
     continue_final_message: Annotated[
         bool | None, honoured("extra; the answer goes on with the last message, which is the assistant's")
     ] = None
     add_generation_prompt: Annotated[
         bool | None, honoured("extra; false: the prompt ends behind the last message, without an opening")
     ] = None
-    return_token_ids: Annotated[bool | None, refused(False)] = None
     echo: Annotated[bool | None, refused(False)] = None
     chat_template: Annotated[Raw, refused(note="a client's template is never run")] = NULL
     documents: Annotated[Raw, refused()] = NULL
-    lora_path: Annotated[Raw, refused()] = NULL
-    ebnf: Annotated[Raw, refused()] = NULL
-    guided_json: Annotated[Raw, refused()] = NULL
-    guided_regex: Annotated[Raw, refused()] = NULL
-    guided_choice: Annotated[Raw, refused()] = NULL
-    guided_grammar: Annotated[Raw, refused()] = NULL
-    structured_outputs: Annotated[Raw, refused()] = NULL
-    bad_words: Annotated[Raw, refused("[]")] = NULL
-    allowed_token_ids: Annotated[Raw, refused()] = NULL
-    logits_processors: Annotated[Raw, refused()] = NULL
-    truncate_prompt_tokens: Annotated[Raw, refused()] = NULL
-    length_penalty: Annotated[Raw, refused("1", "1.0")] = NULL
-    use_beam_search: Annotated[bool | None, refused(False)] = None
     parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
-    service_tier: Annotated[f.ServiceTier | None, honoured(latency.TIER)] = None
-    x_latency: Annotated[latency.Latency | None, honoured(latency.LATENCY)] = None
-    priority: Annotated[latency.Priority | None, honoured(latency.PRIORITY)] = None
-    metadata: Annotated[f.Metadata | None, ignored()] = None
     store: Annotated[bool | None, ignored("chat completions are not stored")] = None
-    user: Annotated[f.OpaqueId | None, ignored()] = None
-    request_id: Annotated[f.OpaqueId | None, ignored("the reply's ids are made here")] = None
     safety_identifier: Annotated[f.ShortText | None, ignored()] = None
     prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
     prompt_cache_options: Annotated[Raw, ignored()] = NULL
@@ -167,22 +119,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # -- replies ---------------------------------------------------------------------------------------------------
-
-
-class PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int = 0
-
-
-class CompletionDetails(msgspec.Struct, frozen=True):
-    reasoning_tokens: int = 0
-
-
-class ChatUsage(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptDetails
-    completion_tokens_details: CompletionDetails = CompletionDetails()
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,8 +10,9 @@ whose bounds live in the types. The last of duplicate keys wins in both decodes,
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -94,7 +95,7 @@ def decode(
     try:
         value: T = _decoder(struct).decode(body)
     except _UNREADABLE as error:
-        raise _unreadable(error) from None
+        raise _unreadable(error, partial(_key_of, struct, fields)) from None
     ignored: list[str] = []
     _walk(fields, shape, "", ignored)
     for path in ignored:
@@ -112,6 +113,11 @@ def compact(raw: msgspec.Raw) -> str:
         return msgspec.json.format(data, indent=-1).decode()
     except _UNREADABLE:
         return "…"
+
+
+def entries(raw: msgspec.Raw) -> list[msgspec.Raw]:
+    """The entries of a list that this program has written, undecoded."""
+    return _array.decode(raw)
 
 
 def string(raw: msgspec.Raw | None) -> str | None:
@@ -195,7 +201,27 @@ def _bound(raw: msgspec.Raw, path: str) -> None:
         raise WireError("invalid_value", f"{path} is nested deeper than {FREE_FORM_DEPTH}", path)
 
 
-def _unreadable(error: Exception) -> WireError:
+def _key_of(type_: Any, fields: dict[str, msgspec.Raw], path: str) -> str:
+    """The path of the first value of the object at `path` (names of objects) that is no value of a `type_`'s: what
+    is wrong with it is known, but not which one it is."""
+    names = path.split(".")
+    begin = "".join(f"{encode(name).decode()}:{{" for name in names)
+    try:
+        for name in names:
+            fields = _top_level.decode(fields[name])
+        for key, raw in fields.items():
+            alone = f"{{{begin}{encode(key).decode()}:{bytes(raw).decode()}{'}' * len(names)}}}"
+            try:
+                _decoder(type_).decode(alone)
+            except msgspec.ValidationError as error:
+                if f"{path}[...]" in str(error):
+                    return f"{path}.{key}"
+    except (KeyError, *_UNREADABLE):
+        pass  # there are lists on the way
+    return path
+
+
+def _unreadable(error: Exception, key_of: Callable[[str], str] | None = None) -> WireError:
     if isinstance(error, RecursionError):
         return WireError("invalid_value", f"the request is nested deeper than {FREE_FORM_DEPTH}")
     if not isinstance(error, msgspec.ValidationError):
@@ -204,6 +230,8 @@ def _unreadable(error: Exception) -> WireError:
     match = _AT.search(text)
     path = match[1] if match else ""
     what = text[: match.start()] if match else text
+    if path.endswith("[...]") and key_of is not None:
+        path = key_of(path.removesuffix("[...]"))
     if missing := _MISSING.match(what):
         name = f"{path}.{missing[1]}" if path else missing[1]
         return WireError("missing_required_parameter", f"missing field: {shorten(name)}", shorten(name))

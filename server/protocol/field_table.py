@@ -76,7 +76,7 @@ Generated from the request types (`server/protocol`); do not edit. `null` means 
   name begins with `x_`, and unknown members of `chat_template_kwargs`, are always refused.
 - Values outside the bounds get 400 `invalid_value`. Free-form values (any JSON) have at most 256 KiB and 32
   levels of nesting, and a whole request at most 65536 fields and list entries; where token ids may stand, at most
-  524288 list entries.
+  524288 list entries. Of their members only those that are understood are looked at, and no others are named.
 """
 
 
@@ -94,7 +94,9 @@ def field_table() -> str:
                 if name not in ResponseCreate.__annotations__  # what a socket treats otherwise is told there
             )
         parts.append("| field | type and bounds | treatment |\n|---|---|---|")
-        for field in shapes.type_info(type_).fields:  # type: ignore[attr-defined]
+        # What must be there, then what takes effect, what is refused and what is without effect; a type's own order
+        # within each.
+        for field in sorted(shapes.type_info(type_).fields, key=_rank):  # type: ignore[attr-defined]
             if field.name in known:
                 continue
             parts.append(
@@ -102,6 +104,13 @@ def field_table() -> str:
             )
         parts.append("")
     return "\n".join(parts)
+
+
+def _rank(field: shapes.Field) -> int:
+    words = _treatment(field.type)
+    if words.startswith("honoured"):
+        return 1 - words.startswith("honoured; required")
+    return 2 if words.startswith("refused") else 3
 
 
 def _cell(text: str) -> str:

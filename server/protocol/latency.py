@@ -21,6 +21,6 @@ class Latency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Priority = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
-TIER = "priority, fast, ultrafast: interactive; flex: batch; the tier in use is echoed"
+TIER = "priority, fast, ultrafast: interactive; flex: batch"
 LATENCY = "ttft_ms, itl_ms, deadline_ms: promised or refused (429); class: interactive or batch"
 PRIORITY = "extra; below 0: interactive, above: batch; service_tier and x_latency.class come first"

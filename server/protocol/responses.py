@@ -162,13 +162,16 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: Annotated[
         Annotated[list[Tool], Meta(max_length=TOOLS)] | None,
         honoured(
-            "function and custom, where the model's chat template has a place; hosted types are left out"
+            "function and custom, where the model's chat template has a place; hosted types are left out; a custom "
+            "tool's grammar is enforced, except for models that write calls in qwen_coder's way"
         ),
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
     parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
-    service_tier: Annotated[f.ServiceTier | None, honoured(latency.TIER)] = None
-    x_latency: Annotated[latency.Latency | None, honoured(latency.LATENCY)] = None
+    service_tier: Annotated[f.ServiceTier | None, honoured(f"{latency.TIER}; the tier in use is echoed")] = (
+        None
+    )
+    x_latency: Annotated[latency.Latency | None, honoured(f"extra; {latency.LATENCY}")] = None
     priority: Annotated[latency.Priority | None, honoured(latency.PRIORITY)] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
     truncation: Annotated[
@@ -196,7 +199,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: Annotated[Annotated[int, Meta(ge=1, le=16)] | None, refused(1)] = None
     best_of: Annotated[Annotated[int, Meta(ge=1, le=1)] | None, refused(1)] = None
     prompt_cache_options: Annotated[
-        CacheOptions | None, honoured("prewarm is refused, not supported yet")
+        CacheOptions | None, honoured("prewarm reads the prompt and answers nothing; the rest has no effect")
     ] = None
     prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
     prompt_cache_retention: Annotated[Raw, ignored()] = NULL

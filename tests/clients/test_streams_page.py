@@ -44,4 +44,4 @@ async def test_an_example_runs(title: str, code: str, live: LiveServer) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from headrace.runtime.gallery import Gallery
 from headrace.runtime.image import Image, ImageSpan
 from headrace.runtime.plan import NON_FINITE, StepPlan, StepResult
 from headrace.runtime.refusal import Refusal
@@ -133,6 +134,7 @@ class Life:
     depth: int = 1
     flight: deque[tuple[StepPlan, frozenset[int]]] = field(default_factory=deque)
     next_id: int = 0
+    price: float = 1.0  # prompt tokens for each row of a picture
 
     def __post_init__(self) -> None:
         self.device = Device(self.scheduler)
@@ -147,11 +149,34 @@ class Life:
         self.scheduler.check()
         return req
 
+    def plan(self, budget: int | None = None) -> StepPlan | None:
+        """The next one; whatever it holds is within the budget."""
+        plan = self.scheduler.plan(budget, lambda image: max(1, round(self.price * image.rows)))
+        self.scheduler.check()
+        if plan is None or not (plan.prefill or plan.encodes):
+            return plan
+        gallery = self.scheduler.gallery
+        costs = [
+            max(1, round(self.price * encode.image.rows)) * (encode.last - encode.first) / gallery.stages
+            for encode in plan.encodes
+        ]
+        if plan.prefill_tokens + sum(costs) < (budget or self.scheduler.chunk_tokens) + 1:
+            return plan
+        # More only where nothing could be less: one stage of a picture, or one span that must be whole.
+        if plan.encodes:
+            [encode] = plan.encodes
+            assert encode.last == encode.first + 1 and not plan.prefill, (
+                "a chunk beside an encode that is too long"
+            )
+        else:
+            [row] = plan.prefill
+            assert gallery.whole and row.images[-1].at == 0 == row.count - row.images[-1].count
+        return plan
+
     def step(self, spoil: frozenset[int] = frozenset()) -> bool:
         """Launch what can be launched; land the oldest. False if nothing could be done."""
         moved = False
-        while len(self.flight) < self.depth and (plan := self.scheduler.plan()) is not None:
-            self.scheduler.check()
+        while len(self.flight) < self.depth and (plan := self.plan()) is not None:
             self.flight.append((plan, spoil))
             moved = True
         if self.flight:
@@ -187,8 +212,13 @@ def alone(req: Req) -> list[int]:
 
 
 def scheduler(pages: int = 40, size: int = 4, slots: int = 4, chunk: int = 16, **settings: Any) -> Scheduler:
-    given = {"image_blocks": 6, "image_block_rows": 4, "image_stages": 3, **settings}
-    return Scheduler(pages, size, slots, chunk, **given)
+    places = Gallery(
+        settings.pop("image_blocks", 6),
+        4,
+        settings.pop("image_stages", 3),
+        settings.pop("whole_pictures", False),
+    )
+    return Scheduler(pages, size, slots, chunk, gallery=places, **settings)
 
 
 def test_one_picture_is_encoded_once_however_many_look_at_it() -> None:
@@ -326,6 +356,7 @@ def test_lives_drawn_by_lot(seed: int) -> None:
             ahead_tokens=rng.choice((0, 8)),
         ),
         depth=rng.choice((1, 2, 3)),
+        price=rng.choice((1, 1, 0.2, 7)),
     )
     gallery = [picture(number, *rng.choice(((2, 2), (1, 5), (3, 3), (3, 4), (1, 1)))) for number in range(5)]
     reqs: list[Req] = []
@@ -363,3 +394,75 @@ def test_lives_drawn_by_lot(seed: int) -> None:
     life.scheduler.check()
     assert life.scheduler.pool.used_count == 0
     assert life.scheduler.gallery.held_blocks == 0 and not life.scheduler.gallery._cached
+
+
+def test_a_long_encode_goes_on_stage_by_stage_and_streams_beside_it_go_on() -> None:
+    """Three stages of ten tokens each and steps of eight: no chunk stands beside a stage, and nobody else waits."""
+    life = Life(scheduler(chunk=8, prefix_cache=False), price=3)
+    reader = life.add([[1, 2]], 30)
+    life.step()
+    shown = life.add([[3], picture(1, 2, 5), [4]])
+    seen: list[tuple[int, int, int]] = []
+    while said(reader) != alone(reader):
+        plan = life.plan()
+        assert plan is not None
+        seen.append((len(plan.decode), plan.prefill_tokens, sum(e.last - e.first for e in plan.encodes)))
+        life.flight.append((plan, frozenset()))
+        life.land()
+    assert seen[:6] == [(1, 1, 0), (1, 0, 1), (1, 0, 1), (1, 0, 1), (1, 8, 0), (1, 3, 0)]
+    assert said(shown) == alone(shown) and all(decode for decode, _, _ in seen)
+
+
+def test_several_pictures_are_spread_over_steps() -> None:
+    life = Life(scheduler(chunk=16, pages=90, image_blocks=9, image_stages=4))
+    reqs = [life.add([[number], picture(number, 3, 4), [1]]) for number in range(3)]
+    steps: list[list[int]] = []
+    while (plan := life.plan()) is not None:
+        steps.append([encode.image.rows * (encode.last - encode.first) // 4 for encode in plan.encodes])
+        life.flight.append((plan, frozenset()))
+        life.land()
+    assert all(sum(rows) <= 16 for rows in steps) and sum(map(len, steps)) >= 3
+    assert [said(req) for req in reqs] == [alone(req) for req in reqs]
+
+
+def test_who_takes_over_a_picture_that_was_begun_goes_on_with_it() -> None:
+    life = Life(scheduler(chunk=4), price=2)
+    first = life.add([[1], picture(1, 2, 4), [2]])
+    for _ in range(3):
+        life.step()
+    assert life.device.going is not None and life.device.going[2] < 3
+    stage = life.device.going[2]
+    life.scheduler.cancel(first)
+    life.scheduler.check()
+    second = life.add([[5], picture(1, 2, 4), [2]])
+    life.finish()
+    assert said(second) == alone(second) and life.device.encodes == 1 and stage > 0
+
+
+def test_a_picture_that_was_begun_for_nobody_is_forgotten_for_another() -> None:
+    life = Life(scheduler(chunk=4), price=2)
+    first = life.add([[1], picture(1, 2, 4), [2]])
+    for _ in range(3):
+        life.step()
+    life.scheduler.cancel(first)
+    other = life.add([[1], picture(2, 2, 4), [2]])
+    again = life.add([[1], picture(1, 2, 4), [2]])
+    life.finish()
+    assert said(other) == alone(other) and said(again) == alone(again) and life.device.encodes == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 50])
+def test_a_span_that_is_whole_is_never_split(chunk: int) -> None:
+    """Not by a chunk, not by a prefix hit, not by a fork in its middle."""
+    life = Life(scheduler(chunk=chunk, pages=90, whole_pictures=True, image_stages=2), depth=2)
+    parts: list[list[int] | Image] = [[1, 2], picture(5, 3, 3), picture(6, 2, 3), [4]]
+    parent = life.add(parts, 60)
+    while not said(parent):
+        life.step()
+    children = [life.add(parts, 3, fork=ForkPoint(parent, at)) for at in range(1, parent.prompt_len + 1, 3)]
+    life.finish()
+    life.scheduler.gallery.clear()
+    hit = life.add([*parts, [9]])
+    life.finish()
+    assert hit.cached_len == 16, "inside of the second picture"
+    assert [said(req) for req in (parent, hit, *children)] == [alone(req) for req in (parent, hit, *children)]

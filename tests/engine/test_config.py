@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,101 @@ def test_settings_that_cannot_work(settings: dict[str, Any], facts: dict[str, An
     with pytest.raises(SettingError) as caught:
         resolve(EngineConfig(**settings), Facts(**{**facts_dict(), **facts}))
     assert words in str(caught.value)
+
+
+# What the files of their makers say, and nothing more: the rest is as in their reference.
+MAKERS: dict[str, dict[str, Any]] = {
+    "gemma-3-4b": {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "boi_token_index": 255999,
+        "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+        "mm_tokens_per_image": 256,
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+        "vision_config": {
+            "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
+        },
+    },
+    "gemma-2-27b": {
+        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attn_logit_softcapping": 50.0,
+        "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1, "final_logit_softcapping": 30.0,
+        "head_dim": 128, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 4608, "intermediate_size": 36864, "max_position_embeddings": 8192, "model_type": "gemma2",
+        "num_attention_heads": 32, "num_hidden_layers": 46, "num_key_value_heads": 16, "pad_token_id": 0,
+        "query_pre_attn_scalar": 144, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+        "sliding_window_size": 4096, "use_cache": True, "vocab_size": 256000,
+    },
+    "llava-1.5-7b": {
+        "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_token_index": 32000,
+        "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act": "gelu", "tie_word_embeddings": False,
+        "text_config": {
+            "_name_or_path": "vicuna", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096,
+            "model_type": "llama", "rms_norm_eps": 1e-05, "torch_dtype": "float16", "vocab_size": 32064,
+        },
+        "vision_config": {
+            "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+            "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vocab_size": 32064,
+    },
+}  # fmt: skip
+
+
+def made_by(name: str, folder: Path, **changes: Any) -> ModelConfig:
+    fields = {key: value for key, value in {**MAKERS[name], **changes}.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(fields))
+    return read_model_config(folder)
+
+
+def test_files_that_leave_out_what_their_reference_says(tmp_path: Path) -> None:
+    gemma = made_by("gemma-3-4b", tmp_path)
+    assert (gemma.vocab_size, gemma.heads, gemma.kv_heads, gemma.head_dim) == (262208, 8, 4, 256)
+    assert gemma.windows[:7] == (1024, 1024, 1024, 1024, 1024, 0, 1024) and len(gemma.windows) == 34
+    assert gemma.max_positions == 131072 and gemma.tied_head and gemma.qk_norm and gemma.scale == 1 / 16
+    assert (gemma.rope.kind, gemma.rope.theta, gemma.rope.factor) == ("linear", 1e6, 8.0)
+    assert gemma.gemma is not None and gemma.gemma.local_rope is not None and gemma.vision is not None
+    assert (gemma.gemma.local_rope.kind, gemma.gemma.local_rope.theta) == ("default", 1e4)
+    assert gemma.eos_ids == {1, 106} and gemma.unread == ()
+    assert (gemma.vision.rows, gemma.vision.patches, gemma.vision.row_patches) == (16, 64, 16)
+    older = made_by("gemma-2-27b", tmp_path)
+    assert older.gemma is not None and older.tied_head and older.scale == 1 / 12
+    assert (older.gemma.score_cap, older.gemma.logit_cap) == (50.0, 30.0)
+    assert older.windows == (4096, 0) * 23 and older.unread == ()
+    llava = made_by("llava-1.5-7b", tmp_path)
+    assert (llava.hidden_size, llava.layers, llava.kv_heads, llava.eos_ids) == (4096, 32, 32, {2})
+    assert llava.vision is not None and (llava.vision.depth, llava.vision.rows) == (23, 24)
+    assert llava.spare[-1] == "model.vision_tower.encoder.layers.23." and llava.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("gemma-2-27b", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported"),
+        ("gemma-2-27b", {"use_bidirectional_attention": True}, "such a model writes nothing"),
+        ("gemma-2-27b", {"sliding_window": None}, "sliding_window is missing"),
+        ("gemma-2-27b", {"attn_logit_softcapping": -1}, "attn_logit_softcapping must be a number above 0"),
+        ("gemma-3-4b", {"mm_tokens_per_image": 200}, "200 rows do not divide 64 patches a side"),
+        ("gemma-3-4b", {"image_token_index": 262208}, "image_token_index 262208 is not below vocab_size"),
+        ("gemma-3-4b", {"text_config": {"attn_logit_softcapping": 50.0}}, "attn_logit_softcapping is 50.0"),
+        ("gemma-3-4b", {"text_config": {"final_logit_softcapping": 3.0}}, "not supported beside pictures"),
+        (
+            "gemma-3-4b",
+            {"text_config": {"rope_parameters": {"rope_theta": 3.0}}},
+            "rope_parameters must hold",
+        ),
+        ("gemma-3-4b", {"vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu' is not supported"),
+        ("llava-1.5-7b", {"vision_feature_layer": [-2, -5]}, "is not one block of the tower"),
+        ("llava-1.5-7b", {"vision_feature_select_strategy": "full"}, "'full' is not supported here"),
+        ("llava-1.5-7b", {"vision_config": {"model_type": "pixtral"}}, "'pixtral' is not supported"),
+        ("llava-1.5-7b", {"text_config": {"model_type": "gpt2"}}, "'gpt2' is not supported"),
+        ("llava-1.5-7b", {"projector_hidden_act": "relu"}, "projector_hidden_act is not supported"),
+    ],
+)
+def test_what_these_would_compute_otherwise_is_refused(
+    name: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        made_by(name, tmp_path, **changes)

@@ -15,6 +15,7 @@ import torch
 from vision_rig import noise, processor, saved
 
 from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.checkpoint import CheckpointError
 from headrace.runtime.image_settings import read_image_settings
 from headrace.runtime.image_slab import normal_pixels, normal_table
 from headrace.runtime.images import read_picture
@@ -41,6 +42,52 @@ def test_every_bit_is_that_of_the_processor(size: tuple[int, int], seeing: Calla
     picture = PIL.Image.fromarray(noise(*size, seed=sum(size)))
     theirs = processor(folder)(images=[picture], return_tensors="np")["pixel_values"]
     assert np.array_equal(patches(folder, picture).numpy(), theirs)
+
+
+@pytest.mark.parametrize("name", ["gemma3-vl", "llava"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_bit_of_squares(name: str, size: tuple[int, int], seeing: Callable[[str], Any]) -> None:
+    """Stretched, or cut out of the middle."""
+    folder = seeing(name).folder
+    picture = PIL.Image.fromarray(noise(*size, seed=sum(size)))
+    theirs = processor(folder)(images=[picture], return_tensors="np")["pixel_values"]
+    vision = Blueprint(folder, random_weights=True).config.vision
+    assert vision is not None
+    settings = read_image_settings(folder, vision, 4096)
+    assert settings is not None
+    image = read_picture(saved(picture, "PNG"), settings, "", small=True)
+    assert np.array_equal(normal_pixels(image, normal_table(settings)).numpy(), theirs[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("gemma3-vl", {"do_pan_and_scan": True}, "do_pan_and_scan true is not supported"),
+        ("gemma3-vl", {"size": {"height": 32, "width": 30}}, "height and width of a square"),
+        ("gemma3-vl", {"size": {"height": 64, "width": 64}}, "64 differs from image_size 32"),
+        ("gemma3-vl", {"image_processor_type": "Qwen2VLImageProcessor"}, "does not fit this architecture"),
+        ("llava", {"do_center_crop": False}, "not a shortest_edge that crop_size is cut from"),
+        ("llava", {"size": {"shortest_edge": 10}}, "not a shortest_edge that crop_size is cut from"),
+        ("llava", {"do_normalize": False}, "do_normalize false is not supported"),
+    ],
+)
+def test_processing_that_is_not_understood_stops_the_start(
+    name: str, change: dict[str, Any], why: str, seeing: Callable[[str], Any], tmp_path: Path
+) -> None:
+    folder = seeing(name).folder
+    said = json.loads((folder / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**said, **change}))
+    vision = Blueprint(folder, random_weights=True).config.vision
+    assert vision is not None
+    with pytest.raises(CheckpointError, match=why):
+        read_image_settings(tmp_path, vision, 4096)
+
+
+def test_a_limit_below_the_one_size_there_is_stops_the_start(seeing: Callable[[str], Any]) -> None:
+    blueprint = Blueprint(seeing("gemma3-vl").folder)
+    assert blueprint.images(16) is not None
+    with pytest.raises(CheckpointError, match="takes 16 tokens of this model, and only 15 are allowed"):
+        blueprint.images(15)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1"])

@@ -12,11 +12,16 @@ import pytest
 import torch
 from vision_rig import PAD, noise, shown
 
+from headrace.runtime.backends.queue import HostQueue
+from headrace.runtime.blueprint import Blueprint
+from headrace.runtime.config import EngineConfig, SettingError
+from headrace.runtime.engine import open_device_engine
 from headrace.runtime.plan import ImageEncode, ImageRows, PlanRow, SlotGrant
 from headrace.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 FAMILIES = ("qwen3-vl", "qwen2.5-vl", "gemma3-vl")
+ALL = (*FAMILIES, "llava")  # whose pictures are to its decoder what those of others are to theirs
 
 
 def words(count: int, seed: int) -> list[int]:
@@ -67,8 +72,14 @@ def all_logits(engine: Any, ids: list[int], spans: Any, chunk: int) -> torch.Ten
     return engine.backend.submit(work).result()
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "qwen2.5-vl-older"])
-@pytest.mark.parametrize("chunk", [64, 13])
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [
+        *((name, chunk) for name in (*ALL, "qwen2.5-vl-older") for chunk in (64, 13)),
+        ("gemma3-vl-makers", 64),
+        ("llava-makers", 64),
+    ],
+)
 def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any], start: Any) -> None:
     model = seeing(name)
     engine = start(model.folder)
@@ -81,7 +92,13 @@ def test_logits_with_pictures(name: str, chunk: int, seeing: Callable[[str], Any
     torch.testing.assert_close(found, expected, rtol=5e-5, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "said"), [("gemma3-vl", "Gemma"), ("llava", "LLaVA")])
+def test_a_gpu_says_that_it_does_not_run_them(name: str, said: str, seeing: Any) -> None:
+    with pytest.raises(SettingError, match=f"{said} models run on the CPU only"):
+        open_device_engine(Blueprint(seeing(name).folder), EngineConfig(), HostQueue(), 8 << 30, 8 << 30)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_text_alone(name: str, seeing: Any, start: Any, drive: Any) -> None:
     model = seeing(name)
     ids = words(40, 7)
@@ -195,7 +212,7 @@ def test_pictures_that_differ_only_in_pixels_or_only_in_shape(
     assert run.scheduler.gallery.encoded == 3
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_many_pictures_in_many_turns_and_many_requests_at_once(
     name: str, seeing: Any, start: Any, drive: Any
 ) -> None:
@@ -217,6 +234,33 @@ def test_many_pictures_in_many_turns_and_many_requests_at_once(
     run.scheduler.check()
     assert [req.tokens[req.prompt_len :] for req, _ in wanted] == [answer for _, answer in wanted]
     assert run.scheduler.gallery.held_blocks == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_that_is_left_in_the_middle_of_its_encode(
+    name: str, seeing: Any, start: Any, drive: Any
+) -> None:
+    """Its stages go on for whoever shows it too; begun for nobody, they are forgotten when another one begins."""
+    model = seeing(name)
+    engine = start(model.folder)
+    asked = []
+    for seed in (21, 22):
+        ids, spans = shown(engine.images, [words(4, seed), noise(24, 40, seed), words(6, seed + 50)])
+        answer, margin = model.answer(ids, [noise(24, 40, seed)], 6)
+        assert margin > 1e-4
+        asked.append((ids, spans, answer))
+    for follower in (0, 1):
+        run = drive(engine, chunk_tokens=4, prefix_cache=False)
+        ids, spans, _ = asked[0]
+        left = run.add(ids, 6, spans=spans)
+        while run.scheduler.gallery._unfinished is None:
+            assert run.step()
+        run.cancel(left)
+        reqs = [(run.add(ids, 6, spans=spans), answer) for ids, spans, answer in (asked[follower], asked[0])]
+        run.finish()
+        run.scheduler.check()
+        assert [req.tokens[req.prompt_len :] for req, _ in reqs] == [answer for _, answer in reqs]
+        assert run.scheduler.gallery.encoded == 1 + follower
 
 
 def test_penalties_count_placeholders_as_transformers_does(seeing: Any, start: Any, drive: Any) -> None:

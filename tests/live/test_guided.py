@@ -5,6 +5,7 @@ What it says is noise, except where it is made to say JSON or to call a tool."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,33 @@ def test_noise_becomes_a_forced_call_over_the_socket_and_http(client: openai.Ope
     (item,) = event.response.output
     assert item.type == "function_call" and item.name == "weather"
     validate(json.loads(item.arguments), SCHEMA)
+
+
+def test_noise_follows_the_grammar_of_a_custom_tool(client: openai.OpenAI) -> None:
+    lark = 'start: "*** Begin" LF ("+" /(.{0,9})/ LF)~1..3 "*** End"\n%import common.LF'
+    for syntax, definition in (("lark", lark), ("regex", r'([0-9]{2}["\\\n]){1,4}')):
+        tool: Any = {
+            "type": "custom",
+            "name": "patch",
+            "format": {"type": "grammar", "syntax": syntax, "definition": definition},
+        }
+        named: Any = {"type": "custom", "name": "patch"}
+        for choice in ("required", named):
+            told = client.responses.create(
+                model="default",
+                input="go",
+                tools=[tool],
+                tool_choice=choice,
+                parallel_tool_calls=False,
+                max_output_tokens=400,
+            )
+            (item,) = told.output
+            assert told.status == "completed" and item.type == "custom_tool_call"
+            wanted = r"\*\*\* Begin\n(\+.{0,9}\n){1,3}\*\*\* End" if syntax == "lark" else definition
+            assert re.fullmatch(wanted, item.input), item.input
+        # Noise does not come to a call by itself; that it may say what it likes is what is seen here.
+        told = client.responses.create(model="default", input="go", tools=[tool], max_output_tokens=40)
+        assert {item.type for item in told.output} == {"message"}
 
 
 def test_guided_and_free_answers_run_side_by_side(client: openai.OpenAI) -> None:

@@ -10,7 +10,7 @@ import pytest
 from face_bench import FaceBench
 from fake_engine import next_token
 from jsonschema import validate
-from scripted_model import END, always
+from scripted_model import END, always, call
 from strict_responses import check_error_frame, check_response, check_sequence
 
 SCHEMA: dict[str, Any] = {
@@ -172,6 +172,62 @@ async def test_a_call_is_not_forced_where_there_is_no_tool() -> None:
     for fetch in (bench.respond(tool_choice="required"), bench.chat(tool_choice="required")):
         done = await fetch.done()
         assert (done.status, done.error["code"], done.error["param"]) == (400, "invalid_value", "tool_choice")
+
+
+PATCH = {"type": "custom", "name": "patch", "description": "changes a file"}
+FORM = {"type": "grammar", "syntax": "regex", "definition": '[a-c]{2}\n"[xyz]'}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "custom", "name": "patch"}])
+@pytest.mark.parametrize("syntax", ["regex", "lark"])
+async def test_the_text_of_a_custom_tool_follows_its_grammar(choice: Any, syntax: str) -> None:
+    """A model that would write something else writes what is nearest to it."""
+    definition = (
+        FORM["definition"] if syntax == "regex" else 'start: /[a-c]{2}/ LF /["][xyz]/\n%import common.LF'
+    )
+    tool = {**PATCH, "format": {**FORM, "syntax": syntax, "definition": definition}}
+    wanted = call("patch", '{"input": "zz\\n\\"a"}')
+    bench = FaceBench(choose=always(wanted), eos=frozenset({END}), form={"tools": "hermes"})
+    for fields in ({}, {"stream": True}):
+        fetch = await bench.respond(tools=[tool], tool_choice=choice, max_output_tokens=900, **fields).done()
+        said = fetch.data[-1]["response"] if fields else fetch.json
+        check_response(said)
+        (item,) = said["output"]
+        assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "patch", 'aa\n"x')
+        assert said["tools"] == [tool]
+    socket = bench.socket()
+    socket.create(tools=[tool], tool_choice=choice, max_output_tokens=900)
+    await socket.until_over()
+    events = check_sequence(socket.raw)
+    assert "".join(e["delta"] for e in events if e["type"].endswith("_input.delta")) == 'aa\n"x'
+    free = FaceBench(choose=always("Just words."), eos=frozenset({END}), form={"tools": "hermes"})
+    told = (await free.respond(tools=[tool], max_output_tokens=900).done()).json
+    assert told["output"][0]["content"][0]["text"] == "Just words.", "auto leaves the choice to the model"
+    await bench.baseline()
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_a_wrong_grammar_of_a_tool_is_that_requests_error(choice: str) -> None:
+    bench = bench_of()
+    wrong = {**PATCH, "format": {"type": "grammar", "syntax": "lark", "definition": "start: nothing"}}
+    fetch = await bench.respond(tools=[*TOOLS[:1], wrong], tool_choice=choice).done()
+    assert (fetch.status, fetch.error["code"], fetch.error["param"]) == (
+        400,
+        "invalid_value",
+        "tools[1].format.definition",
+    )
+    assert "invalid grammar" in fetch.error["message"]
+    socket = bench.socket()
+    socket.create(tools=[*TOOLS[:1], wrong], tool_choice=choice)
+    await socket.until_over()
+    assert check_error_frame(socket.raw[0])["error"] == fetch.error
+    for form in ({**FORM, "syntax": "ebnf"}, {"type": "grammar", "syntax": "lark"}, {"type": "zork"}, 3):
+        fetch = await bench.respond(tools=[{**PATCH, "format": form}]).done()
+        assert fetch.status == 400 and fetch.error["param"].startswith("tools[0].format")
+    counted = {"model": "fake", "input": "x", "tools": [wrong]}
+    fetch = await bench.fetch("/v1/responses/input_tokens", counted).done()
+    assert fetch.error["param"] == "tools[0].format.definition"
+    await bench.baseline()
 
 
 async def test_where_the_engine_cannot_guide_it_says_so() -> None:

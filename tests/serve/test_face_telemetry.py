@@ -17,7 +17,7 @@ from face_bench import ALICE, FaceBench, Socket
 from face_said import finals, text
 from strict_responses import check_sequence
 
-from headrace.runtime.interface import StepBoard, StepReport, StepRow, StreamMeter, TokenStream
+from headrace.runtime.interface import StepBoard, StepReport, StreamMeter, TokenStream
 from headrace.runtime.telemetry import UNTOLD, Waiting
 from headrace.server.faces.telemetry import row_name, steps_told
 from headrace.server.protocol import extension as x
@@ -492,8 +492,8 @@ def test_an_event_put_together_by_hand_is_what_its_type_would_say() -> None:
     meter = StreamMeter(stream, lambda: next(clock), board)
     meter.name = row_name("resp_1")
     report = StepReport(7, 1234, 10_000, 3, 4, True, 16)
-    board.row(report, StepRow(meter, 5, 1))
-    board.row(report, StepRow(meter, None, 0))
+    board.row(report, (meter, 5, 1))
+    board.row(report, (meter, None, 0))
     board.told_at = 10_250
     (said,) = steps_told(board)
     streams = [
@@ -517,7 +517,7 @@ def test_a_reader_that_never_reads_is_told_how_many_steps_it_missed() -> None:
     meter.name = row_name("resp_1")
     board.notice(meter, Waiting(1, None))
     for number in range(UNTOLD + 10):
-        board.row(StepReport(number, 1, number, 1, 1, False, 0), StepRow(meter, number, 0))
+        board.row(StepReport(number, 1, number, 1, 1, False, 0), (meter, number, 0))
     assert len(board.news) == UNTOLD
     said = [json.loads(raw) for raw in steps_told(board)]
     assert said[0]["skipped"] == 10 and said[0]["step_id"] == 10

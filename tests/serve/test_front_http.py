@@ -34,21 +34,23 @@ def test_a_page_carries_the_security_headers() -> None:
     assert reply.headers["date"].endswith(" GMT")
 
 
-def test_request_ids_are_echoed_or_made_and_checked() -> None:
+def test_request_ids_are_echoed_or_made() -> None:
     rig = Rig()
     made = {only(rig.ask(get("/tell")).sent).headers["x-request-id"] for _ in range(3)}
     assert len(made) == 3
     for good in ("a", "A-z_9", "x" * 64):
         assert only(rig.ask(get("/tell", f"X-Request-Id: {good}")).sent).headers["x-request-id"] == good
         assert rig.faces.requests[-1].request_id == good
-    seen = len(rig.faces.requests)
-    for bad in ("x" * 65, "a b", "a\tb", "é", "a;b", ""):
+    # A proxy's id that is too long or too strange to be repeated is no reason to refuse what it proxies.
+    for bad in ("x" * 65, "x" * 4000, "a b", "a\tb", "é", "a;b", ""):
         reply = only(
             rig.ask(get("/tell").replace(b"\r\n\r\n", f"\r\nX-Request-Id: {bad}\r\n\r\n".encode())).sent
         )
-        assert reply.status == 400, bad
-        assert reply.headers["x-request-id"].startswith("req_")
-    assert len(rig.faces.requests) == seen
+        assert reply.status == 200, bad
+        own = reply.headers["x-request-id"]
+        assert own.startswith("req_") and own not in made
+        assert rig.faces.requests[-1].request_id == own
+        made.add(own)
 
 
 def test_head_options_and_methods() -> None:

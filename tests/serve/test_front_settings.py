@@ -41,6 +41,7 @@ HELD_BY = {
     "ws_ping_interval": "test_pings_and_their_timeout",
     "ws_ping_timeout": "test_pings_and_their_timeout",
     "ws_close_timeout": "test_ws11_a_peer_that_never_answers_a_close_is_cut_off",
+    "image_fetch_timeout": "test_sec30_a_slow_host_is_given_up",
     "input_budget": "test_input_over_the_budget_waits_and_the_newest_is_shed",
     "input_patience": "test_input_over_the_budget_waits_and_the_newest_is_shed",
     "write_high_water": "test_ws07_a_stalled_reader_holds_little_and_delays_nobody",

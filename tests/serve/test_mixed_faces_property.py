@@ -436,7 +436,7 @@ async def whole_play(seed: int) -> Counter[str]:
         reader.drop()
     bench = play.bench
     await bench.baseline()
-    assert bench.runtime._preparing_characters == 0 and not bench.runtime._siblings
+    assert bench.runtime._text.waiting == 0 and not bench.runtime._siblings
     assert all(talk.face._conversation._budget.used == 0 for talk in play.talks)
     for tenant_id, name in list(bench.store._rows):
         assert bench.store.delete(next(t for t in TENANTS if t.id == tenant_id), name)

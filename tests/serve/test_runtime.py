@@ -354,7 +354,7 @@ async def test_a_broken_assertion_of_ours_ends_every_stream_instead_of_hanging_i
 
 async def test_text_waiting_for_preparation_is_bounded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(gated=False)
-    monkeypatch.setattr("headrace.runtime.interface._PREPARING_LIMIT", 100)
+    monkeypatch.setattr("headrace.runtime.text_work.LIMIT", 100)
     first = bench.open("x" * 80, max_tokens=1)
     with pytest.raises(Refusal) as refused:
         bench.open("y" * 30, max_tokens=1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from face_bench import FaceBench
 
-from headrace.runtime import interface
+from headrace.runtime import text_work
 from headrace.runtime.interface import Ask, FinishReason, Message
 from headrace.runtime.refusal import Refusal
 
@@ -49,7 +49,7 @@ async def test_text_that_waits_is_bounded_together_with_that_of_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bench = FaceBench()
-    monkeypatch.setattr(interface, "_PREPARING_LIMIT", 100)
+    monkeypatch.setattr(text_work, "LIMIT", 100)
     loop = asyncio.get_running_loop()
     futures: list[Any] = [loop.create_future() for _ in range(3)]
     bench.runtime.count(Ask(prompt="x" * 99), futures[0].set_result)
@@ -58,7 +58,7 @@ async def test_text_that_waits_is_bounded_together_with_that_of_streams(
     assert caught.value.code == "server_is_overloaded"
     bench.runtime.count(Ask(prompt="x"), futures[2].set_result)
     assert [await futures[0], await futures[2]] == [99, 1]
-    assert bench.runtime._preparing_characters == 0, "given back"
+    assert bench.runtime._text.waiting == 0, "given back"
 
 
 @pytest.mark.parametrize("limit", [1, 10, 58, 59, 60, 10_000])

@@ -178,6 +178,24 @@ def test_white_space_ends() -> None:
     assert ord("\n") not in allowed(state, len(RAW))
 
 
+@pytest.mark.parametrize("family", ["", "hermes", "llama3", "mistral"])
+def test_a_model_of_blanks_ends(family: str) -> None:
+    """Whoever writes white space wherever it is allowed comes to the end of the answer all the same."""
+    form = AnswerForm(TOOLS.get(family))
+    shape = None if family else AnswerShape(SCHEMA)
+    tools = (WEATHER,) if family else ()
+    lark = answer_lark(form, shape=shape, tools=tools, required=bool(family), parallel=False, thinking=False)
+    state, said = COMPILER.compile(lark), bytearray()
+    while END not in (can := allowed(state, len(RAW))):
+        blanks = [token for token in can if token in {*b"\t\n\r "}]
+        closing = [token for token in can if token in CLOSING]
+        token = (blanks or closing or can)[0]
+        state.accept(token)
+        said += RAW[token]
+        assert len(said) < 1500, said
+    assert said.count(b"\t" * 64) > 3, "they were tried"
+
+
 def test_a_text_that_is_forced_is_cut_as_the_tokenizer_cuts_it() -> None:
     lark = answer_lark(
         AnswerForm(TOOLS["hermes"]), shape=None, tools=(CLOCK,), required=True, parallel=False, thinking=False

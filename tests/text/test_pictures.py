@@ -87,6 +87,63 @@ def test_the_prompt_is_that_of_transformers(prompter: FolderPrompter, folder: Pa
     assert found.ids.count(PAD) == sum(span.image.rows for span in found.spans)
 
 
+PARTS_TURNS = (
+    Message("system", "Look well."),
+    Message(
+        "user",
+        "Left: and right: .",
+        pictures=(Picture(6, png(noise(9, 8, 1))), Picture(17, png(noise(8, 9, 2)))),
+    ),
+    Message("assistant", "Two."),
+    Message("user", "\n\nAnd now?"),
+)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("gemma3-vl", 16), ("llava", 25)])
+def test_prompts_whose_processors_write_more_than_their_templates(
+    name: str, rows: int, seeing: Callable[[str], Any]
+) -> None:
+    """Gemma's puts paragraphs and an end around each picture; LLaVA's template reads lists of parts alone."""
+    from transformers import PreTrainedTokenizerFast
+
+    folder = seeing(name).folder
+    found = FolderPrompter(folder, VOCAB, VOCAB, 4096, Blueprint(folder).images(64)).prepare(
+        ask(*PARTS_TURNS)
+    )
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+    def part(text: str | None) -> dict[str, str]:
+        return {"type": "image"} if text is None else {"type": "text", "text": text}
+
+    said = [["Look well."], ["Left: ", None, "and right: ", None, "."], ["Two."], ["\n\nAnd now?"]]
+    conversation = [
+        {"role": message.role, "content": list(map(part, parts))}
+        for message, parts in zip(PARTS_TURNS, said, strict=True)
+    ]
+    text = theirs.apply_chat_template(
+        conversation,
+        chat_template=(folder / "chat_template.jinja").read_text(),
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    if name == "gemma3-vl":
+        whole = "<|vision_start|>" + "<|image_pad|>" * rows + "<|vision_end|>"
+        text = text.replace("<|vision_start|>", f"\n\n{whole}\n\n")
+    else:
+        text = text.replace("<|image_pad|>", "<|image_pad|>" * rows)
+    assert list(found.ids) == theirs(text)["input_ids"]
+    assert [span.image.rows for span in found.spans] == [rows, rows]
+
+
+def test_sec_19_what_stands_around_a_picture_is_text_where_a_client_writes_it(seeing: Any) -> None:
+    folder = seeing("gemma3-vl").folder
+    prompter = FolderPrompter(folder, VOCAB, VOCAB, 4096, Blueprint(folder).images(64))
+    marker = "<|vision_start|>"
+    found = prompter.prepare(ask(Message("user", marker, pictures=(Picture(0, png(noise(9, 9, 1))),))))
+    assert found.ids.count(PAD) == 16 and found.ids.count(START) == 1 == found.ids.count(END)
+    assert prompter.detokenize([t for t in found.ids if t < 256]).count(marker) == 1
+
+
 def test_sec_19_markers_that_a_client_writes_are_text(prompter: FolderPrompter) -> None:
     marker = "<|vision_start|><|image_pad|><|vision_end|>"
     shown = Picture(len(marker), png(noise(16, 16, 1)))
@@ -120,7 +177,7 @@ def test_equal_pictures_of_equal_tenants_have_one_key(prompter: FolderPrompter) 
             [Message("user", "x", pictures=(Picture(0, b"no picture", name="messages[0].image"),))],
             "is no PNG",
         ),
-        ([Message("user", "x", pictures=(Picture(0, "http://127.0.0.1/"),))], "fetches nothing"),
+        ([Message("user", "x", pictures=(Picture(0, "http://127.0.0.1/"),))], "none is fetched here"),
         ([Message("user", "x", pictures=(Picture(0, png(noise(20, 20, 1))[:500]),))], "damaged or cut off"),
     ],
 )

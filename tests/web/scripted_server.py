@@ -44,6 +44,7 @@ class Turn:
     error: Frame | None = None  # an error frame instead of a response
     reasoning: list[str] = field(default_factory=list)
     pace: float = 0.0  # seconds between deltas, for demonstrations only
+    told: list[tuple[int, Frame]] = field(default_factory=list)  # events of ours, each before that delta
     gate: threading.Event = field(default_factory=threading.Event)
 
     def release(self) -> None:
@@ -67,6 +68,15 @@ class _Run:
         lane = {"stream_id": self.asked["stream_id"]} if "stream_id" in self.asked else {}
         frame = {"type": kind, "sequence_number": self.sequence, **lane, **fields}
         self.sequence += 1
+        await self.connection.send(json.dumps(frame))
+
+    async def tell(self, frame: Frame) -> None:
+        """An event of ours: about a step, or about this answer alone."""
+        if frame["type"] == "x.step":
+            rows = [{**row, "response_id": self.id} for row in frame["streams"]]
+            frame = {**frame, "streams": rows}
+        else:
+            frame = {**frame, "response_id": self.id, "stream_id": self.asked.get("stream_id")}
         await self.connection.send(json.dumps(frame))
 
     def response(self, status: str, **fields: Any) -> Frame:
@@ -96,6 +106,8 @@ class _Run:
         text = ""
         count = 0
         for index, delta in enumerate(turn.deltas):
+            for frame in [frame for before, frame in turn.told if before == index]:
+                await self.tell(frame)
             if turn.hold_at == index:
                 await self.server.passed(turn.gate, self.cancelled)
             if self.cancelled.is_set():

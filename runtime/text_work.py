@@ -1,0 +1,67 @@
+"""Text that is worked on in threads beside the event loop, and how much of it waits. Knows no prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from headrace.runtime.refusal import Refusal
+
+log = logging.getLogger("headrace.runtime")
+Worked = TypeVar("Worked")
+
+# Characters (of pictures: bytes): beyond it the server takes no more for the moment.
+LIMIT = 256 << 20
+
+
+class TextWork:
+    """Used on the event loop's thread alone. `waiting`: characters of all that was taken and not let go."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="headrace-prompt")
+
+    def take(self, size: int, instead: int = 0) -> None:
+        """So many characters more wait, in place of `instead`. Alone, a text of any size is taken; raises Refusal
+        else, and then nothing has changed."""
+        others = self.waiting - instead
+        if others and others + size > LIMIT:
+            raise Refusal("server_is_overloaded", "too much text is waiting already", retry_after=1.0)
+        self.waiting = others + size
+
+    def let_go(self, size: int) -> None:
+        """So many characters were worked on, or nobody wants them any more."""
+        self.waiting -= size
+        assert self.waiting >= 0, "text is let go twice"
+
+    def run(self, work: Callable[[], Worked], done: Callable[[Future[Worked]], None]) -> None:
+        """Call `done` on this thread when `work` has ended in another one."""
+        loop = asyncio.get_running_loop()
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda ended: loop.call_soon_threadsafe(done, ended))
+
+    def run_taken(
+        self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]
+    ) -> None:
+        """Call `told`, once and never from inside this call, with what `work` returns or the Refusal that it
+        raises; `size` characters wait so long. Raises Refusal where they may not."""
+        self.take(size)
+
+        def worked(future: Future[Worked]) -> None:
+            self.let_go(size)
+            try:
+                told(future.result())
+            except Refusal as refusal:
+                told(refusal)
+            except Exception:
+                log.exception("working on a text failed")
+                told(Refusal("server_error", "the text could not be worked on"))
+
+        self.run(work, worked)
+
+    def close(self) -> None:
+        """The threads stop; what waits for one is forgotten."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
