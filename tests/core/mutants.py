@@ -24,6 +24,7 @@ planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 changes = sys.modules["core_simulation"].load("mutants_of_changes")
 classes = sys.modules["core_simulation"].load("mutants_of_classes")
+pins = sys.modules["core_simulation"].load("mutants_of_pins")
 
 S = "scheduler"
 V = "victims"
@@ -573,6 +574,7 @@ MUTANTS = (
     ),
     *changes.MUTANTS,
     *classes.MUTANTS,
+    *pins.MUTANTS,
 )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 # In order of import: a module built here sees the edited ones before it.
 MODULES = (
-    "request", "shares", "line", "pages", "prefix", "audit", "victims", "prospect", "admission", "scheduler",
+    "request", "shares", "line", "pages", "prefix", "pins", "audit", "victims", "prospect", "admission",
+    "scheduler",
 )  # fmt: skip
 
 

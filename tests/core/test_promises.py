@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 from collections import Counter
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from headrace.runtime.claim import Claim, Rank, Targets
+from headrace.runtime.foresight import Allowance, Foresight
 from headrace.runtime.pace import Pace
+from headrace.runtime.request import Req
 
-SEEDS = 16
+SEEDS = 10
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,39 @@ def test_no_promise_is_broken_where_the_pace_is_exact(timed: ModuleType, depth: 
         total += timed.promises_of(seed, depth)
     missing = [name for name in timed.PROMISE_GATES if total[name] < SEEDS // 10]
     assert not missing, f"too rare: {missing}, {total}"
+
+
+class NeverHurries(Foresight):
+    def allowance(self, now: float) -> Allowance:
+        found = super().allowance(now)
+        return Allowance(found.budget, found.most_rows, False)
+
+
+class ForgetsWhatItPromised(Foresight):
+    def _promised(self) -> list[Req]:
+        return []
+
+
+class TakesSlotsForGranted(Foresight):
+    def _slot_times(self, rank: Rank, begin: float) -> Iterator[float]:
+        return itertools.repeat(begin)
+
+
+class ForgetsReaders(Foresight):
+    def allowance(self, now: float) -> Allowance:
+        found = super().allowance(now)
+        return Allowance(None, None, found.hurry)
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [NeverHurries, ForgetsWhatItPromised, TakesSlotsForGranted, ForgetsReaders],
+    ids=lambda bug: bug.__name__,
+)
+def test_a_planted_bug_of_foresight_breaks_a_promise(timed: ModuleType, bug: type[Foresight]) -> None:
+    def crowds() -> None:
+        for seed in (99, 184, *range(60)):  # the first two are where a slot is not to be had
+            timed.promises_of(seed, 1, foresight=bug)
+
+    with pytest.raises(AssertionError, match="seed"):
+        crowds()
