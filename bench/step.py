@@ -88,6 +88,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="compute type"
     )
+    parser.add_argument(
+        "--decode",
+        choices=("auto", "native", "torch"),
+        default="auto",
+        help="what runs steps of few tokens on the CPU",
+    )
     parser.add_argument("--threads", type=int, default=0, help="compute threads (0 = physical cores)")
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait until others are quiet")
     parser.add_argument("--out", type=Path, help="write the JSON to this file as well")
@@ -134,6 +140,7 @@ def measure(
             deterministic=args.deterministic,
             weights=weights,
             threads=args.threads,
+            decode=args.decode,
             max_running=max(8, *args.rows, *args.streams),
             max_context=min(longest + args.steps + 8, read_model_config(folder).max_positions),
         ),
@@ -170,6 +177,7 @@ def measure(
         "engine": {
             "chunk_tokens": engine.chunk_tokens,
             "page_size": engine.page_size,
+            "decode": engine.config.decode,
             "start_s": round(ready, 2),
         },
         "machine": facts_of_machine(engine.config.threads),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import ipaddress
+import logging
 import random
 import ssl
 import urllib.error
@@ -18,17 +19,21 @@ import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import NoneType
 from typing import Any
 
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
+from headrace.clients.branches import Branches
 from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
 from headrace.clients.events import NotAnEvent, Pinned, read_model_ids, read_refusal
 from headrace.clients.link import Link
 from headrace.clients.stream import ResponseStream
 
 __all__ = ["Client", "connect"]
+
+log = logging.getLogger("headrace.client")
 
 Input = str | Sequence[Mapping[str, Any]]
 
@@ -90,6 +95,7 @@ class Client:
         self._reconnect_within = reconnect_within
         self._link: Link | None = None
         self._linking = asyncio.Lock()
+        self._seating = asyncio.Lock()
         self._closed = False
 
     async def open(self) -> None:
@@ -107,9 +113,8 @@ class Client:
         for rescue in self._rescues:
             rescue.cancel()
         if self._rescues:
-            await asyncio.wait(
-                self._rescues
-            )  # first: one of them may just have opened the connection to close
+            # First: one of them may just have opened the connection to close.
+            await asyncio.wait(self._rescues)
         if self._link is not None:
             await self._link.close()
 
@@ -160,9 +165,7 @@ class Client:
             "model": model or self.model,
             "input": input if isinstance(input, str) else list(input),
             "instructions": instructions,
-            "previous_response_id": previous.response_id
-            if isinstance(previous, ResponseStream)
-            else previous,
+            "previous_response_id": _id_of(previous),
             "temperature": temperature,
             "top_p": top_p,
             "max_output_tokens": max_output_tokens,
@@ -176,7 +179,61 @@ class Client:
             "x_latency": None if latency is None else dict(latency),
             **(extra or {}),
         }
-        return await self._ask(request, previous.lane if isinstance(previous, ResponseStream) else None)
+        return await self._ask(request, _lane_of(previous))
+
+    async def branches(
+        self,
+        input: Input,
+        n: int,
+        *,
+        at: int | str | Mapping[str, float] = "start",
+        previous: ResponseStream | str | None = None,
+        credit: int | None = None,
+        **fields: Any,
+    ) -> Branches:
+        """Ask for `n` answers side by side; returns when the server has taken the request. They part at the start,
+        or when the first one has `at` tokens, or (`{"entropy_gt": t}`) at its first token of more doubt than `t`
+        nats; what they have in common is computed once. Branch k draws with the seed `seed + k`.
+
+        `previous` and `credit` (of each branch) are as in `respond`, `fields` those of a `response.create` event.
+        Raises what `respond` raises."""
+        request = {
+            "type": "response.create",
+            "model": self.model,
+            "input": input if isinstance(input, str) else list(input),
+            "previous_response_id": _id_of(previous),
+            "x_credit": credit,
+            "x_branches": {"n": n, "at": at},
+            **fields,
+        }
+        if not 1 <= n <= self._lanes:
+            raise ValueError(f"this connection has room for 1 to {self._lanes} branches")
+        async with self._seating:  # of several who need many seats, only one waits for them at a time
+            for taken in range(n):
+                try:
+                    await self._seats.acquire()
+                except BaseException:
+                    self._stand_up(taken)
+                    raise
+        try:
+            link = await self._linked()
+        except BaseException:
+            self._stand_up(n)
+            raise
+        lane, streams = link.branch(self._seats.release, n)
+        said = {name: value for name, value in request.items() if value is not None}
+        try:
+            await asyncio.shield(link.post({**said, "stream_id": lane}))
+            await streams[0].created()
+        except BaseException:
+            for stream in streams:
+                stream.abandon()
+            raise
+        return Branches(streams, link)
+
+    def _stand_up(self, seats: int) -> None:
+        for _ in range(seats):
+            self._seats.release()
 
     async def fork(
         self,
@@ -247,27 +304,39 @@ class Client:
         # One caller dials, the others wait for the same connection.
         async with self._linking:
             if self._link is None or self._link.lost is not None:
-                self._link = await self._redial()
+                link = await self._redial()
+                if self._closed:  # meanwhile, and nobody else knows of this connection
+                    await link.close()
+                    raise RuntimeError("this client is closed")
+                self._link = link
             return self._link
 
     def _orphaned(self, streams: list[ResponseStream], why: ConnectionLost) -> None:
-        rescue = asyncio.create_task(self._rescue(streams, why), name="headrace-client-rescue")
+        if self._closed:
+            _lose(streams, why)
+            return
+        rescue = asyncio.create_task(self._rescue(streams), name="headrace-client-rescue")
         self._rescues.add(rescue)
-        rescue.add_done_callback(self._rescues.discard)
+        # Not the task's own last act: one that is cancelled before its first step never comes to it.
+        rescue.add_done_callback(lambda done: self._rescued(done, streams, why))
 
-    async def _rescue(self, streams: list[ResponseStream], why: ConnectionLost) -> None:
-        """Carry the streams of a lost connection on over a new one; those that cannot be end with `why`."""
-        try:
-            link = await self._linked()
-            for stream in streams:
-                if not stream.ended:
-                    link.adopt(stream)
-        except (ServerUnreachable, ServerRefused, RuntimeError):
-            pass  # the reason that a reader can do something with is that the connection broke
-        finally:
-            for stream in streams:
-                if not stream.riding:
-                    stream.end("lost", ConnectionLost(str(why), why.close_code))
+    async def _rescue(self, streams: list[ResponseStream]) -> None:
+        """Carry the streams of a lost connection on over a new one."""
+        link = await self._linked()
+        for stream in streams:
+            if not stream.ended:
+                link.adopt(stream)
+
+    def _rescued(
+        self, rescue: asyncio.Task[None], streams: list[ResponseStream], why: ConnectionLost
+    ) -> None:
+        """Those of the streams that nobody carries end with `why`: it is the reason that a reader can do something
+        with."""
+        self._rescues.discard(rescue)
+        error = None if rescue.cancelled() else rescue.exception()
+        if not isinstance(error, (NoneType, ServerUnreachable, ServerRefused, RuntimeError)):
+            log.error("carrying answers over to a new connection failed", exc_info=error)
+        _lose(streams, why)
 
     async def _redial(self) -> Link:
         """Try until `reconnect_within` is over. Pauses double from 0.25 s to 8 s, each cut to 50-100 % at random:
@@ -329,6 +398,21 @@ class Client:
         if isinstance(cause, ssl.SSLError):
             return ServerUnreachable(f"no secure connection to {self.http_url}: {cause}")
         return ServerUnreachable(f"no connection to {self.http_url}: {cause or type(cause).__name__}")
+
+
+def _id_of(previous: ResponseStream | str | None) -> str | None:
+    return previous.response_id if isinstance(previous, ResponseStream) else previous
+
+
+def _lane_of(previous: ResponseStream | str | None) -> str | None:
+    """Where its conversation goes on: a branch goes on in the lane that it is a branch of."""
+    return previous.lane.partition("#")[0] if isinstance(previous, ResponseStream) else None
+
+
+def _lose(streams: list[ResponseStream], why: ConnectionLost) -> None:
+    for stream in streams:
+        if not stream.riding:
+            stream.end("lost", ConnectionLost(str(why), why.close_code))
 
 
 def _addresses(url: str) -> tuple[str, str]:

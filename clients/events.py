@@ -17,6 +17,8 @@ from headrace.server.protocol.extension import (
     Paused,
     Pinned,
     PrefillProgress,
+    Promoted,
+    Pruned,
     Queue,
     Resumed,
     Step,
@@ -63,6 +65,8 @@ __all__ = [
     "Paused",
     "Pinned",
     "PrefillProgress",
+    "Promoted",
+    "Pruned",
     "Queue",
     "Response",
     "Resumed",
@@ -108,6 +112,8 @@ KnownEvent = (
     | Paused
     | Resumed
     | Updated
+    | Pruned
+    | Promoted
     | VerbRefused
     | Goaway
     | Queue
@@ -151,6 +157,8 @@ def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
     if isinstance(event, Goaway | Step | Pinned | CacheEvicted):
         return None
+    if isinstance(event, (Pruned, Promoted)):
+        return event.branch
     lane = event.data.get("stream_id") if isinstance(event, UnknownEvent) else event.stream_id
     return lane if isinstance(lane, str) else None
 

@@ -14,10 +14,13 @@ from websockets.exceptions import ConnectionClosed
 
 from headrace.clients.errors import ConnectionLost, ServerRefused
 from headrace.clients.events import (
+    AnyEvent,
     CacheEvicted,
     ErrorFrame,
     NotAnEvent,
     Pinned,
+    Promoted,
+    Pruned,
     Step,
     VerbRefused,
     lane_of,
@@ -50,6 +53,12 @@ class Link:
         self._socket = socket
         self._free = deque(f"lane-{number}" for number in range(lanes))
         self._streams: dict[str, ResponseStream] = {}
+        self._branching: dict[
+            str, list[ResponseStream]
+        ] = {}  # by lane: those of its branches that have not ended
+        self._replies: dict[
+            str, asyncio.Future[None]
+        ] = {}  # what was asked for and not answered, by event_id
         self._writes: set[asyncio.Task[None]] = set()
         self._pins: dict[str, asyncio.Future[Pinned]] = {}  # asked for and not answered, by event_id
         self._pinned = 0
@@ -68,6 +77,29 @@ class Link:
         stream = ResponseStream(lane, ended)
         self._carry(stream, lane)
         return stream
+
+    def branch(self, ended: Callable[[], None], count: int) -> tuple[str, list[ResponseStream]]:
+        """A free lane, and streams on so many branches of it. There must be a free lane."""
+        assert self._free and self.lost is None
+        lane = self._free.popleft()
+        streams = self._branching[lane] = []
+        for number in range(count):
+            stream = ResponseStream(f"{lane}#{number}", ended)
+            streams.append(stream)
+            self._carry(stream, stream.lane)
+        return lane, list(streams)
+
+    async def ask(self, event: dict[str, Any]) -> None:
+        """Say a verb; returns when the server has done it. Raises ServerRefused or ConnectionLost."""
+        if self.lost is not None:
+            raise self.lost
+        name = f"ask-{id(event)}-{len(self._replies)}"
+        reply = self._replies[name] = asyncio.get_running_loop().create_future()
+        self.post({**event, "event_id": name})
+        try:
+            await reply
+        finally:
+            self._replies.pop(name, None)
 
     def adopt(self, stream: ResponseStream) -> None:
         """Carry a stream whose own link was lost: the server tells it on from behind its last event. There must be
@@ -98,7 +130,15 @@ class Link:
     def _carry(self, stream: ResponseStream, lane: str) -> None:
         def leave() -> None:
             del self._streams[lane]
-            self._free.append(lane)
+            base = lane.partition("#")[0]
+            group = self._branching.get(base)
+            if group is None:
+                self._free.append(lane)
+                return
+            group.remove(stream)
+            if not group:
+                del self._branching[base]
+                self._free.append(base)
 
         self._streams[lane] = stream
         stream.ride(lane, self.post, leave)
@@ -153,12 +193,20 @@ class Link:
                 orphans.append(stream)
             else:
                 stream.end("lost", ConnectionLost(str(lost), lost.close_code))
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(lost)
         if orphans:
             self._orphaned(orphans, lost)
 
     def _route(self, message: bytes) -> None:
         event = read_event(message)
+        self._answer(event)
         lane = lane_of(event)
+        if isinstance(event, ErrorFrame) and lane in self._branching:
+            for branch in list(self._branching[lane]):  # the request for all of them was refused
+                branch.feed(event)
+            return
         if lane is not None:
             # Silence about a lane without a stream: its stream has ended here, and the server did not know yet.
             if stream := self._streams.get(lane):
@@ -183,6 +231,18 @@ class Link:
                 stream.end("failed", refusal_of(event.error, event.status))
             if not waiting:
                 log.warning("the server said an error that answers nothing: %s", event.error.message)
+
+    def _answer(self, event: AnyEvent) -> None:
+        """Whoever waits for the answer to a verb has it."""
+        if not self._replies or not isinstance(event, (Pruned, Promoted, VerbRefused)):
+            return
+        reply = self._replies.get(str(event.event_id))
+        if reply is None or reply.done():
+            return
+        if isinstance(event, VerbRefused):
+            reply.set_exception(ServerRefused(event.error.code, event.error.message, event.error.param))
+        else:
+            reply.set_result(None)
 
 
 def _why(closed: ConnectionClosed) -> ConnectionLost:

@@ -23,6 +23,8 @@ from headrace.clients.events import (
     Failed,
     Paused,
     PrefillProgress,
+    Promoted,
+    Pruned,
     Queue,
     Response,
     Resumed,
@@ -158,6 +160,17 @@ class ResponseStream:
         self._ask_cancel()
         await self._over.wait()
 
+    def prune(self) -> None:
+        """The server gives up this branch of an answer; what came before its end stays readable."""
+        if self.ended or self._cancelling:
+            return
+        self._cancelling = True  # said again, as a cancel, when the connection was lost meanwhile
+        self._post({"type": "x.prune", "branch": self.lane})
+
+    async def over(self) -> None:
+        """Returns when nothing more will arrive."""
+        await self._over.wait()
+
     def grant(self, tokens: int) -> None:
         """The server may tell so many tokens more of an answer that was asked for with `credit`."""
         if not self.ended:
@@ -258,6 +271,10 @@ class ResponseStream:
             if event.reason == "reconnect" and self._cancelling:
                 self._send_cancel()  # it may have been lost with the old connection
             return
+        if isinstance(event, Pruned) and self.response_id is None:
+            self.end("cancelled", ServerRefused("branch_pruned", "this branch was given up before it began"))
+        if isinstance(event, (Pruned, Promoted)):
+            return
         number = getattr(event, "sequence_number", None)
         if number is not None:
             self._last, self._barren = number, 0
@@ -268,7 +285,7 @@ class ResponseStream:
             self._token = token if isinstance(token, str) else None
             self._created.set()
             if self._cancelling:
-                self._send_cancel()
+                self._send_cancel()  # a prune too: it may have come when this branch was about to begin
         if not self._dropping:
             self._keep(event)
         if isinstance(event, TERMINAL):

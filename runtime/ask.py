@@ -80,9 +80,10 @@ class Ask:
     None means "not said": the model's own defaults (generation_config) or the neutral value are taken.
     `param_names` maps a field of Ask to the name it has on the wire, for the `param` of a Refusal.
     `logprobs`: each output token comes with its logprob and those of so many most likely tokens (None: not at
-    all). `prompt_logprobs`: those of the prompt are wanted too, from this index on. `echo`: the prompt's ids are
-    given back. `ending`: where the prompt of `messages` ends: at the beginning of an answer; inside of the last
-    message ("open"), which the answer goes on with; or behind it ("closed").
+    all). `prompt_logprobs`: those of the prompt are wanted too, from this index on. `doubt`: how sure the model is
+    of each token is kept for the server itself (`TokenStream.doubt`). `echo`: the prompt's ids are given back.
+    `ending`: where the prompt of `messages` ends: at the beginning of an answer; inside of the last message
+    ("open"), which the answer goes on with; or behind it ("closed").
     Ranges are checked at birth: Refusal("invalid_value") names the field.
     """
 
@@ -106,6 +107,7 @@ class Ask:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    doubt: bool = False
     echo: bool = False
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = AUTO

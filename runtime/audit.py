@@ -80,6 +80,9 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
         owners[node.page] = owners.get(node.page, 0) + 1
         assert node.page not in cached, "a page is in the tree twice"
         cached.add(node.page)
+    for page in scheduler.remnants.pages():
+        owners[page] = owners.get(page, 0) + 1
+        assert page not in cached and page not in mapped, "a remnant has another owner than copies"
     for req in scheduler.reqs():
         # Writes go to computed_len and beyond; a page in the tree must lie wholly before that.
         writable = req.pages[req.computed_len // size :]

@@ -160,22 +160,23 @@ class CpuEngine:
                 self.max_running,
                 pages_per_slot,
             )
-            self.sampling = SamplingTable(self.max_running, self.logits_width)
             self.buffers = StepBuffers(most_tokens + self.max_running, self.max_running)
             self.eyes: Eyes | None = None
             if self.images is not None:
                 self.eyes = Eyes(self.model, self.images, self.image_blocks, self.max_running, self.dtype)
             self.decoder: HostDecoder | None = None
+            weigh = None
             if compiling is not None:
                 try:
-                    make = compiling.result()
+                    made = compiling.result()
                 except Exception:
                     if config.decode == "native":
                         raise
                     # Another release of LLVM, a CPU nobody tried: slow answers are better than none.
                     log.exception("the native step cannot be compiled; torch runs all steps")
                 else:
-                    self.decoder = make(self.model, self.kv)
+                    self.decoder, weigh = made.decoder(self.model, self.kv), made.weigh
+            self.sampling = SamplingTable(self.max_running, self.logits_width, weigh=weigh)
 
         try:
             self.backend.submit(load).result()

@@ -79,7 +79,7 @@ class Eyes:
         """Each picture goes on as far as its plan says; behind the last stage its rows lie in its blocks."""
         for each in encodes:
             if not each.first:
-                self._going = self.tower.encode(normal_pixels(each.image, self.table))
+                self._going = self.tower.encode(normal_pixels(each.image, self.table), each.image.tiling)
             assert self._going is not None, "a picture goes on that was never begun"
             for _ in range(each.first, each.last):
                 rows = next(self._going)

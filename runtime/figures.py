@@ -48,7 +48,7 @@ def stats_of(loop: StepLoop) -> dict[str, float]:
         "kv_pages_pinned": scheduler.pins.pages,
         "kv_pages_total": scheduler.pool.count,
         "kv_pages_in_use": scheduler.pages_in_use,
-        "kv_pages_cached": scheduler.tree.idle_pages,
+        "kv_pages_cached": scheduler.tree.idle_pages + len(scheduler.remnants),
     }
 
 

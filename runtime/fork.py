@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headrace.runtime.meaning import claim_of, max_len_of, params_of, wish_of
+from headrace.runtime.parsers.pieces import Piece, TextPiece
 from headrace.runtime.refusal import Refusal
-from headrace.runtime.request import ForkPoint, Phase, Req
+from headrace.runtime.request import ForkPoint, Req
 
 if TYPE_CHECKING:
-    from headrace.runtime.interface import Ask, Prompt, Prompter, TextCutter
+    from headrace.runtime.interface import Ask, Prompt, Prompter, TextCutter, TextSplitter
     from headrace.runtime.stream import TokenStream
 
 
 @dataclass(frozen=True, slots=True)
 class ForkPlace:
-    """How much of an answer its fork keeps: so many `tokens`, or so many `characters` (exactly one is given); then
-    `text`, as if the model had written it."""
+    """How much of an answer its fork keeps: so many `tokens`, or so many `characters` of what was said (exactly one
+    is given; thoughts do not count, and are kept with what follows them); then `text`, as if the model had written
+    it."""
 
     tokens: int | None = None
     characters: int | None = None
@@ -40,11 +42,11 @@ class Kept:
 
 
 def cut_answer(
-    said: Sequence[int], place: ForkPlace, ask: Ask, prompter: Prompter
+    said: Sequence[int], place: ForkPlace, ask: Ask, prompter: Prompter, splitter: TextSplitter | None = None
 ) -> tuple[Kept, TextCutter, list[str]]:
     """What a fork of the answer `said` keeps, a cutter that has read it, and the text that each of its tokens made
     certain. Refusal("fork_point_invalid") if the answer does not reach that far, or if what is kept holds a stop
-    string: such an answer would have ended before."""
+    string: such an answer would have ended before. splitter: what tells thoughts and calls from the text."""
     cutter = prompter.cutter(ask)
     pieces: list[str] = []
     if place.tokens is not None:
@@ -53,7 +55,7 @@ def cut_answer(
         shared, rest = place.tokens, ""
     else:
         assert place.characters is not None
-        shared, rest = _tokens_within(said, place.characters, ask, prompter)
+        shared, rest = _tokens_within(said, place.characters, ask, prompter, splitter)
     forced = prompter.tokenize(rest + place.text) if rest + place.text else []
     for token in [*said[:shared], *forced]:
         pieces.append(cutter.push(token))
@@ -62,28 +64,38 @@ def cut_answer(
     return Kept(shared, forced), cutter, pieces
 
 
-def _tokens_within(said: Sequence[int], characters: int, ask: Ask, prompter: Prompter) -> tuple[int, str]:
+def _tokens_within(
+    said: Sequence[int], characters: int, ask: Ask, prompter: Prompter, splitter: TextSplitter | None
+) -> tuple[int, str]:
     """The most tokens whose text is all told and not longer than `characters`, and the text that is missing. A
     place inside a token is reached by writing the beginning of its text anew."""
     cutter = prompter.cutter(ask)
-    text = ""
-    lengths = [0]  # of the text that was certain after so many tokens
+    raw = told = ""
+    lengths = [(0, 0)]  # of the text that was certain after so many tokens, and of what of it was said
     for token in said:
-        if len(text) > characters:
+        if len(told) > characters:
             break
-        text += cutter.push(token)
-        lengths.append(len(text))
-    text += cutter.finish()
-    if len(text) < characters:
-        raise Refusal("fork_point_invalid", f"the answer has {len(text)} characters so far")
-    shared = max(count for count, length in enumerate(lengths) if length <= characters)
+        piece = cutter.push(token)
+        raw += piece
+        told += piece if splitter is None else _said(splitter.push(piece))
+        lengths.append((len(raw), len(told)))
+    rest = cutter.finish()
+    raw += rest
+    told += rest if splitter is None else _said([*splitter.push(rest), *splitter.finish()])
+    if len(told) < characters:
+        raise Refusal("fork_point_invalid", f"the answer has {len(told)} characters so far")
+    shared = max(count for count, (_, length) in enumerate(lengths) if length <= characters)
     # Half a character, or the beginning of a stop string, may be held back behind what is certain.
     # Leading spaces are not compared: a tokenizer may put them there or not.
-    while shared and prompter.detokenize(list(said[:shared])).lstrip(" ") != text[: lengths[shared]].lstrip(
+    while shared and prompter.detokenize(list(said[:shared])).lstrip(" ") != raw[: lengths[shared][0]].lstrip(
         " "
     ):
         shared -= 1
-    return shared, text[lengths[shared] : characters]
+    return shared, told[lengths[shared][1] : characters]
+
+
+def _said(pieces: Sequence[Piece]) -> str:
+    return "".join([piece.text for piece in pieces if isinstance(piece, TextPiece)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +117,21 @@ def fork_request(
     source, prompt = parent.req, parent.prompt
     if source is None or prompt is None:
         raise Refusal("fork_point_invalid", "this answer has not begun")
-    if source.grammar is not None or ask.shape is not None:
-        raise Refusal("fork_not_supported", "an answer that follows a grammar cannot be forked yet")
     prompt_len = parent.prompt_tokens
-    if source.logprobs is not None or wish_of(ask, prompt_len, prompter.logits_width) is not None:
-        raise Refusal("fork_not_supported", "an answer with logprobs cannot be forked yet")
     said = source.tokens[prompt_len : prompt_len + parent.said]
-    kept, cutter, text = cut_answer(said, at, ask, prompter)
+    kept, cutter, text = cut_answer(said, at, ask, prompter, prompter.splitter(ask, prompt))
     ids = source.tokens[: prompt_len + len(said[: kept.shared])] + kept.forced
     count = len(ids)
     max_len = max_len_of(ask, prompt_len, limit)
     if max_len <= count:
         raise Refusal("fork_point_invalid", "what is kept fills the whole length of the answer already")
-    shares = ForkPoint(source, prompt_len + kept.shared) if source.phase is not Phase.DONE else None
+    grammar = None if prompt.grammar is None else prompt.grammar.copy()
+    if grammar is not None and not grammar.follow(ids[prompt_len:]):
+        raise Refusal("fork_point_invalid", "what is kept is not what the answer has to look like")
+    wish = wish_of(ask, prompt_len, prompter.logits_width)
+    shares = ForkPoint(source, prompt_len + kept.shared)
     params = params_of(ask, prompter)
     req = Req(
-        req_id, source.salt, ids, count, max_len, params, shares, spans=source.spans, claim=claim_of(ask)
+        req_id, source.salt, ids, count, max_len, params, shares, wish, grammar, source.spans, claim_of(ask)
     )
     return Forked(req, prompt, cutter, text, kept.shared)

@@ -189,6 +189,10 @@ class GrammarState:
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
 
+    def follow(self, tokens: Sequence[int]) -> bool:
+        """As if `tokens` had been generated; False, and it stands nowhere, if one of them may not come."""
+        return self._matcher.try_consume_tokens(list(tokens)) == len(tokens)
+
     def copy(self) -> GrammarState:
         """Another one that stands where this one does."""
         return GrammarState(self._matcher.deep_copy())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from headrace.runtime.image_shape import Tiling
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
@@ -11,7 +13,8 @@ class Image:
 
     key: a negative number of 256 bits, made of everything that decides its rows and of its tenant's salt; equal
     keys are equal pictures, and no token has such an id. rows: tokens it takes in a prompt, `height` lines of
-    `width`. pixels: RGB, one byte a colour, line by line, `size` (height, width) pixels.
+    `width`. pixels: RGB, one byte a colour, line by line, `size` (height, width) pixels. tiling: what they are
+    where they are a column of tiles.
     """
 
     key: int
@@ -19,6 +22,7 @@ class Image:
     width: int
     size: tuple[int, int]
     pixels: bytes = field(repr=False)
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         assert self.key < 0, "a picture's key is no token id"

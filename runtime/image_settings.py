@@ -9,8 +9,9 @@ from headrace.runtime.models.vision_config import PlainVision, VisionConfig
 from headrace.runtime.native_settings import NativeSettings, read_native
 from headrace.runtime.processor_file import read_processor
 from headrace.runtime.square_settings import SquareSettings, read_square
+from headrace.runtime.tiled_settings import TiledSettings, read_tiled
 
-ImageSettings = NativeSettings | SquareSettings
+ImageSettings = NativeSettings | SquareSettings | TiledSettings
 
 
 def read_image_settings(folder: Path, vision: VisionConfig, row_limit: int) -> ImageSettings | None:
@@ -22,6 +23,8 @@ def read_image_settings(folder: Path, vision: VisionConfig, row_limit: int) -> I
         return None
     if not isinstance(vision, PlainVision):
         return read_native(fields, vision, row_limit)
+    if vision.canvases:
+        return read_tiled(fields, vision, row_limit)
     settings = read_square(fields, vision)
     if settings.row_limit > row_limit:
         raise CheckpointError(

@@ -20,7 +20,7 @@ from PIL.Image import Transpose
 
 from headrace.runtime import image
 from headrace.runtime.image_settings import ImageSettings
-from headrace.runtime.image_shape import TooNarrow
+from headrace.runtime.image_shape import Shape, TooNarrow
 from headrace.runtime.refusal import shorten
 
 # Pillow warns of what a file says about itself wrongly; who reads the log is not who sent it.
@@ -82,9 +82,7 @@ def read_picture(data: bytes, settings: ImageSettings, salt: str, small: bool = 
     try:
         upright = _upright(opened)
         shape = settings.fit(upright.height, upright.width, small)
-        plain = _middle(
-            _rgb(upright).resize(shape.resized[::-1], Image.Resampling(settings.resample)), shape.kept
-        )
+        plain = _laid(_rgb(upright), shape, Image.Resampling(settings.resample))
     except TooNarrow as error:
         raise BadPicture(str(error)) from None
     except Exception as error:
@@ -92,20 +90,34 @@ def read_picture(data: bytes, settings: ImageSettings, salt: str, small: bool = 
         # of that file. The decoder's own words may hold addresses, so they stay here.
         raise BadPicture("is damaged or cut off") from error
     pixels = plain.tobytes()
-    height, width = shape.kept
     key = hashlib.sha256()
-    for part in (salt, repr(settings), f"{height} {width}"):
+    for part in (salt, repr(settings), repr(shape)):
         key.update(part.encode("utf-8", "surrogatepass") + b"\0")
     key.update(pixels)
-    return image.Image(-1 - int.from_bytes(key.digest()), *shape.grid, shape.kept, pixels)
+    return image.Image(-1 - int.from_bytes(key.digest()), *shape.grid, shape.size, pixels, shape.tiling)
+
+
+def _laid(picture: Image.Image, shape: Shape, filter: Image.Resampling) -> Image.Image:
+    """As the tower is given it."""
+    middle = _middle(picture.resize(shape.resized[::-1], filter), shape.kept)
+    if shape.tiling is None:
+        return middle
+    height, side = shape.size
+    column = Image.new("RGB", (side, height))
+    column.paste(picture.resize((side, side), filter), (0, 0))
+    for number in range(shape.tiling.high * shape.tiling.wide):
+        top, left = number // shape.tiling.wide * side, number % shape.tiling.wide * side
+        column.paste(middle.crop((left, top, left + side, top + side)), (0, (1 + number) * side))
+    return column
 
 
 def _middle(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The (height, width) pixels in the middle; where they are one off, the upper and the left ones."""
+    """The (height, width) pixels in the middle, black where there are none; where they are one off, the upper and
+    the left ones."""
     height, width = size
     if (picture.height, picture.width) == size:
         return picture
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    left, top = int((picture.width - width) / 2), int((picture.height - height) / 2)  # towards zero
     return picture.crop((left, top, left + width, top + height))
 
 

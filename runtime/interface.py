@@ -141,6 +141,7 @@ class Runtime:
         self._text = TextWork()
         self._empty = asyncio.Event()
         self.on_end: Callable[[TokenStream], None] = lambda stream: None  # each stream, at its end
+        self.read_at: Callable[[], float] = lambda: 0.0  # when the bytes that are worked on now were read
         self.profiler: Profiler | None = None  # where the operator wants profiles
         loop.on_end = self._ended
 
@@ -153,6 +154,7 @@ class Runtime:
         size = ask.characters
         self._text.take(size)
         stream = TokenStream(listener, opened=self.loop.clock())
+        stream.times.read = self.read_at() or None
         self._preparing[stream] = size
         # A picture of a few bytes may take long to decode.
         if named and self.card.sees:
@@ -283,7 +285,8 @@ class Runtime:
         sampling fields of `ask` (its `max_tokens` counts the whole answer); and how many tokens of `parent` it
         keeps. They are told as if they had been generated for it.
 
-        The parent may run or have ended; while it runs, its pages are shared and nothing is computed again. Raises
+        The parent may run or have ended; what is left of its pages is shared, and not computed again: all of them,
+        if it runs, or was to be kept (`TokenStream.outlive`) and nobody needed their room. Raises
         Refusal("fork_point_invalid") for a place that the parent has not reached or where its answer stops."""
         self._check_ready()
         found = fork_request(parent, at, ask, self.prompter, self.max_context, self._next_id + 1)
@@ -291,8 +294,10 @@ class Runtime:
         stream = TokenStream(listener, opened=self.loop.clock())
         stream.prompt = prompt
         generation = Generation(req, stream, found.cutter, self.prompter.splitter(ask, prompt))
-        for token, piece in zip(req.tokens[prompt_len:], found.pieces, strict=True):
-            retell(generation, token, piece)
+        if req.logprobs is not None:
+            stream.want_logprobs(req.logprobs, self.prompter.spell)
+        for index, (token, piece) in enumerate(zip(req.tokens[prompt_len:], found.pieces, strict=True)):
+            retell(generation, token, piece, parent.told_logprob(index) if index < found.shared else None)
         self._begin(generation, prompt_len)
         return stream, found.shared
 
@@ -429,8 +434,9 @@ class Runtime:
         stream.req = generation.req
         stream.params = generation.req.params
         stream.prompt_tokens = generation.req.prompt_len if prompt_len is None else prompt_len
-        if generation.req.logprobs is not None:
-            stream.logprobs, stream.spell = [], self.prompter.spell
+        if generation.req.logprobs is not None and stream.told_logprobs is None:
+            stream.want_logprobs(generation.req.logprobs, self.prompter.spell)
+        generation.req.forkable = stream.forkable
         self._generations[stream] = generation
         try:
             self.loop.join(generation)
@@ -497,7 +503,7 @@ class Runtime:
             prompt.spans,
             claim_of(ask),
         )
-        stream.prompt = replace(prompt, grammar=None)
+        stream.prompt = prompt if prompt.grammar is None else replace(prompt, grammar=prompt.grammar.copy())
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))
 
     def _ended(self, stream: TokenStream) -> None:

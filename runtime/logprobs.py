@@ -9,12 +9,14 @@ Knows numbers and ids; knows no tensor, no request and no text.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 MOST_TOP = 20  # ranked tokens that can be asked for
+NO_LOGPROB = 1.0  # what stands for none at all: no probability has this logarithm
 FLOOR = -9999.0  # what stands for minus infinity: JSON has no word for it
 
 
@@ -26,6 +28,10 @@ class TokenLogprob(NamedTuple):
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+
+    def shown(self, top: int) -> TokenLogprob:
+        """The same with so many of the ranked tokens at most."""
+        return self if len(self.top) <= top else self._replace(top=self.top[:top])
 
 
 class Logprobs:
@@ -55,6 +61,26 @@ class Logprobs:
             token, _finite(self.values[place]), tuple([(rank, _finite(value)) for rank, value in ranked])
         )
 
+    def add(self, told: TokenLogprob | None) -> None:
+        """One place more, which may have none."""
+        self.values.append(NO_LOGPROB if told is None else told.logprob)
+        known = 0 if told is None else len(told.top)
+        for rank in range(self.width):
+            token, value = (0, FLOOR) if told is None or rank >= known else told.top[rank]
+            self.ids.append(token)
+            self.tops.append(value)
+
+    def told(self, place: int, token: int) -> TokenLogprob | None:
+        """What was added at `place`, for `token`."""
+        return None if self.values[place] > 0 else self.at(place, token, self.width)
+
+    def doubt(self, place: int) -> float:
+        """The entropy of a place, in nats: of its ranked tokens, and all others as one."""
+        start = place * self.width
+        chances = [math.exp(value) for value in self.tops[start : start + self.width]]
+        chances.append(max(0.0, 1.0 - sum(chances)))
+        return -sum([chance * math.log(chance) for chance in chances if chance > 0.0])
+
     def append(self, other: Logprobs, first: int, count: int) -> None:
         """Take over `count` places of `other` from `first` on, as wide as these columns."""
         assert self.width <= other.width
@@ -81,10 +107,12 @@ class LogprobWish:
 
     top: ranked tokens beside each token, at most MOST_TOP. next: the first prompt token whose logprob no launched
     step computes; None: those of the prompt are not wanted. `prompt` then grows with the steps that land; its first
-    place is that of the first `next`. Index 0 of a prompt has no logprob: nothing stands before it."""
+    place is that of the first `next`. Index 0 of a prompt has no logprob: nothing stands before it. told: so many
+    of the ranked tokens are for the reader; None: nothing is."""
 
     top: int = 0
     next: int | None = None
+    told: int | None = None
     prompt: Logprobs = field(init=False)
 
     def __post_init__(self) -> None:

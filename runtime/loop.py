@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.encode_pace import EncodePace
 from headrace.runtime.foresight import Foresight
+from headrace.runtime.logprobs import TokenLogprob
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
 from headrace.runtime.plan import StepPlan, StepResult, row_price
@@ -524,13 +525,13 @@ def _no_token(req: Req) -> Refusal:
     return Refusal("server_error", "the model produced no finite number for this request")
 
 
-def retell(generation: Generation, token: int, text: str) -> None:
+def retell(generation: Generation, token: int, text: str, logprob: TokenLogprob | None) -> None:
     """The reader of a generation that is about to begin is told `token` as if it had been generated."""
     stream, splitter = generation.stream, generation.splitter
     if splitter is None:
-        stream.push(Entry(token, text))
+        stream.push(Entry(token, text, None, logprob))
         return
-    stream.push(_typed(stream, Retired(generation.req, token, None), text, splitter))
+    stream.push(_typed(stream, Retired(generation.req, token, None, logprob), text, splitter))
     if splitter.plain:
         generation.splitter = None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.runtime.ask import Ask
 from headrace.runtime.claim import Claim
-from headrace.runtime.logprobs import LogprobWish
+from headrace.runtime.logprobs import MOST_TOP, LogprobWish
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, Req, SamplingParams
 
@@ -81,10 +81,13 @@ def params_of(ask: Ask, prompter: Prompter) -> SamplingParams:
 
 def wish_of(ask: Ask, prompt_len: int, width: int) -> LogprobWish | None:
     """What the ask wants to know of its tokens. width: how many tokens can be ranked."""
+    if ask.doubt:
+        return LogprobWish(min(MOST_TOP, width), told=ask.logprobs)
     if ask.logprobs is None:
         return None
     first = None if ask.prompt_logprobs is None else max(1, ask.prompt_logprobs)
-    return LogprobWish(min(ask.logprobs, width), None if first is None or first >= prompt_len else first)
+    top = min(ask.logprobs, width)
+    return LogprobWish(top, None if first is None or first >= prompt_len else first, told=top)
 
 
 def changed(req: Req, prompt_len: int, ask: Ask, said: Mapping[str, Any], limit: int) -> Change:

@@ -85,6 +85,9 @@ class TokenGrammar(Protocol):
     def accept(self, token: int) -> None:
         """`token` was generated."""
 
+    def follow(self, tokens: Sequence[int]) -> bool:
+        """As if `tokens` had been generated; False, and it stands nowhere, if one of them may not come."""
+
     def copy(self) -> TokenGrammar:
         """Another one that stands where this one does."""
 
@@ -95,7 +98,8 @@ class TokenGrammar(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ForkPoint:
-    """The new Req shares the KV of `parent` for its first `at` tokens (what has landed of them)."""
+    """The new Req shares the KV of `parent` for its first `at` tokens: what has landed of them, and what is left of
+    them, if it has ended."""
 
     parent: Req
     at: int
@@ -155,6 +159,7 @@ class Req:
     admitted: bool = field(default=False, init=False)  # it has had a slot: `cached_len` is settled
     changing: Change | None = field(default=None, init=False)  # mark: take effect when nothing is in flight
     changed_at: int = field(default=0, init=False)  # known tokens when the last change took effect
+    forkable: bool = field(default=False, init=False)  # when it ends, its part page is cached for forks
     spoilt: bool = field(default=False, init=False)  # a row of it was not finite: its KV is for nobody else
     exhibits: dict[int, Exhibit] = field(
         default_factory=dict, init=False

@@ -29,14 +29,14 @@ within its rounding. A kernel in float32 must clamp v to 1 - 2**-24.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headrace.runtime.philox import WordScratch, row_words, token_words
+from headrace.runtime.philox import Words, WordScratch, row_words, token_words
 from headrace.runtime.plan import NON_FINITE, SlotGrant
 from headrace.runtime.request import SamplingParams
 
@@ -102,10 +102,17 @@ class History:
         row[ids] = np.minimum(seen, _LARGEST)  # a penalty must not push a finite logit to +inf
 
 
-class RowScratch:
-    """Memory for the work on one row of `width` logits; nothing in it outlives the row."""
+Weigh = Callable[[Row, int, int], tuple[Words, Row]]
 
-    def __init__(self, width: int) -> None:
+
+class RowScratch:
+    """Memory for the work on one row of `width` logits; nothing in it outlives the row.
+
+    weigh(gaps, seed, position): a faster way to the random word of every token, and to that word over exp of its
+    gap up to rounding."""
+
+    def __init__(self, width: int, weigh: Weigh | None = None) -> None:
+        self.weigh = weigh
         self.words = WordScratch(width)
         self.gaps: Row = np.empty(width, dtype=np.float32)
         self.quotients: Row = np.empty(width, dtype=np.float32)
@@ -169,17 +176,23 @@ def draw(row: Row, highest: np.float32, params: SamplingParams, position: int, s
     ids = candidates(gaps, params)
     if len(ids) == 1:
         return int(ids[0])
-    if len(ids) * 4 > len(row):
-        words = row_words(params.seed, position, len(row), scratch.words)
-        if len(ids) < len(row):
-            words, gaps = words[ids], gaps[ids]
+    every = len(ids) == len(row)
+    if len(ids) * 4 > len(row) and scratch.weigh is not None:
+        words, quotients = scratch.weigh(gaps, params.seed, position)
+        if not every:
+            words, quotients, gaps = words[ids], quotients[ids], gaps[ids]
     else:
-        words, gaps = token_words(params.seed, position, ids), gaps[ids]
+        if len(ids) * 4 > len(row):
+            words = row_words(params.seed, position, len(row), scratch.words)
+            words = words if every else words[ids]
+        else:
+            words = token_words(params.seed, position, ids)
+        gaps = gaps if every else gaps[ids]
+        quotients = scratch.quotients[: len(words)]
+        quotients[:] = words
+        quotients /= np.exp(gaps, out=scratch.masses[: len(words)])
     # -log1p(-v) >= v, so a token can reach the sum `bar` only if v / exp(d) <= exp(-bar). The cheap quotient (w
     # in place of w + 0.5 only makes it smaller) finds a strong `bar`; the exact sum is for the few that reach it.
-    quotients = scratch.quotients[: len(words)]
-    quotients[:] = words
-    quotients /= np.exp(gaps, out=scratch.masses[: len(words)])
     strong = int(quotients.argmin())
     bar = float(_sums(gaps[strong : strong + 1], words[strong : strong + 1])[0])
     able = np.flatnonzero(quotients <= np.float32(math.exp(-bar) * _TWO_32 * (1.0 + 1e-4)))
@@ -248,14 +261,20 @@ class SamplingTable:
     """Sampling settings and histories by slot; turns logits into tokens.
 
     The tables live on the host. `device` says where they shall live; only the CPU is there today, and logits of any
-    device are accepted.
+    device are accepted. weigh: see RowScratch.
     """
 
-    def __init__(self, slots: int, logits_width: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        slots: int,
+        logits_width: int,
+        device: str | torch.device = "cpu",
+        weigh: Weigh | None = None,
+    ) -> None:
         assert torch.device(device).type == "cpu", "no device kernel reads these tables yet"
         self._width = logits_width
         self._rows: list[SlotSampling | None] = [None] * slots
-        self._scratch = RowScratch(logits_width)
+        self._scratch = RowScratch(logits_width, weigh)
 
     def grant(self, grant: SlotGrant) -> None:
         """The slot belongs to a new owner: whatever the last one left there is gone."""

@@ -11,6 +11,7 @@ Who holds a page, from birth to end:
     the Req ends or is retracted                                                 tree
     evicted, and no other Req or fork holds it                                   free
     source of a fork's part page, from `add` until the copying step retires      parent's owners + the fork
+    the part page of a Req that has ended and may be forked                      remnants, until pages are needed
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
 from headrace.runtime.shares import Shares
+from headrace.runtime.sharing import Remnants, Sources, share_parent
 from headrace.runtime.victims import victim_of
 
 
@@ -77,6 +79,7 @@ class Scheduler:
         self.pool = PagePool(page_count)
         self.slots = SlotPool(slots)
         self.tree = PrefixTree(self.pool, page_size)
+        self.remnants = Remnants(self.pool)
         self.gallery = gallery or Gallery(0, 1)
         self.shares = Shares()
         self.waiting = Line(self.shares, patience)
@@ -96,7 +99,7 @@ class Scheduler:
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
         self._yielding = 0  # running ones that are to make way
         self._grammars = 0  # live requests that follow a grammar
-        self._sources: dict[int, int] = {}  # page -> how many copies wait for it or are in flight
+        self._sources = Sources(self.pool)
 
     # -- verbs -------------------------------------------------------------------------------------------------
 
@@ -108,7 +111,8 @@ class Scheduler:
     def add(self, req: Req) -> None:
         """`req` waits for admission. Raises Refusal if it can never fit or too many wait already.
 
-        A fork takes its references to the parent's pages here, so the parent may end at any time after."""
+        A fork takes its references to the parent's pages here, so the parent may end at any time after; what one
+        that has ended left behind is taken likewise."""
         assert req.phase is Phase.WAITING and req.id not in self.waiting and req.finish is None
         if req.max_len > self.max_tokens:
             raise Refusal(
@@ -122,7 +126,7 @@ class Scheduler:
             )
         self.shares.arrive(req)
         if req.fork is not None:
-            self._share_parent(req)
+            share_parent(req, self.tree, self._sources, self.remnants, cached=self.prefix_cache)
         elif req.promise is not None:
             self._hold_prefix(req)
         self._grammars += req.grammar is not None
@@ -205,7 +209,7 @@ class Scheduler:
         assert self._flight and self._flight[0] is plan, "steps retire in the order they were planned"
         self._flight.popleft()
         for copy in plan.copies:
-            self._drop_source(copy.source)  # held since `add` of the fork, so that it could not be reused
+            self._sources.drop(copy.source)  # held since `add` of the fork, so that it could not be reused
         events: list[Retired] = []
         tokens = result.tokens
         decoding = self._decoding.popleft()
@@ -263,7 +267,10 @@ class Scheduler:
         while self.pins.break_one():
             pass
         self.gallery.clear()
-        return self.tree.clear()
+        count = len(self.remnants)
+        while self.remnants.drop_one():
+            pass
+        return count + self.tree.clear()
 
     # -- rows --------------------------------------------------------------------------------------------------
 
@@ -360,14 +367,18 @@ class Scheduler:
 
     @property
     def _evictable(self) -> int:
-        """Cached pages that eviction would free. The source of a copy may lie idle in the tree when the parent
-        of its fork has ended; its hold keeps it from becoming free, so it is none of them."""
-        return self.tree.idle_pages - sum(map(self.tree.is_idle, self._sources))
+        """Cached pages that eviction would free. The source of a copy may lie idle in the tree, or be a remnant,
+        when the parent of its fork has ended; its hold keeps it from becoming free, so it is none of them."""
+        idle = self.tree.idle_pages + len(self.remnants)
+        if self._sources:
+            idle -= sum(map(self.tree.is_idle, self._sources))
+            idle -= sum([page in self._sources for page in self.remnants.pages()])
+        return idle
 
     def _make_room(self, count: int) -> bool:
         """Evict until `count` pages are free. False if the cache has no more to give."""
         while self.pool.free_count < count:
-            if not self.tree.evict_one():
+            if not self.remnants.drop_one() and not self.tree.evict_one():
                 return False
             self.counters.evicted_pages += 1
         return True
@@ -378,39 +389,6 @@ class Scheduler:
         req.retractions += 1
         self.counters.retractions += 1
         self._settle(req)
-
-    def _share_parent(self, req: Req) -> None:
-        """Take the references of a fork: the parent's full pages, and the part page as the source of a copy."""
-        assert req.fork is not None
-        parent, at = req.fork.parent, req.fork.at
-        assert parent.salt == req.salt, "a fork stays within its tenant"
-        assert parent.phase is not Phase.DONE and 0 <= at <= len(parent.tokens)
-        assert req.keys(0, at) == parent.keys(0, at), "a fork repeats its parent up to the fork point"
-        # The parent is not kept: a long chain of forks would keep all its ancestors and their tokens alive.
-        req.fork = None
-        req.forked_len = at
-        shared = min(at, parent.landed_len, req.reusable_len, len(parent.pages) * self.page_size)
-        if not shared:
-            return  # no lease either: at admission the cache may hold what the parent has not landed yet
-        full = shared // self.page_size
-        for page in parent.pages[:full]:
-            self.pool.share(page, req.salt)
-            req.pages.append(page)
-        req.computed_len = req.landed_len = full * self.page_size
-        if parent.lease is not None:
-            req.lease = self.tree.lease_upto(parent.lease, min(full, parent.lease.depth))
-        if shared > req.computed_len:
-            req.copy_from = parent.pages[full]
-            req.copy_len = shared
-            self.pool.share(req.copy_from, req.salt)
-            self._sources[req.copy_from] = self._sources.get(req.copy_from, 0) + 1
-
-    def _drop_source(self, page: int) -> None:
-        """One copy less needs `page`."""
-        self._sources[page] -= 1
-        if not self._sources[page]:
-            del self._sources[page]
-        self.pool.drop(page)
 
     def _enter_tree(self, req: Req) -> None:
         """Every page of `req` that is full and landed becomes findable by others of its tenant."""
@@ -531,6 +509,8 @@ class Scheduler:
         """The one place where a request ends and everything it holds goes back."""
         assert req.finish is not None and req.inflight == 0 and req.phase is not Phase.DONE
         self._changing.discard(req.id)
+        if req.forkable:
+            self.remnants.keep(req, self.page_size)
         self._give_back(req)
         self._stay(req)
         self._leave_batch(req)
@@ -548,7 +528,7 @@ class Scheduler:
             self.pool.drop(page)
         req.pages.clear()
         if req.copy_from is not None:
-            self._drop_source(req.copy_from)
+            self._sources.drop(req.copy_from)
             req.copy_from = None
         self._drop_lease(req)
 
@@ -583,4 +563,4 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError if any invariant of requests, pages, slots, tree and flight is broken."""
-        audit(self, self._flight, self._sources)
+        audit(self, self._flight, self._sources.counts)

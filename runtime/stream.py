@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.runtime.logprobs import Logprobs, TokenLogprob
+from headrace.runtime.logprobs import Logprobs, LogprobWish, TokenLogprob, no_logprobs
 from headrace.runtime.parsers.pieces import Piece, TextPiece, joined
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import FinishReason, Req, SamplingParams
@@ -34,6 +34,7 @@ class StreamTimes:
     """Monotonic seconds; None until it happened."""
 
     opened: float
+    read: float | None = None  # the bytes that asked for it, where it was opened while these were worked on
     joined: float | None = None  # prompt prepared, handed to the scheduler
     admitted: float | None = None  # first row launched
     first_token: float | None = None
@@ -71,6 +72,7 @@ class TokenStream:
         "cached_tokens",
         "error",
         "finish",
+        "forkable",
         "head",
         "limit",
         "listener",
@@ -90,6 +92,7 @@ class TokenStream:
         "tail",
         "tail_pieces",
         "times",
+        "told_logprobs",
         "wake",
         "window",
     )
@@ -112,13 +115,16 @@ class TokenStream:
         self.params: SamplingParams | None = None  # effective parameters, known once the prompt is prepared
         # Whose tokens these are, once the prompt is prepared: it outlives the request, for its forks.
         self.req: Req | None = None
-        self.prompt: Prompt | None = None  # what it was prepared from, without a grammar: for its forks
+        # What it was prepared from, with a grammar of its own at its beginning: for its forks.
+        self.prompt: Prompt | None = None
+        self.forkable = False  # what it leaves behind is kept for forks, as long as nobody needs the room
         self.prompt_tokens = 0
         self.prompt_ids: tuple[int, ...] = ()  # where the ask wants the prompt back
         self.logprobs: list[TokenLogprob] | None = None  # where the ask wants them: of entries taken
         self.spell: Callable[[int], tuple[str, bytes | None]] | None = (
             None  # a token's name and bytes, beside them
         )
+        self.told_logprobs: Logprobs | None = None  # and of all entries so far: for its forks
         self.prompt_logprobs: Logprobs | None = None  # where it wants them; whole with the first token
         self.cached_tokens = 0
         self.reasoning_tokens = 0  # output tokens that were thought, not said
@@ -132,6 +138,8 @@ class TokenStream:
         assert self.finish is None, "nothing follows the end of a stream"
         self.ring.append(entry)
         self.head += 1
+        if self.told_logprobs is not None:
+            self.told_logprobs.add(entry.logprob)
         self.listener(self)
 
     def end(
@@ -165,6 +173,30 @@ class TokenStream:
     def full(self) -> bool:
         """The reader is a whole window behind: the request should leave the batch."""
         return self.head - self.sent >= self.window
+
+    def want_logprobs(self, wish: LogprobWish, spell: Callable[[int], tuple[str, bytes | None]]) -> None:
+        """Its entries come with logprobs, as the request wishes."""
+        self.told_logprobs = no_logprobs(wish.top)
+        if wish.told is not None:
+            self.logprobs, self.spell = [], spell
+
+    def doubt(self, index: int) -> float | None:
+        """How unsure the model was of entry `index`, in nats; None where nothing is known."""
+        told = self.told_logprobs
+        return None if told is None or told.values[index] > 0 else told.doubt(index)
+
+    def outlive(self) -> None:
+        """Forks of it may come after its end: what it leaves behind is kept for them."""
+        self.forkable = True
+        if self.req is not None:
+            self.req.forkable = True
+
+    def told_logprob(self, index: int) -> TokenLogprob | None:
+        """That of entry `index`; None if it has none."""
+        told = self.told_logprobs
+        if told is None or self.req is None:
+            return None
+        return told.told(index, self.req.tokens[self.prompt_tokens + index])
 
     @property
     def said(self) -> int:

@@ -119,7 +119,8 @@ class StepBoard:
 
 
 class StreamMeter:
-    """The times of one stream, from its opening on. board: who hears of each step, None where nobody does.
+    """The times of one stream, from the moment its request was read on. board: who hears of each step, None where
+    nobody does.
 
     name, owner: for whoever tells, what the stream is called there and whose it is."""
 
@@ -153,7 +154,8 @@ class StreamMeter:
             board.used = True
         self.name = ""
         self.owner: Any = None
-        self.opened = self.at = micros(stream.times.opened)
+        times = stream.times
+        self.opened = self.at = micros(times.opened if times.read is None else times.read)
         self.began: int | None = None  # its first step
         self.first: int | None = None  # its first token landed
         self.req: Req | None = None

@@ -139,6 +139,7 @@ class App:
         self._tidying: asyncio.TimerHandle | None = None
         self._preparing: asyncio.TimerHandle | None = None
         self.runtime.on_end = self._count_stream
+        self.runtime.read_at = lambda: self.metrics.read_at
         if engine.idle_work is not None:
             self._prepare()
 
@@ -174,6 +175,7 @@ class App:
         self.metrics.add_source(self._count_stored)
         self.held = held_responses(settings)
         self.metrics.add_source(self.held.stats)
+        self.metrics.add_source(self.running.branch_counts.stats)
         routes = build_routes(
             self.runtime,
             settings,
@@ -312,8 +314,14 @@ class App:
 
     def _count_stream(self, stream: TokenStream) -> None:
         times, metrics = stream.times, self.metrics
+        if times.read is not None:
+            metrics.parse.observe(times.opened - times.read)
+        if times.joined is not None:
+            metrics.prepare.observe(times.joined - times.opened)
         if times.admitted is not None:
             metrics.queue.observe(times.admitted - times.opened)
+            if times.joined is not None:
+                metrics.launch_wait.observe(times.admitted - times.joined)
         if times.first_token is not None:
             metrics.ttft.observe(times.first_token - times.opened)
         if times.ended is not None and times.first_token is not None:

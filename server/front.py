@@ -14,6 +14,7 @@ import enum
 import logging
 import re
 import socket
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -119,7 +120,9 @@ class HttpConnection(asyncio.Protocol):
                 self._exchange.last = True
                 self._buffer.clear()
         elif not self._working and not self._held_back:
+            self._port.metrics.read_at = time.monotonic()
             self._advance()
+            self._port.metrics.read_at = 0.0
             if self._state is State.HEAD or self._state is State.BODY:
                 self._port.input.hold(self, len(self._buffer) + self._reader.size)
 

@@ -44,6 +44,9 @@ COUNTERS = frozenset(
         "copied_pages",
         "reader_pauses",
         "stream_resumes",
+        "branches_begun",
+        "branches_pruned",
+        "branches_promoted",
         "cached_tokens",
         "prompt_tokens",
         "requests_finished",
@@ -55,6 +58,9 @@ COUNTERS = frozenset(
 _TINY = (
     1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 5e-4, 7e-4, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05,
     0.2,
+)  # fmt: skip
+_HOST = (
+    5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 30.0,
 )  # fmt: skip
 # `_total` is how Prometheus spells counters: a gauge of that name would be read as one.
 RENAMED = {"kv_pages_total": "kv_pages"}
@@ -97,11 +103,16 @@ class Metrics(Collector):
         self.bytes_in = 0
         self.messages_in = 0  # WebSocket messages
         self.closes: Counter[str] = Counter()  # WebSocket close codes, ours and theirs
+        self.read_at = 0.0  # monotonic seconds: when the bytes that are worked on now were read; 0: none are
         self.crashes = 0  # our own mistakes that ended a connection
         self.ignored_fields: Counter[str] = Counter()  # by route: fields that clients sent and nobody knows
         self.ttft = Histogram("headrace_time_to_first_token_seconds", "request to first token", _SECONDS)
         self.itl = Histogram("headrace_inter_token_latency_seconds", "token to token of one stream", _SHORT)
         self.queue = Histogram("headrace_queue_seconds", "request to its first step", _SECONDS)
+        # The way of a first token through the host, in the order of its parts; `queue` is the last two together.
+        self.parse = Histogram("headrace_request_parse_seconds", "bytes read to request taken", _HOST)
+        self.prepare = Histogram("headrace_prompt_prepare_seconds", "request taken to prompt ready", _HOST)
+        self.launch_wait = Histogram("headrace_launch_wait_seconds", "prompt ready to its first step", _HOST)
         self.e2e = Histogram("headrace_request_seconds", "request to last token", _SECONDS)
         self.step = Histogram("headrace_step_seconds", "one step of the engine", _SHORT)
         self.launch_gap = Histogram("headrace_launch_gap_seconds", "device idle for want of a launch", _TINY)
@@ -174,6 +185,9 @@ class Metrics(Collector):
             self.ttft,
             self.itl,
             self.queue,
+            self.parse,
+            self.prepare,
+            self.launch_wait,
             self.e2e,
             self.step,
             self.launch_gap,

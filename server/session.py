@@ -1,11 +1,15 @@
-"""One connection's lanes: which request runs, which waits, what each lane remembers. Knows no wire format.
+"""One connection's lanes: which request runs, which waits. Knows no wire format.
 
 Requests of one lane run one after the other, lanes run side by side. Everything a client can make grow here is
 bounded: requests in flight, requests waiting and their bytes, named lanes.
+
+A request may be answered several times: its answers run in lanes of their own, the branches `LANE#0`, `LANE#1` and
+so on, and `LANE` itself is taken as long as one of them runs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,6 +18,8 @@ from msgspec import Raw
 
 from headrace.runtime.interface import Favour
 from headrace.server.conversation import Turn
+
+BRANCH = "#"  # between the name of a lane and the number of its branch; no client's own name has one
 
 W = TypeVar("W")  # what waits: a decoded request
 J = TypeVar("J")  # what runs
@@ -58,6 +64,18 @@ class WaitingBudget:
         assert self.used >= 0, "more was given back than taken"
 
 
+def branch_lane(lane: str | None, number: int) -> str:
+    """The lane of a branch."""
+    return f"{lane or ''}{BRANCH}{number}"
+
+
+def base_lane(lane: str | None) -> str | None:
+    """The lane that a lane is a branch of; itself, if it is none."""
+    if lane is None or BRANCH not in lane:
+        return lane
+    return lane.partition(BRANCH)[0] or None
+
+
 @dataclass(frozen=True, slots=True)
 class Latest:
     """The last response of a lane: continues even if it was not stored. Holds its turn; `items()` gives what it was
@@ -74,6 +92,7 @@ class Waiting(Generic[W]):
     lane: str | None
     request: W
     size: int
+    answers: int
 
 
 class Lanes(Generic[W, J]):
@@ -82,9 +101,10 @@ class Lanes(Generic[W, J]):
     def __init__(self, limits: LaneLimits, budget: WaitingBudget) -> None:
         self.limits = limits
         self.budget = budget
-        self.latest: dict[str | None, Latest] = {}
+        self.reserved = 0  # answers that are to come beside those that run
         self._named: set[str] = set()
         self._running: dict[str | None, J] = {}
+        self._branches: Counter[str | None] = Counter()  # running ones, by the lane that they are branches of
         self._waiting: list[Waiting[W]] = []
         self._waiting_bytes = 0
 
@@ -95,8 +115,8 @@ class Lanes(Generic[W, J]):
 
     @property
     def in_flight(self) -> int:
-        """Requests that run."""
-        return len(self._running)
+        """Answers that run, or have their place."""
+        return len(self._running) + self.reserved
 
     @property
     def waiting(self) -> int:
@@ -117,28 +137,30 @@ class Lanes(Generic[W, J]):
         self._named.add(lane)
         return True
 
-    def wait(self, lane: str | None, request: W, size: int) -> bool:
-        """Queue a request behind its lane; False if too many, or too many bytes, wait already."""
+    def wait(self, lane: str | None, request: W, size: int, answers: int = 1) -> bool:
+        """Queue a request for so many answers behind its lane; False if too many, or too many bytes, wait
+        already."""
         full = len(self._waiting) >= self.limits.waiting or (
             bool(self._waiting) and self._waiting_bytes + size > self.limits.waiting_bytes
         )
         # A request that can start now only passes through the queue: the limit is for those that must stay.
-        stays = lane in self._running or len(self._running) >= self.limits.in_flight
+        stays = self.busy(lane) or self.in_flight + answers > self.limits.in_flight
         if stays and (full or not self.budget.take(size)):
             return False
         if not stays:
             size = 0
-        self._waiting.append(Waiting(lane, request, size))
+        self._waiting.append(Waiting(lane, request, size, answers))
         self._waiting_bytes += size
         return True
 
     def next(self) -> tuple[str | None, W] | None:
-        """Take the oldest waiting request whose lane is free, if one more may run."""
-        if not self._waiting or len(self._running) >= self.limits.in_flight:
+        """Take the oldest waiting request whose lane is free, if its answers may run beside the others."""
+        if not self._waiting or self.in_flight >= self.limits.in_flight:
             return None
-        blocked: set[str | None] = set(self._running)
         for index, waiting in enumerate(self._waiting):
-            if waiting.lane not in blocked:
+            if not self.busy(waiting.lane):
+                if self.in_flight + waiting.answers > self.limits.in_flight:
+                    return None  # nobody overtakes it: else it would wait for ever behind smaller ones
                 del self._waiting[index]
                 self._waiting_bytes -= waiting.size
                 self.budget.give_back(waiting.size)
@@ -149,10 +171,26 @@ class Lanes(Generic[W, J]):
         """The lane is taken by `job` until `leave`."""
         assert lane not in self._running, "one response at a time in a lane"
         self._running[lane] = job
+        if (base := base_lane(lane)) != lane:
+            self._branches[base] += 1
 
     def leave(self, lane: str | None) -> None:
         """The lane's job has told its end."""
         del self._running[lane]
+        if (base := base_lane(lane)) != lane:
+            self._branches[base] -= 1
+            if not self._branches[base]:
+                del self._branches[base]
+
+    def busy(self, lane: str | None) -> bool:
+        """A job runs in this lane, or in a branch of it."""
+        return lane in self._running or lane in self._branches
+
+    def branches(self, lane: str | None) -> list[str | None]:
+        """The branches of this lane in which a job runs."""
+        if lane not in self._branches:
+            return []
+        return [name for name in self._running if name != lane and base_lane(name) == lane]
 
     def running(self, lane: str | None) -> J | None:
         """The job that runs in this lane."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from struct import Struct
@@ -278,7 +279,9 @@ class SocketConnection(asyncio.Protocol):
         if self._working or self._held_back:
             self._backlog += data  # reading is paused; this was on its way
         else:
+            self._port.metrics.read_at = time.monotonic()
             self._feed(data)
+            self._port.metrics.read_at = 0.0
 
     def _feed(self, data: bytes | bytearray) -> None:
         self._cost = 0

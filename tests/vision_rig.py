@@ -111,7 +111,8 @@ class SeeingModel:
         found: dict[str, Any] = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
         if images:
             done = processor(self.folder)(images=list(images), return_tensors="pt")
-            found |= {name: done[name] for name in ("pixel_values", "image_grid_thw") if name in done}
+            names = ("pixel_values", "image_grid_thw", "image_sizes")
+            found |= {name: done[name] for name in names if name in done}
             if self.marks:
                 found[self.marks] = (whole == PAD).int()
         return found
@@ -133,10 +134,18 @@ def processor(folder: Path) -> Any:
     """The image processor of transformers that needs no torchvision."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     said = json.loads((folder / "preprocessor_config.json").read_text())
-    kinds = (CLIPImageProcessorPil, Gemma3ImageProcessorPil, Qwen2VLImageProcessorPil)
+    kinds = (
+        CLIPImageProcessorPil,
+        Gemma3ImageProcessorPil,
+        LlavaOnevisionImageProcessorPil,
+        Qwen2VLImageProcessorPil,
+    )
     named = {kind.__name__.removesuffix("Pil"): kind for kind in kinds}
     return named[said.pop("image_processor_type")](**said)
 
@@ -338,11 +347,44 @@ def build_llava(folder: Path, makers: bool = False) -> SeeingModel:
     return SeeingModel("llava", folder, model, "")
 
 
+def build_onevision(folder: Path) -> SeeingModel:
+    """Canvases of up to six tiles, of which so many as two keep all their patches."""
+    import transformers
+
+    canvases = [[20, 20], [20, 40], [40, 20], [40, 40], [20, 60], [60, 40]]
+    config = transformers.LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **{k: v for k, v in TEXT.items() if k != "head_dim"}},
+        vision_config={
+            "model_type": "siglip_vision_model", **PLAIN_VISION, "image_size": 20, "vision_use_head": False
+        },
+        image_token_index=PAD,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=canvases,
+        vision_aspect_ratio="anyres_max_2",
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    model = transformers.LlavaOnevisionForConditionalGeneration(config).float().eval()
+    model.generation_config.eos_token_id = None
+    scramble(model, seed=10)
+    model.save_pretrained(folder)
+    size = {"height": 20, "width": 20}
+    said = {
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "size": size,
+        "image_grid_pinpoints": canvases,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    write_text_files(folder, LLAVA_TEMPLATE)
+    return SeeingModel("llava-onevision", folder, model, "")
+
+
 BUILDERS: dict[str, Callable[[Path], SeeingModel]] = {
     "qwen3-vl": build_qwen3_vl,
     "qwen2.5-vl": build_qwen2_5_vl,
     "gemma3-vl": build_gemma3,
     "llava": build_llava,
+    "llava-onevision": build_onevision,
     "gemma3-vl-makers": partial(build_gemma3, makers=True),
     "llava-makers": partial(build_llava, makers=True),
     "qwen2.5-vl-older": partial(build_qwen2_5_vl, older=True),

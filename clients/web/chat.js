@@ -1,6 +1,7 @@
 // Questions and answers: which request goes out, what its answer does to the conversation. No DOM.
 
 import { Answer, createEvent, isTerminal, measures, splitThinking } from "./protocol.js";
+import { commonStart, forkEvent } from "./rewrite.js";
 import { addNode, path, shows, titleFrom } from "./store.js";
 
 const STOP_MS = 3_000; // a stop that the server does not confirm within this time is settled here
@@ -15,11 +16,18 @@ const LOST = {
   1009: "This message is larger than the server accepts.",
 };
 
+/** The answer so far. A fork tells what it keeps once more, and its reader has that already. */
+function textOf({ answer, prefix, fork }) {
+  if (!fork) return prefix + answer.text;
+  return answer.text.length < prefix.length ? prefix : answer.text;
+}
+
 export class Chat {
   constructor({ store, link, onupdate, ontiming = () => {}, now = () => performance.now() }) {
     Object.assign(this, { store, link, onupdate, ontiming, now });
     this.model = null; // {id, max_model_len} of GET /v1/models
     this.runs = new Map(); // node id -> {conversation, node, answer, exchange, full}
+    this.responses = new Map(); // answer node id -> its response, whose text is the node's
     this.chains = new Map(); // answer node id -> {id, epoch}: what the server still remembers on this socket
   }
 
@@ -49,11 +57,21 @@ export class Chat {
     return this.answer(conversation, user);
   }
 
-  /** Ask for an answer (the first, or one more) to the message `user`. */
-  answer(conversation, user) {
+  /** One more version of the answer `from`: it begins with `text` and goes on by itself. What `from` begins with too
+   *  is kept by the server as it is, if it still has that answer. */
+  rewrite(conversation, from, text) {
+    const user = conversation.nodes.find((other) => other.id === from.parent);
+    const kept = commonStart(from.text, text);
+    const responseId = this.responses.get(from.id);
+    const fork = responseId ? { responseId, kept, text: text.slice(kept.length) } : null;
+    return this.answer(conversation, user, text, fork);
+  }
+
+  /** Ask for an answer (the first, or one more) to the message `user`; it begins with `prefix`. */
+  answer(conversation, user, prefix = "", fork = null) {
     const model = this.model?.id;
-    const node = addNode(conversation, { parent: user.id, role: "assistant", text: "", status: "waiting", model });
-    const run = { conversation, node, answer: new Answer(this.now()), full: false, continued: false, timer: null,
+    const node = addNode(conversation, { parent: user.id, role: "assistant", text: prefix, status: "waiting", model });
+    const run = { prefix, fork, conversation, node, answer: new Answer(this.now()), full: false, continued: false, timer: null,
       before: this.#estimate(conversation, user), window: this.model?.max_model_len ?? null };
     run.exchange = {
       owner: this.#owner(conversation),
@@ -102,15 +120,17 @@ export class Chat {
 
   #body(run, user, lane, epoch) {
     const { conversation } = run;
-    const messages = path(conversation, user.id);
+    const asked = path(conversation, user.id);
     const chain = this.chains.get(user.parent);
     run.continued = Boolean(chain && chain.epoch === epoch && !run.full);
     run.epoch = epoch;
     run.answer.sentAt = this.now();
-    const whole = messages.map(({ role, text, pictures }) => ({ role, text: splitThinking(text).text, pictures }));
+    if (run.fork) return forkEvent(run.fork, { lane, settings: conversation.settings });
+    const whole = asked.map(({ role, text, pictures }) => ({ role, text: splitThinking(text).text, pictures }));
+    const messages = run.continued ? whole.slice(-1) : whole;
     return createEvent({
       model: this.model?.id, lane, system: conversation.system, settings: conversation.settings,
-      messages: run.continued ? whole.slice(-1) : whole,
+      messages: run.prefix ? [...messages, { role: "assistant", text: run.prefix }] : messages,
       previous: run.continued ? chain.id : null,
     });
   }
@@ -118,6 +138,13 @@ export class Chat {
   #event(run, event) {
     const { answer, node, conversation } = run;
     if (!this.runs.has(node.id)) return;
+    if (event.type === "x.error") {
+      // The server no longer has the answer that this one begins like: it is asked for like any other.
+      run.fork = null;
+      this.link.send(run.exchange);
+      return;
+    }
+    if (event.type === "response.created" && (run.fork || !run.prefix)) this.responses.set(node.id, event.response.id);
     const code = event.type === "error" ? event.error?.code : null;
     if (code === "previous_response_not_found" && run.continued) {
       // The server forgot: tell it the whole conversation instead.
@@ -143,7 +170,7 @@ export class Chat {
       }
       this.#settle(run, answer.status);
     } else {
-      Object.assign(node, { text: answer.text, status: "streaming" });
+      Object.assign(node, { text: textOf(run), status: "streaming" });
       if (answer.thinking) node.thinking = answer.thinking;
       this.store.save(conversation);
       this.onupdate(run);
@@ -166,7 +193,7 @@ export class Chat {
     const { answer, node, conversation } = run;
     clearTimeout(run.timer);
     answer.status = status;
-    Object.assign(node, { text: answer.text, status, timing: answer.timing.pack(KEPT_BARS) });
+    Object.assign(node, { text: textOf(run), status, timing: answer.timing.pack(KEPT_BARS) });
     if (answer.thinking) node.thinking = answer.thinking;
     if (answer.error) node.error = answer.error.sentence;
     if (answer.firstAt !== null) node.measured = { ...measures(answer, run.before), window: run.window };

@@ -238,6 +238,7 @@ export class Link {
         if (exchange.stopped) this.cancel(exchange);
       }
     } else exchange = inLane("live");
+    if (event.type === "x.error" && !exchange) this.#refused(inLane("sent"), event);
     if (!exchange) return;
     if (event.type.startsWith("x.")) {
       if (event.type === "x.error") this.#forget(exchange);
@@ -250,6 +251,14 @@ export class Link {
       this.flying = this.flying.filter((x) => x !== exchange);
       exchange.phase = "done";
     }
+    exchange.event(event);
+  }
+
+  /** What was asked for by a verb of the server's own is not to be had. */
+  #refused(exchange, event) {
+    if (!exchange) return;
+    this.flying = this.flying.filter((x) => x !== exchange);
+    exchange.phase = "done";
     exchange.event(event);
   }
 

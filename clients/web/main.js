@@ -205,6 +205,10 @@ function act(name, node, value) {
   } else if (name === "again") {
     thread.follow();
     chat.answer(current, current.nodes.find((other) => other.id === node.parent));
+  } else if (name === "rewrite") {
+    thread.follow();
+    chat.rewrite(current, node, value);
+    prompt.focus();
   }
 }
 

@@ -4,6 +4,7 @@ import { h, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
 import { thumbnails } from "./pictures.js";
 import { measures, splitThinking } from "./protocol.js";
+import { rewriteForm } from "./rewrite.js";
 import { Timeline } from "./timeline.js";
 import { ofGaps, unpacked } from "./timing.js";
 
@@ -74,7 +75,9 @@ export class MessageView {
         this.#soon();
         if (!this.wasStreaming) this.#note(null);
       } else this.#draw(true);
-      if (this.wasStreaming !== streaming) this.#tools(place);
+      const said = Boolean(node.text);
+      if (this.wasStreaming !== streaming || this.hadText !== said) this.#tools(place);
+      this.hadText = said;
       this.wasStreaming = streaming;
     }
     const key = `${place.index}/${place.count}/${place.busy.map(Number).join("")}`;
@@ -184,11 +187,30 @@ export class MessageView {
     const add = (tool, name, words, run) => tools.push(iconButton(name, words, run, { "data-tool": tool }));
     if (!this.run) add("copy", "copy", "Copy message", (event) => this.act("copy", node, event.currentTarget));
     if (node.role === "user") add("edit", "pencil", "Edit and resend", () => this.edit());
-    else add("again", "refresh", "Another answer", () => this.act("again", node));
+    else {
+      if (node.text) add("rewrite", "pencil", "Edit and go on", () => this.rewrite());
+      add("again", "refresh", "Another answer", () => this.act("again", node));
+    }
     const held = this.tools.contains(document.activeElement) ? document.activeElement.dataset.tool : null;
     this.tools.replaceChildren(...tools);
     // Buttons are made anew when another version begins or ends: the focus stays where it was.
     if (held) this.#tool(held)?.focus();
+  }
+
+  /** Turn an answer into a form; what comes of it is another version. */
+  rewrite() {
+    if (this.form) return;
+    const { form, focus } = rewriteForm(this.node.text, (text) => {
+      form.remove();
+      this.form = null;
+      this.element.classList.remove("rewriting");
+      if (text === null) this.act("focus", this.node);
+      else this.act("rewrite", this.node, text);
+    });
+    this.form = form;
+    this.element.classList.add("rewriting");
+    this.element.insertBefore(form, this.body);
+    focus();
   }
 
   /** Turn a user message into a small form; sending it starts a new branch. */

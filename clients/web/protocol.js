@@ -62,7 +62,7 @@ export class Answer {
   constructor(sentAt) {
     Object.assign(this, {
       sentAt, firstAt: null, lastAt: null, text: "", thinking: "", deltas: 0, timing: new Timing(),
-      status: "waiting", responseId: null, usage: null, error: null,
+      status: "waiting", responseId: null, kept: 0, usage: null, error: null,
     });
   }
 
@@ -75,6 +75,7 @@ export class Answer {
     switch (event.type) {
       case "response.created":
         this.responseId = event.response.id;
+        this.kept = event.response.x_forked_from?.at_token ?? 0;
         return false;
       case "response.output_text.delta":
         this.text += event.delta;
@@ -132,7 +133,7 @@ export function measures(answer, before = null) {
   const span = answer.lastAt - answer.firstAt;
   return {
     ttft: answer.firstAt === null ? null : answer.firstAt - answer.sentAt,
-    rate: span > 0 && answer.deltas > 3 ? ((tokens - 1) * 1000) / span : null,
+    rate: span > 0 && answer.deltas > 3 ? (Math.max(0, tokens - answer.kept - 1) * 1000) / span : null,
     tokens,
     context: answer.usage?.total_tokens ?? (before === null ? null : before + answer.deltas),
     exact: answer.usage !== null,

@@ -13,6 +13,8 @@ from headrace.runtime.models.config import Fields, ModelConfig
 from headrace.runtime.models.layers import Embedding, GatedMLP, GrownNorm, Rotary, WeightSource
 from headrace.runtime.models.llama import Llama
 
+OLDER = ("cache_implementation", "_sliding_window_pattern", "sliding_window_pattern")
+
 
 class GemmaLayer:
     """Attention and MLP, each between two norms and added to what came in."""
@@ -85,12 +87,6 @@ def check_gemma(fields: Fields) -> None:
         raise fields.refuse(
             "use_bidirectional_attention", "true is not supported: such a model writes nothing"
         )
-    # `hidden_act`: what older files say beside it, and nobody obeys.
-    for name in (
-        "cache_implementation",
-        "_sliding_window_pattern",
-        "sliding_window_pattern",
-        "hidden_act",
-        "sliding_window_size",
-    ):
+    # `hidden_act` and `sliding_window_size`: what older files say beside those that count, and nobody obeys.
+    for name in (*OLDER, "hidden_act", "sliding_window_size"):
         fields.get(name)

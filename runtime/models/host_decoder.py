@@ -17,7 +17,7 @@ from headrace.runtime.backends.native_step import NativeStep
 from headrace.runtime.backends.step_form import LANES, LAYER, PHASES, STATE, StepSizes
 from headrace.runtime.models.config import ModelConfig
 from headrace.runtime.models.layers import GatedMLP
-from headrace.runtime.models.llama import DecoderLayer, Llama
+from headrace.runtime.models.llama import DecoderLayer, Layer, Llama
 from headrace.runtime.slab import KVSlab
 
 
@@ -115,9 +115,11 @@ class HostDecoder:
         next(run for most, run in self.native.runs if most >= rows)(self._address)
         return self.stream[:rows], self.logits[:rows]
 
-    def _layer(self, layer: DecoderLayer, cells: tuple[Tensor, Tensor]) -> list[int]:
+    def _layer(self, layer: Layer, cells: tuple[Tensor, Tensor]) -> list[int]:
+        assert isinstance(layer, DecoderLayer) and isinstance(layer.mlp, GatedMLP), (
+            "others are refused before"
+        )
         attention, mlp = layer.attention, layer.mlp
-        assert isinstance(mlp, GatedMLP), "mixtures of experts have no native step"
         norm = attention.norm
         given = {
             "norm": self._single(layer.before_attention.weight),

@@ -52,7 +52,7 @@ def read(fields: Fields) -> ModelConfig:
         fields.get(name)  # of training, of older files, or what the sizes say anyway
     config = read_decoder_of(fields, NAME)
     token_id = fields.integer("image_token_index", fields.integer("image_token_id", 32000, low=0), low=0)
-    vision, unread = read_eyes(fields, token_id, config)
+    vision, unread = read_eyes(fields, token_id, config, feature_layer=-2, strategy="default")
     return replace(config, vision=vision, unread=tuple(sorted({*config.unread, *fields.unread(), *unread})))
 
 
@@ -69,19 +69,22 @@ def read_decoder_of(fields: Fields, name: str) -> ModelConfig:
     return replace(config, architecture=name, prefix="model.language_model")
 
 
-def read_eyes(fields: Fields, token_id: int, config: ModelConfig) -> tuple[PlainVision, tuple[str, ...]]:
-    """The tower as far as a decoder reads it, and what nobody reads of its section."""
+def read_eyes(
+    fields: Fields, token_id: int, config: ModelConfig, *, feature_layer: int, strategy: str
+) -> tuple[PlainVision, tuple[str, ...]]:
+    """The tower as far as a decoder reads it, and what nobody reads of its section. feature_layer, strategy: where
+    the file does not say."""
     if token_id >= config.vocab_size:
         raise fields.refuse("image_token_index", f"{token_id} is not below vocab_size {config.vocab_size}")
     eyes = fields.inner("vision_config")
     tower = read_tower(eyes, token_id)
     layer = fields.get("vision_feature_layer")
-    layer = -2 if layer is None else layer
+    layer = feature_layer if layer is None else layer
     if type(layer) is not int or not -tower.depth <= layer <= tower.depth or not layer:
         raise fields.refuse("vision_feature_layer", f"{str(layer)[:60]} is not one block of the tower")
-    strategy = fields.get("vision_feature_select_strategy")
-    if (strategy or "default") != ("default" if tower.leading else "full"):
-        raise fields.refuse("vision_feature_select_strategy", f"{str(strategy)[:60]!r} is not supported here")
+    said = fields.get("vision_feature_select_strategy") or strategy
+    if said != ("default" if tower.leading else "full"):
+        raise fields.refuse("vision_feature_select_strategy", f"{str(said)[:60]!r} is not supported here")
     if fields.get("projector_hidden_act") not in (None, "gelu"):
         raise fields.refuse("projector_hidden_act", "is not supported (gelu is)")
     depth = layer if layer > 0 else tower.depth + 1 + layer

@@ -9,11 +9,12 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from headrace.runtime.models.config import ModelConfig
+from headrace.runtime.sampling import Weigh
 from headrace.runtime.slab import KVSlab
 
 if TYPE_CHECKING:
@@ -61,15 +62,28 @@ def native_obstacles(config: ModelConfig) -> tuple[str, str]:
     return "", ""
 
 
-def start_compiling(config: ModelConfig, dtype: torch.dtype, page_size: int, threads: int) -> Future[Maker]:
-    """Begin to compile on a thread of its own. The result makes the decoder of a built model and its slab."""
+class NativeCode(NamedTuple):
+    """What was compiled. decoder: makes the decoder of a built model and its slab. weigh: see RowScratch."""
 
-    def work() -> Maker:
+    decoder: Maker
+    weigh: Weigh
+
+
+def start_compiling(
+    config: ModelConfig, dtype: torch.dtype, page_size: int, threads: int
+) -> Future[NativeCode]:
+    """Begin to compile on a thread of its own."""
+
+    def work() -> NativeCode:
+        from headrace.runtime.backends.native_draw import NativeDraw
         from headrace.runtime.models.host_decoder import HostDecoder, step_sizes
 
         sizes = step_sizes(config, dtype, page_size)
         native = compiled(sizes, threads)
-        return lambda model, kv: HostDecoder(model, kv, sizes, native, threads)
+        return NativeCode(
+            lambda model, kv: HostDecoder(model, kv, sizes, native, threads),
+            NativeDraw(config.vocab_size).weigh,
+        )
 
     worker = ThreadPoolExecutor(1, "headrace-compile")
     found = worker.submit(work)

@@ -14,6 +14,7 @@ from headrace.runtime.models import (
     gemma3_vl,
     llama,
     llava,
+    llava_onevision,
     mistral,
     mixtral,
     phi3,
@@ -45,6 +46,9 @@ ARCHITECTURES = {
     gemma2.NAME: Architecture(gemma2.read, gemma.Gemma, own=gemma2.OWN),
     gemma3.NAME: Architecture(gemma3.read, gemma.Gemma, own=gemma3.OWN),
     gemma3_vl.NAME: Architecture(gemma3_vl.read, gemma3_vl.Gemma3VL, gemma3_vl.RENAMES, gemma3.OWN),
+    llava_onevision.NAME: Architecture(
+        llava_onevision.read, llava_onevision.LlavaOnevision, llava_onevision.RENAMES
+    ),
     llava.NAME: Architecture(llava.read, llava.Llava, llava.RENAMES),
     mixtral.NAME: Architecture(mixtral.read, llama.Llama, own=mixtral.OWN),
     phi3.NAME: Architecture(phi3.read, llama.Llama),

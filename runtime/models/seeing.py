@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from headrace.runtime.image_shape import Tiling
 from headrace.runtime.models.llama import Llama
 
 
@@ -20,8 +21,8 @@ class Tower(ABC):
     stages: int
 
     @abstractmethod
-    def encode(self, pixels: Tensor) -> Iterator[Tensor | None]:
-        """One stage at each turn; the last one gives the rows."""
+    def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> Iterator[Tensor | None]:
+        """One stage at each turn; the last one gives the rows. tiling: what a column of tiles is."""
 
     def rows(self, pixels: Tensor) -> Tensor:
         """All stages at once."""

@@ -93,7 +93,8 @@ class PlainVision:
     CLIP's quick one. leading: a learned patch that stands for the whole picture comes first, without a bias on the
     others, and a norm before the blocks (CLIP). closing: a norm behind them. bias: of the matrices behind it.
     spare: how names of tensors begin that are in the files and take no part. mutual: in the decoder, the tokens of
-    a picture read each other. frame: see SquareSettings. rest as in QwenVision.
+    a picture read each other. frame: see SquareSettings. canvases, most_tiles: see
+    TiledSettings; none: a picture is one square. rest as in QwenVision.
     """
 
     token_id: int
@@ -114,6 +115,8 @@ class PlainVision:
     spare: tuple[str, ...] = ()
     mutual: bool = False
     frame: tuple[int, int] | None = None
+    canvases: tuple[tuple[int, int], ...] = ()
+    most_tiles: int = 0
     deep: int = 0
 
     @property
@@ -128,7 +131,9 @@ class PlainVision:
 
     def scratch(self, rows: int) -> int:
         """Numbers that the tower has in hand for a picture of `rows` rows, at most."""
-        return (self.patches**2 + 1) * (8 * self.hidden + 2 * self.intermediate) + rows * 4 * self.out
+        tiles = 1 + max((high * wide for high, wide in self.canvases), default=0) // self.side**2
+        patches = tiles * self.patches**2 + 1
+        return patches * (8 * self.hidden + 2 * self.intermediate + 4 * self.out) + rows * 4 * self.out
 
 
 VisionConfig = QwenVision | QwenWindowVision | PlainVision

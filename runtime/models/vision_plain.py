@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.runtime.image_shape import Tiling
 from headrace.runtime.models.layers import WeightSource, fused_linear
 from headrace.runtime.models.patches import cut
 from headrace.runtime.models.seeing import Tower
@@ -42,11 +43,13 @@ class PlainBlock:
         self.second = fused_linear(source, [(f"{name}.mlp.fc2", size)], inner, bias=True)
         self.act = ACTS[config.act]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, tiles: int) -> Tensor:
+        """x: the patches of all tiles, one tile after the other."""
         count, size = x.shape
-        qkv = self.qkv(self.before_attention(x)).view(count, 3, self.heads, -1).permute(1, 2, 0, 3)
-        read = F.scaled_dot_product_attention(qkv[0][None], qkv[1][None], qkv[2][None])[0]
-        x = self.out(read.transpose(0, 1).reshape(count, size), x)
+        qkv = self.qkv(self.before_attention(x)).view(tiles, count // tiles, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        read = F.scaled_dot_product_attention(query, key, value)
+        x = self.out(read.transpose(1, 2).reshape(count, size), x)
         return self.second(self.act(self.first(self.before_mlp(x))), x)
 
 
@@ -81,19 +84,25 @@ class PlainTower(Tower):
         if config.closing:
             self.closing = LayerNorm(source, f"{NAME}.post_layernorm", size, eps)
 
-    def encode(self, pixels: Tensor) -> Iterator[Tensor | None]:
+    def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> Iterator[Tensor | None]:
+        tiles = pixels.shape[1] // pixels.shape[2]
         x = self.embed(cut(pixels, self.config.patch, 1, 1).to(self.dtype))
         if self.leading is not None and self.opening is not None:
             x = self.opening(torch.cat((self.leading[None], x)) + self.positions)
         else:
-            x = x + self.positions
+            x = x + (self.positions if tiles == 1 else self.positions.repeat(tiles, 1))
         for number, block in enumerate(self.blocks, 1):
-            x = block(x)
+            x = block(x, tiles)
             if number < self.stages:
                 yield None
         if self.closing is not None:
             x = self.closing(x)
-        yield self.project(x if self.leading is None else x[1:])[:, None]
+        yield self.put_together(self.project(x if self.leading is None else x[1:]), tiling)[:, None]
+
+    def put_together(self, rows: Tensor, tiling: Tiling | None) -> Tensor:
+        """[rows, out] of the whole picture, of those of its tiles."""
+        assert tiling is None, "a picture of one square"
+        return rows
 
 
 def mean_of_squares(x: Tensor, side: int, rows: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.runtime.image_shape import Tiling
 from headrace.runtime.models.layers import WeightSource, fused_linear
 from headrace.runtime.models.patches import cut, grid, rotation, turned, turns
 from headrace.runtime.models.seeing import Tower
@@ -90,7 +91,7 @@ class QwenTower(Tower):
         # Once, on the device: a copy in every call would wait for the steps ahead.
         self.frequencies = turns(config.head_dim, config.rope_theta, self.positions.device)
 
-    def encode(self, pixels: Tensor) -> Iterator[Tensor | None]:
+    def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> Iterator[Tensor | None]:
         config = self.config
         high, wide = pixels.shape[1] // config.patch, pixels.shape[2] // config.patch
         row, column = grid(high, wide, config.merge, pixels.device)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headrace.runtime.image_shape import Tiling
 from headrace.runtime.models.layers import WeightSource, fused_linear
 from headrace.runtime.models.patches import cut, grid, rotation, turned, turns
 from headrace.runtime.models.seeing import Tower
@@ -63,7 +64,7 @@ class QwenWindowTower(Tower):
         self.second = fused_linear(source, [(f"{name}.merger.mlp.2", config.out)], self.joined, bias=True)
         self.frequencies = turns(config.head_dim, config.rope_theta, self.norm.device)
 
-    def encode(self, pixels: Tensor) -> Iterator[Tensor | None]:
+    def encode(self, pixels: Tensor, tiling: Tiling | None = None) -> Iterator[Tensor | None]:
         config = self.config
         high, wide = pixels.shape[1] // config.patch, pixels.shape[2] // config.patch
         x = self.embed(cut(pixels, config.patch, config.merge, config.temporal).to(self.dtype))

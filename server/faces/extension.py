@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, Raw, structs
 
-from headrace.runtime.interface import ForkPlace
+from headrace.runtime.interface import ForkPlace, Refusal
+from headrace.runtime.refusal import shorten
+from headrace.server.faces.branches import promote, prune
+from headrace.server.faces.frames import RESUMED_LANE, bad_lane
 from headrace.server.faces.pinning import pin
 from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import extension as x
@@ -60,7 +63,10 @@ def resume(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]
             f"starting_after: the last event so far is {len(held.tape) - 1}",
             "starting_after",
         )
-    socket.take_over(held, verb.stream_id if "stream_id" in fields else held.job.lane, start)
+    lane = verb.stream_id if "stream_id" in fields else held.job.lane
+    if lane is not None and not RESUMED_LANE.match(lane):
+        raise bad_lane()
+    socket.take_over(held, lane, start)
 
 
 def update(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
@@ -130,7 +136,23 @@ VERBS: dict[str, Verb] = {
     "x.resume": resume,
     "x.update": update,
     "x.fork": fork,
+    "x.prune": prune,
+    "x.promote": promote,
 }
+
+
+def obey(socket: ResponsesSocket, verb: str, message: str | bytes, fields: dict[str, Raw]) -> bool:
+    """Do what a verb says, or answer it with `x.error`; False if there is no such verb."""
+    if verb not in VERBS:
+        # In the verbs' own words, although there is none: clients take an `error` for their next request's end.
+        unknown = WireError("unknown_event", f"unknown event type: '{shorten(verb)}'", "type")
+        socket.say(verb_error(unknown, fields))
+        return False
+    try:
+        VERBS[verb](socket, message, fields)
+    except (WireError, Refusal) as error:
+        socket.say(verb_error(WireError.of(error), fields))
+    return True
 
 
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:

@@ -14,6 +14,8 @@ from headrace.server.protocol.errors import WireError
 from headrace.server.session import Lanes
 
 LANE_NAME = re.compile(r"\A[A-Za-z0-9_.-]{1,256}\Z")
+# Where an answer that was told elsewhere may be told on: a branch keeps its name.
+RESUMED_LANE = re.compile(r"\A([A-Za-z0-9_.-]{1,256}|[A-Za-z0-9_.-]{0,256}#[0-9]{1,3})\Z")
 
 
 def error_frame(error: WireError, lane: ev.Lane = UNSET) -> ev.ErrorFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from headrace.server.faces.branches import Branching
 from headrace.server.faces.held import Desk, Held, HeldResponses
 from headrace.server.faces.running import RunningResponse
 from headrace.server.faces.steering import Steer, Steering
@@ -22,6 +23,8 @@ class Job:
     commits: list[Steer]
     steering: Steering = field(default_factory=Steering)
     held: Held | None = None  # its client may come back to it
+    branching: Branching | None = None  # what is to branch from its answer
+    promoted: bool = False  # a branch that its lane remembers as its answer
 
     @property
     def drops(self) -> bool:
@@ -66,3 +69,4 @@ def equip(job: Job, request: ResponseRequest, held: HeldResponses, desk: Desk, *
     leaves = request.x_on_disconnect or ("continue" if extended else "cancel")
     if leaves != "cancel":
         job.held = held.hold(job, desk, pauses=leaves == "pause")
+        stream.outlive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from msgspec import UNSET
@@ -41,9 +42,10 @@ def open_response(
     lane: ev.Lane = UNSET,
     background: bool = False,
     board: StepBoard | None = None,
+    doubt: bool = False,
 ) -> RunningResponse:
-    """The response to `request` after `parent`; `board` hears of its steps if it asks for that. Raises WireError or
-    Refusal; then nothing was begun."""
+    """The response to `request` after `parent`; `board` hears of its steps if it asks for that. doubt: how sure the
+    model is of each token is kept. Raises WireError or Refusal; then nothing was begun."""
     check_response(request)
     if request.x_receipt and not runtime.card.computing:
         what = "x_receipt: this server computes faster than it could certify; start it with --deterministic"
@@ -56,7 +58,8 @@ def open_response(
     if warm_up and not (history or added or request.instructions):
         stream = ended_stream(settings.clock())
     else:
-        stream = runtime.open(response_ask(request, history, added, tenant, warm_up=warm_up), listener)
+        ask = response_ask(request, history, added, tenant, warm_up=warm_up)
+        stream = runtime.open(replace(ask, doubt=True) if doubt else ask, listener)
     kind = WarmUpRun if warm_up else ResponseRun
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     if request.x_receipt:
@@ -84,13 +87,14 @@ def fork_response(
     listener: Callable[[TokenStream], None],
     lane: str,
     board: StepBoard,
+    doubt: bool,
 ) -> RunningResponse:
     """A response that begins as `parent` does up to `place` and goes on as `request` says. `turn` is what both
-    continue. Raises WireError or Refusal; then nothing was begun."""
+    continue; doubt: as for `open_response`. Raises WireError or Refusal; then nothing was begun."""
     check_response(request)
     history = () if turn is None else turn.history()
     ask = response_ask(request, history, parent.added, parent.tenant, warm_up=False)
-    stream, shared = runtime.fork(parent.run.stream, place, ask, listener)
+    stream, shared = runtime.fork(parent.run.stream, place, replace(ask, doubt=doubt), listener)
     run = ResponseRun(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     run.forked_from = ev.ForkedFrom(parent.run.id, shared)
     meter_run(runtime, run, board)

@@ -35,7 +35,7 @@ def pin(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -
 
 def _favour(socket: ResponsesSocket, response_id: str) -> tuple[Favour, bool]:
     """The favour on what is cached of a response, and whether it is only ours for the moment."""
-    latest = socket.latest(response_id)
+    latest = socket.latest.find(response_id)
     if latest is not None and latest.favour is not None:
         return latest.favour, False
     job = socket.find(response_id)

@@ -159,7 +159,7 @@ class ResponseRun:
             pieces = entry.pieces
             if pieces is None:
                 pieces = [TextPiece(entry.text)] if entry.text else []
-            found = [] if entry.logprob is None else [entry.logprob]
+            found = [] if entry.logprob is None else [entry.logprob.shown(self.request.top_logprobs or 0)]
             self.output.tell(pieces, events, response_logprobs(stream, found))
         if stream.ended and stream.tail_pieces:
             self.output.tell(stream.tail_pieces, events)

@@ -12,12 +12,11 @@ from functools import partial
 from msgspec import UNSET, Raw, Struct
 
 from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream, micros
-from headrace.runtime.refusal import shorten
 from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
-from headrace.server.faces import steer_verb
+from headrace.server.faces import branches, cancel_verb, steer_verb
 from headrace.server.faces.asks import check_model
-from headrace.server.faces.extension import VERBS, verb_error
+from headrace.server.faces.extension import obey
 from headrace.server.faces.frames import (
     LANE_NAME,
     absent,
@@ -31,7 +30,8 @@ from headrace.server.faces.frames import (
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.jobs import Fetching, Job, Parked, equip
-from headrace.server.faces.lineage import Ancestor, Traced, items_of, refers, trace
+from headrace.server.faces.latest import LatestResponses
+from headrace.server.faces.lineage import Traced, items_of, refers, trace
 from headrace.server.faces.opening import fork_response, open_response
 from headrace.server.faces.pictures import file_type
 from headrace.server.faces.reports import Reports
@@ -40,9 +40,7 @@ from headrace.server.faces.running import Running, RunningResponse
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.steering import (
     Steer,
-    SteerRefused,
     fate,
-    no_target,
     required_input,
     successor,
     with_steers,
@@ -52,8 +50,8 @@ from headrace.server.protocol import extension as x
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, encode, split, string
 from headrace.server.protocol.errors import WireError
-from headrace.server.protocol.responses import ResponseCancel, ResponseCreate, ResponseRequest
-from headrace.server.session import Lanes, Latest, WaitingBudget
+from headrace.server.protocol.responses import ResponseCreate, ResponseRequest
+from headrace.server.session import Lanes, Latest, WaitingBudget, base_lane, branch_lane
 
 UNREAD_FRAMES = 1024  # answers that may wait for a peer that does not read
 EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, as ?ext=1 does
@@ -84,10 +82,11 @@ class ResponsesSocket:
         self._wire = wire
         self._runtime = runtime
         self._settings = settings
-        self._running = running
+        self.responses = self._running = running
         self._store = running.store
         self._default_model = request.query.get("model")
         self._lanes: Lanes[ResponseRequest, Job | Fetching] = Lanes(settings.lanes, budget)
+        self.latest = LatestResponses(running.let_go)
         self._jobs: dict[TokenStream, Job] = {}
         self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
@@ -119,7 +118,7 @@ class ResponsesSocket:
                     lane = lane_of(fields)
                     self._create(message, fields, lane)
                 case "response.cancel":
-                    self._cancel(message, fields)
+                    cancel_verb.cancel(self, message, fields)
                 case "response.steer":
                     steer_verb.steer(self, message, fields)
                 case verb if verb is not None and verb.startswith("x."):
@@ -132,7 +131,7 @@ class ResponsesSocket:
                     what = f"unknown event type: '{other[:200]}'"
                     self._unreadable(WireError("unknown_event", what, "type"))
         except (WireError, Refusal) as error:
-            self._refuse(error, lane)
+            self.refuse(error, lane)
 
     def render(self) -> list[str | bytes]:
         """All frames that are ready. Ends responses, and starts what waited for them."""
@@ -158,6 +157,7 @@ class ResponsesSocket:
         self._lanes.take_waiting()
         self._pictures.release()
         for job in self._jobs.values():
+            branches.forget(self, job, told=False)
             if (held := job.held) is not None:
                 # What was never told has no key that a client could know.
                 if code in ACCIDENTS and held.next:
@@ -170,8 +170,7 @@ class ResponsesSocket:
         self._reports.paused.clear()
         self._parked.clear()
         self._marked.clear()
-        for lane in list(self._lanes.latest):
-            self._forget(lane)
+        self.latest.clear()
         self.pins.leave(self)
 
     def drain(self) -> None:
@@ -180,7 +179,7 @@ class ResponsesSocket:
         if self._extended:
             self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
-            self._refuse(stopping(), UNSET if lane is None else lane)
+            self.refuse(stopping(), UNSET if lane is None else lane)
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
 
     # -- client events -----------------------------------------------------------------------------------------
@@ -189,7 +188,7 @@ class ResponsesSocket:
         try:
             self.say(ev.PictureHeld(self._pictures.take(picture), len(picture)))
         except WireError as error:
-            self._refuse(error, UNSET)
+            self.refuse(error, UNSET)
 
     def _create(self, message: str | bytes, fields: dict[str, Raw], lane: ev.Lane) -> None:
         settings = self._settings
@@ -208,34 +207,21 @@ class ResponsesSocket:
         if not self._lanes.name(name):
             raise lanes_named(settings.lanes.named)
         request, pictures = self._pictures.resolved(decoded.value)
+        branches.wanted(request, settings.lanes.in_flight)
         size = len(message) + pictures
-        if not self._lanes.wait(name, request, size):
+        if not self._lanes.wait(name, request, size, branches.answers(request)):
             raise too_many(self._lanes, size)
         self._start_waiting()
 
-    def _cancel(self, message: str | bytes, fields: dict[str, Raw]) -> None:
-        # Silent where nothing matches: clients read any frame here as the answer to their next request. An id of
-        # the wrong type is no such race but a mistake in the client's program, and silence would hide it there.
-        cancel = decode(message, ResponseCancel, fields=fields).value
-        if cancel.response_id is not None:
-            jobs = [job for job in self._jobs.values() if job.response.run.id == cancel.response_id]
-        else:
-            running = self._lanes.running(cancel.stream_id)
-            if isinstance(running, Fetching):
-                running.cancelled = True
-            jobs = [running] if isinstance(running, Job) else []
-        for job in jobs:
-            stream = job.response.run.stream
-            if stream.finish is None:
-                self._runtime.cancel(stream)
-            elif stream.limit is not None:
-                # It had ended by itself, and its reader's credit did not reach that far: the end is what is wanted.
-                stream.limit = None
-                self.mark(stream)
-
-    def no_target(self, target: str) -> SteerRefused:
-        """Why there is no response to steer under this id."""
-        return no_target(target, self._lanes.latest.values(), self._running, self._wire.tenant)
+    def stop(self, job: Job) -> None:
+        """Its answer ends as cancelled, and the end is told whatever credit its reader has left."""
+        stream = job.response.run.stream
+        if stream.finish is None:
+            self._runtime.cancel(stream)
+        elif stream.limit is not None:
+            # It had ended by itself, and its reader's credit did not reach that far: the end is what is wanted.
+            stream.limit = None
+            self.mark(stream)
 
     def tell_rest(self, job: Job) -> None:
         """What was said of this response, and only waits to be told."""
@@ -260,7 +246,7 @@ class ResponsesSocket:
         """Begin the response to a request whose lane is free. `own`: the client asked for it itself."""
         previous = request.previous_response_id
         if not refers(request):
-            near = None if previous is None else self._near(previous)
+            near = None if previous is None else self.latest.near(previous)
             if previous is None or near is not None:
                 self._open(lane, request, None if near is None else near.turn, commits, own=own)
                 return
@@ -281,7 +267,7 @@ class ResponsesSocket:
                 self._start_waiting()
                 self._wire.dirty()  # also if nothing else happens: the connection may be over now
 
-        trace(self._store, self._wire.tenant, request, self._near, traced)
+        trace(self._store, self._wire.tenant, request, self.latest.near, traced)
         fetching.later = True
 
     def _open(
@@ -294,6 +280,8 @@ class ResponsesSocket:
         own: bool,
         cancelled: bool = False,
     ) -> None:
+        branching = branches.wanted(request, self._settings.lanes.in_flight)
+        own_lane = lane if branching is None else branch_lane(lane, 0)
         try:
             check_model(
                 request.model or self._default_model, self._runtime.card, self._settings.model_aliases
@@ -302,31 +290,35 @@ class ResponsesSocket:
                 self._runtime,
                 self._settings,
                 self._running,
-                request,
+                branches.single(request),
                 parent,
                 self._wire.tenant,
                 self.mark,
-                lane=UNSET if lane is None else lane,
+                lane=UNSET if own_lane is None else own_lane,
                 board=self.board,
+                doubt=branches.doubts(branching),
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
             return
-        stream = response.run.stream
-        job = Job(lane, response, self._is_latest(lane, request.previous_response_id), own, commits)
-        self._take(job, request)
+        continues = branching is None and self.latest.continues(lane, request.previous_response_id)
+        job = Job(own_lane, response, continues, own, commits)
+        self.latest.forget_branches(lane)
+        if branching is not None:
+            branches.expect(self, job, branching, lane)
+        self._begin(job)
         if cancelled:
-            self._runtime.cancel(stream)
-        self.mark(stream)  # the stream may have spoken, or ended, before it was known here
+            self._runtime.cancel(response.run.stream)
 
-    def _take(self, job: Job, request: ResponseRequest) -> None:
+    def _begin(self, job: Job) -> None:
         """The job runs in its lane from now on."""
-        stream = job.response.run.stream
+        run = job.response.run
         self._lanes.start(job.lane, job)
-        self._jobs[stream] = job
-        if stream.meter is not None:
+        self._jobs[run.stream] = job
+        if run.stream.meter is not None:
             self._fresh.append(job)
-        equip(job, request, self.held, self, extended=self._extended)
+        equip(job, run.request, self.held, self, extended=self._extended)
+        self.mark(run.stream)  # the stream may have spoken, or ended, before it was known here
 
     def _fail(
         self,
@@ -338,10 +330,10 @@ class ResponsesSocket:
         own: bool,
     ) -> None:
         """The request is refused; what it continued in its own lane is forgotten."""
-        if self._is_latest(lane, request.previous_response_id):
-            self._forget(lane)
+        if self.latest.continues(lane, request.previous_response_id):
+            self.latest.forget(lane)
         if own:
-            self._refuse(error, UNSET if lane is None else lane)
+            self.refuse(error, UNSET if lane is None else lane)
         self._fail_steers(commits, lane, "successor_creation_failed", error.message)
 
     def mark(self, stream: TokenStream) -> None:
@@ -358,6 +350,8 @@ class ResponsesSocket:
     def _tell(self, job: Job) -> None:
         response = job.response
         run = response.run
+        if job.branching is not None:
+            branches.begin(self, job)
         if job.reports:
             again = job.held is not None and job.held.must_replay
             self._frames += self._reports.tell(job)
@@ -369,8 +363,10 @@ class ResponsesSocket:
         else:
             self._frames += response.take()
         if run.refusal is not None:
+            asked = base_lane(job.lane) if job.branching is not None else job.lane
+            branches.forget(self, job, told=False)  # the one refusal is for all of them
             if job.own:
-                self._refuse(run.refusal, run.lane)
+                self.refuse(run.refusal, UNSET if asked is None else asked)
             self._fail_steers(job.commits, job.lane, "successor_creation_failed", run.refusal.message)
         elif run.began and job.commits:
             job.commits = []  # the successor exists: their input is part of it
@@ -400,6 +396,7 @@ class ResponsesSocket:
     def _finish(self, job: Job) -> None:
         response, held = job.response, job.held
         run = response.run
+        branches.forget(self, job, told=True)
         del self._jobs[run.stream]
         self._lanes.leave(job.lane)
         self._reports.paused.pop(run.stream, None)
@@ -410,13 +407,13 @@ class ResponsesSocket:
             held.finished = True
         turn, response.turn = response.turn, None
         if turn is not None:
-            self._forget(job.lane)
+            lane = base_lane(job.lane) if job.promoted else job.lane
             assert run.final is not None, "who leaves a turn has told its end"
             # Not the run itself: that would keep its stream, and the request behind it.
             items, favour = partial(items_of, run.request, run.final), self._runtime.cache.favour(run.stream)
-            self._lanes.latest[job.lane] = Latest(run.id, turn, items, favour)
+            self.latest.put(lane, Latest(run.id, turn, items, favour))
         elif job.continues_lane:
-            self._forget(job.lane)
+            self.latest.forget(job.lane)
         self._follow(job)
 
     def _follow(self, job: Job) -> None:
@@ -445,37 +442,11 @@ class ResponsesSocket:
         for steer in steers:
             self.say(steer.failed(0, code, why, UNSET if lane is None else lane))
 
-    def _near(self, response_id: str) -> Ancestor | None:
-        """The latest response of a lane: it continues even if it was not stored."""
-        latest = self.latest(response_id)
-        return None if latest is None else Ancestor(latest.turn, latest.items)
-
-    def latest(self, response_id: str) -> Latest | None:
-        """The latest response of a lane, if this is one."""
-        return next((each for each in self._lanes.latest.values() if each.response_id == response_id), None)
-
-    def _is_latest(self, lane: str | None, response_id: str | None) -> bool:
-        latest = self._lanes.latest.get(lane)
-        return latest is not None and latest.response_id == response_id
-
-    def _forget(self, lane: str | None) -> None:
-        if (latest := self._lanes.latest.pop(lane, None)) is not None:
-            self._store.release(latest.turn)
-            self._runtime.cache.forgo(latest.favour)
-
     # -- verbs of ours (extension.py) --------------------------------------------------------------------------
 
     def _verb(self, verb: str, message: str | bytes, fields: dict[str, Raw]) -> None:
-        if verb not in VERBS:
-            # In the verbs' own words, although there is none: clients take an `error` for their next request's end.
-            unknown = WireError("unknown_event", f"unknown event type: '{shorten(verb)}'", "type")
-            self.say(verb_error(unknown, fields))
+        if not obey(self, verb, message, fields):
             self._wire.malformed()
-            return
-        try:
-            VERBS[verb](self, message, fields)
-        except (WireError, Refusal) as error:
-            self.say(verb_error(WireError.of(error), fields))
 
     @property
     def tenant(self) -> Tenant:
@@ -490,6 +461,10 @@ class ResponsesSocket:
         found = self._lanes.running(lane)
         return found if isinstance(found, Job) else None
 
+    @property
+    def lanes(self) -> Lanes[ResponseRequest, Job | Fetching]:
+        return self._lanes
+
     def fork(
         self,
         parent: RunningResponse,
@@ -498,35 +473,47 @@ class ResponsesSocket:
         request: ResponseRequest,
         lane: str,
     ) -> None:
-        """An answer that begins as `parent` does runs in `lane` from now on. Raises WireError or Refusal if it
-        cannot; then nothing has changed."""
+        """An answer that begins as `parent` does runs in `lane` from now on, or several in its branches. Raises
+        WireError or Refusal if it cannot; then nothing has changed."""
         if not LANE_NAME.match(lane):
             raise bad_lane()
         if self._draining or self._expired:
             raise stopping()
+        branching = branches.wanted(request, self._settings.lanes.in_flight)
         self._free_lane(lane)
-        if self._lanes.in_flight >= self._settings.lanes.in_flight:
+        if self._lanes.in_flight + branches.answers(request) > self._settings.lanes.in_flight:
             raise too_many(self._lanes, 0)
-        response = fork_response(
-            self._runtime,
-            self._settings,
-            self._running,
-            parent,
-            turn,
-            place,
-            request,
-            self.mark,
-            lane,
-            self.board,
-        )
-        self._take(Job(lane, response, False, True, []), request)
-        self.mark(response.run.stream)
+        if branching is None:
+            self.begin_fork(parent, turn, place, request, lane)
+        else:
+            one = branches.single(request)
+            doubt = branches.doubts(branching)
+            job = self.begin_fork(parent, turn, place, one, branch_lane(lane, 0), doubt=doubt)
+            branches.expect(self, job, branching, lane)
+        self.latest.forget_branches(lane)
+
+    def begin_fork(
+        self,
+        parent: RunningResponse,
+        turn: Turn | None,
+        place: ForkPlace,
+        request: ResponseRequest,
+        lane: str,
+        *,
+        doubt: bool = False,
+    ) -> Job:
+        """`fork`, in a lane that is free and has its place."""
+        socket = self._runtime, self._settings, self._running
+        response = fork_response(*socket, parent, turn, place, request, self.mark, lane, self.board, doubt)
+        job = Job(lane, response, False, True, [])
+        self._begin(job)
+        return job
 
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
         """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
         if not self._lanes.name(lane):
             raise lanes_named(self._settings.lanes.named)
-        if self._lanes.running(lane) not in (None, own):
+        if self._lanes.busy(lane) and (own is None or self._lanes.running(lane) is not own):
             raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
 
     def find(self, response_id: str) -> Job | None:
@@ -559,6 +546,7 @@ class ResponsesSocket:
         self._marked.pop(stream, None)
         self._reports.paused.pop(stream, None)
         self._lanes.leave(job.lane)
+        branches.forget(self, job, told=True)
         if held.desk is not self:
             self._close(4001, "the answer was resumed on another connection")
 
@@ -574,10 +562,10 @@ class ResponsesSocket:
 
     def _unreadable(self, error: WireError) -> None:
         """Answer a message that is no event, then count it: if it is one too many, the answer still goes out."""
-        self._refuse(error, UNSET)
+        self.refuse(error, UNSET)
         self._wire.malformed()
 
-    def _refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
+    def refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
         self.say(error_frame(WireError.of(error), lane))
 
     def _expire(self) -> None:

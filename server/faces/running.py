@@ -13,11 +13,13 @@ from msgspec import Raw
 
 from headrace.runtime.interface import FinishReason, Message, Runtime, Tenant
 from headrace.server.conversation import Conversations, Turn
+from headrace.server.faces.branches import BranchCounts
 from headrace.server.faces.pinned import PinnedResponses, lifetime
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.tape import Tape
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import encode
+from headrace.server.session import Latest
 
 
 class RunningResponse:
@@ -177,6 +179,7 @@ class Running:
     def __init__(self, runtime: Runtime, store: Conversations, pins: PinnedResponses) -> None:
         self.runtime = runtime
         self.store = store
+        self.branch_counts = BranchCounts()
         self.pins = pins
         self._by_id: dict[tuple[str, str], RunningResponse] = {}
 
@@ -201,6 +204,11 @@ class Running:
     def find(self, tenant: Tenant, response_id: str) -> RunningResponse | None:
         """The response, if it is this tenant's and has not ended."""
         return self._by_id.get((tenant.id, response_id))
+
+    def let_go(self, latest: Latest) -> None:
+        """A lane remembers this response no more."""
+        self.store.release(latest.turn)
+        self.runtime.cache.forgo(latest.favour)
 
     def end(self) -> None:
         """Every stream has ended: what nobody has read yet is told and stored."""

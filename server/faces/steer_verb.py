@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET, Raw
 
-from headrace.server.faces.steering import SteerRefused, fate, steer_failed, steer_items
+from headrace.server.faces.steering import SteerRefused, fate, no_target, steer_failed, steer_items
 from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import decode, string
@@ -29,7 +29,7 @@ def steer(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw])
         except WireError as error:
             raise SteerRefused("invalid_input", error.message) from None
         if job is None:
-            raise socket.no_target(target)
+            raise no_target(target, socket.latest, socket.responses, socket.tenant)
         run = job.response.run
         if isinstance(run, WarmUpRun):
             raise SteerRefused("steering_not_supported", "A warm-up has no answer to steer.")

@@ -25,6 +25,19 @@ class Buffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     buffer: Annotated[int, Meta(ge=1, le=MOST_BUFFERED)]
 
 
+class EntropyAbove(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`at: {"entropy_gt": t}`: the first token that was chosen among so much doubt, in nats."""
+
+    entropy_gt: Annotated[float, Meta(ge=0, le=20)]
+
+
+class Branching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`x_branches`: so many answers, that part at a token of the first one."""
+
+    n: Annotated[int, Meta(ge=1, le=256)]
+    at: Literal["start"] | Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | EntropyAbove = "start"
+
+
 OnSlow = Literal["pause", "drop"] | Buffer
 Telemetry = Literal["off", "response", "step"]
 OnDisconnect = Literal["cancel", "pause", "continue"]
@@ -83,7 +96,8 @@ class Fork(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.fork"):
         Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("so many of its output tokens are kept")
     ] = None
     at_char: Annotated[
-        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, honoured("or so many characters of its text")
+        Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None,
+        honoured("or so many characters of its text; what it thought is not counted"),
     ] = None
     force_text: Annotated[str | None, honoured("comes next, as if the model had written it")] = None
     drop_parent: Annotated[bool | None, honoured("true cancels the earlier one: a rewind")] = None
@@ -106,7 +120,24 @@ class Fork(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.fork"):
     store: Annotated[bool | None, honoured()] = None
     x_credit: Annotated[Credit | None, honoured("as on response.create")] = None
     x_telemetry: Annotated[Telemetry | None, honoured("as on response.create")] = None
+    x_branches: Annotated[
+        Branching | None, honoured("as on response.create: they part where the fork begins, or behind that")
+    ] = None
     event_id: Annotated[f.ShortText | None, honoured("echoed if the verb fails")] = None
+
+
+class Prune(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.prune"):
+    """Give up one branch of an answer: it ends as cancelled, and what it alone holds is free."""
+
+    branch: Annotated[f.ShortText, honoured("its lane, `LANE#k`")]
+    event_id: Annotated[f.ShortText | None, honoured("echoed in the reply")] = None
+
+
+class Promote(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.promote"):
+    """One branch is the answer of its lane: the others are given up, and the lane remembers this one."""
+
+    branch: Annotated[f.ShortText, honoured("its lane, `LANE#k`; it may have ended")]
+    event_id: Annotated[f.ShortText | None, honoured("echoed in the reply")] = None
 
 
 class PinResponse(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.pin"):
@@ -153,6 +184,23 @@ class Updated(msgspec.Struct, frozen=True, tag_field="type", tag="x.updated"):
     effective_at_token: int
     event_id: str | UnsetType = UNSET
     stream_id: Lane = UNSET
+
+
+class Pruned(msgspec.Struct, frozen=True, tag_field="type", tag="x.pruned"):
+    """A branch was given up when it had so many tokens; with 0, it may never have begun. If it had, its last event
+    follows."""
+
+    branch: str
+    tokens: int
+    event_id: str | UnsetType = UNSET
+
+
+class Promoted(msgspec.Struct, frozen=True, tag_field="type", tag="x.promoted"):
+    """A branch is the answer of its lane now; it goes on in its own."""
+
+    branch: str
+    response_id: str
+    event_id: str | UnsetType = UNSET
 
 
 class Pinned(msgspec.Struct, frozen=True, tag_field="type", tag="x.pinned"):

@@ -59,6 +59,8 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("x.resume on the /v1/responses socket", extension.Resume),
     ("x.update on the /v1/responses socket", extension.Update),
     ("x.fork on the /v1/responses socket", extension.Fork),
+    ("x.prune on the /v1/responses socket", extension.Prune),
+    ("x.promote on the /v1/responses socket", extension.Promote),
     ("session.update on the /v1/realtime socket: `session`", SessionFields),
     ("response.create on the /v1/realtime socket: `response`", ResponseFields),
 )

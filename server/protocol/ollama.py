@@ -133,7 +133,10 @@ class OllamaGenerateRequest(OllamaRequest, frozen=True, kw_only=True):
         str | None, honoured("the user's turn, or with raw the whole prompt; without it the model is loaded")
     ] = None
     system: Annotated[str | None, honoured("a system message; not with raw")] = None
-    raw: Annotated[bool | None, honoured("the prompt is taken as it is, without a template")] = None
+    raw: Annotated[
+        bool | None,
+        honoured("the prompt is taken without a template; special tokens spelled in it stay text"),
+    ] = None
     suffix: Annotated[str | None, refused("")] = None
     template: Annotated[str | None, refused("", note="a client's template is never run")] = None
     images: Annotated[Images | None, honoured("base64, each in front of the prompt; not with raw")] = None

@@ -255,6 +255,12 @@ class ResponseCreate(ResponseRequest, frozen=True, kw_only=True, tag_field="type
         x.OnDisconnect | None,
         honoured("default continue on a connection with ?ext=1 or engine.v1, else cancel"),
     ] = None
+    x_branches: Annotated[
+        x.Branching | None,
+        honoured(
+            "`n` answers, in the lanes `LANE#0` to `LANE#(n-1)`, that part `at` a token of the first one"
+        ),
+    ] = None
     event_id: Annotated[f.ShortText | None, ignored()] = None
 
 

@@ -41,11 +41,12 @@ def test_all_transports_of_headrace(
     assert document == json.loads((tmp_path / "out.json").read_text())
     assert [result["transport"] for result in document["results"]] == spoken
     page = (tmp_path / "out.html").read_text()
+    assert status == any(result["refused"] is not None for result in document["results"])
     for result in document["results"]:
         if result["refused"] is not None:  # a machine that is busy enough for that
             assert "the client was the bottleneck" in result["refused"]
             continue
-        assert result["valid"] and status == 0
+        assert result["valid"]
         assert (result["completed"], result["failed"], result["miscounted"], result["unverified"]) == (
             8,
             0,

@@ -43,6 +43,14 @@ def cut(live: LiveServer) -> None:
     live.ask(abort)
 
 
+def forget_all(live: LiveServer) -> None:
+    """The server lets go of every answer whose reader is away; then it holds nothing."""
+    # It may hear only now that a connection is gone.
+    live.until(lambda app: not app.listener.connections)
+    live.ask(lambda app: [app.held.let_go(held) for held in list(app.held._all.values())])
+    live.baseline()
+
+
 async def test_answers_go_on_over_a_new_connection_as_if_nothing_had_happened(gated: LiveServer) -> None:
     rng = random.Random(3)
     async with connect(gated.url) as client:
@@ -88,6 +96,54 @@ async def test_a_cancel_that_was_lost_with_the_connection_is_said_again(gated: L
         await stream.cancel()
         assert stream.status == "cancelled" and stream.resumes == 1
     await asyncio.to_thread(gated.baseline)
+
+
+async def test_leaving_while_the_connection_is_away_ends_the_answer(gated: LiveServer) -> None:
+    async with connect(gated.url) as client:
+        stream = await client.respond("q", max_output_tokens=1000)
+        assert client._link is not None
+        link = client._link
+        await asyncio.to_thread(cut, gated)
+        while link.lost is None:
+            await asyncio.sleep(0)
+    with pytest.raises(ConnectionLost):
+        await stream.response()
+    assert stream.status == "lost"
+    await asyncio.to_thread(forget_all, gated)
+
+
+async def test_closing_right_after_the_connection_broke_ends_the_answers(gated: LiveServer) -> None:
+    """Whatever their rescue has come to by then: not begun, dialling, shaking hands."""
+    for turns in range(12):
+        async with connect(gated.url, model="fake") as client:
+            streams = [await client.respond("q", max_output_tokens=1000) for _ in range(2)]
+            link = client._link
+            assert link is not None
+            link._socket.transport.abort()
+            while link.lost is None:
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await client.close()
+            assert all(stream.ended for stream in streams), "whoever waits for them is told"
+            assert not client._rescues and client._link is not None and client._link.lost is not None
+    await asyncio.to_thread(forget_all, gated)
+
+
+async def test_a_connection_that_opens_for_a_closed_client_is_closed(gated: LiveServer) -> None:
+    async with connect(gated.url) as client:
+        link = client._link
+        assert link is not None
+        link._socket.transport.abort()
+        while link.lost is None:
+            await asyncio.sleep(0)
+        asking = asyncio.create_task(client.respond("q"))
+        while not client._linking.locked():
+            await asyncio.sleep(0)
+        await client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await asking
+    await asyncio.to_thread(gated.until, lambda app: not app.listener.connections)
 
 
 async def test_an_answer_that_the_server_gave_up_ends_with_the_reason(gated: LiveServer) -> None:

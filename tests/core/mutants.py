@@ -24,6 +24,7 @@ planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 changes = sys.modules["core_simulation"].load("mutants_of_changes")
 classes = sys.modules["core_simulation"].load("mutants_of_classes")
+forks = sys.modules["core_simulation"].load("mutants_of_forks")
 pins = sys.modules["core_simulation"].load("mutants_of_pins")
 
 S = "scheduler"
@@ -330,85 +331,6 @@ MUTANTS = (
             self._wait_first(req)""",
         """            self._wait_first(req)""",
     ),
-    # -- forks
-    Mutant(
-        "copy_source_not_held",
-        S,
-        """            self.pool.share(req.copy_from, req.salt)
-            self._sources[req.copy_from] = self._sources.get(req.copy_from, 0) + 1""",
-        """            pass""",
-    ),
-    Mutant(
-        "copy_source_dropped_at_launch",
-        A,
-        """            req.copy_from = None
-            self.core.counters.copied_pages += 1""",
-        """            self.core._drop_source(req.copy_from)
-            self.core.pool.share(req.copy_from, req.salt)
-            self.core.pool.drop(req.copy_from)
-            req.copy_from = None
-            self.core.counters.copied_pages += 1""",
-    ),
-    Mutant(
-        "copy_missing",
-        A,
-        """            step.copies.append(PageCopy(req.copy_from, target))""",
-        """            self.core._drop_source(req.copy_from)""",
-    ),
-    Mutant(
-        "copy_one_token_too_long",
-        S,
-        """            req.copy_len = shared
-""",
-        """            req.copy_len = min(shared + 1, len(req.tokens) - 1)
-""",
-    ),
-    Mutant(
-        "part_page_shared",
-        S,
-        """        full = shared // self.page_size
-        for page""",
-        """        full = min(self._pages_for(shared), len(parent.pages))
-        for page""",
-    ),
-    Mutant(
-        "fork_of_unlanded_tokens",
-        S,
-        """        shared = min(at, parent.landed_len, req.reusable_len""",
-        """        shared = min(at, parent.computed_len, req.reusable_len""",
-        within=300,
-    ),
-    Mutant(
-        "fork_shares_the_last_token",
-        S,
-        """        shared = min(at, parent.landed_len, req.reusable_len, len""",
-        """        shared = min(at, parent.landed_len, len(req.tokens), len""",
-    ),
-    Mutant(
-        "fork_with_an_empty_lease",
-        S,
-        """        if not shared:
-            return  # no lease either""",
-        """        if not shared and parent.lease is None:
-            return  # no lease either""",
-    ),
-    Mutant(
-        "copy_source_counted_as_free",
-        S,
-        """        return self.tree.idle_pages - sum(map(self.tree.is_idle, self._sources))""",
-        """        return self.tree.idle_pages""",
-        within=300,
-    ),
-    Mutant(
-        "fork_counts_its_own_work_as_cached",
-        A,
-        """        if not req.admitted:
-            req.admitted = True
-            req.cached_len""",
-        """        if not req.cached_len:
-            req.admitted = True
-            req.cached_len""",
-    ),
     # -- limits and ends of an answer
     Mutant(
         "oversized_admitted",
@@ -427,15 +349,6 @@ MUTANTS = (
         S,
         """        if len(self.waiting) >= self.waiting_limit:""",
         """        if len(self.waiting) > self.waiting_limit:""",
-    ),
-    Mutant(
-        "refused_fork_keeps_pages",
-        S,
-        """        if len(self.waiting) >= self.waiting_limit:""",
-        """        if req.fork is not None:
-            self._share_parent(req)
-        if len(self.waiting) >= self.waiting_limit:""",
-        within=200,
     ),
     Mutant(
         "budget_exceeded",
@@ -573,6 +486,7 @@ MUTANTS = (
         """    pages, guided = tuple(req.pages[:1]), req""",
     ),
     *changes.MUTANTS,
+    *forks.MUTANTS,
     *classes.MUTANTS,
     *pins.MUTANTS,
 )

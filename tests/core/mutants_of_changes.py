@@ -68,7 +68,7 @@ MUTANTS = (
         "change_outlives_its_request",
         S,
         """        self._changing.discard(req.id)
-        self._give_back(req)""",
-        """        self._give_back(req)""",
+        if req.forkable""",
+        """        if req.forkable""",
     ),
 )

@@ -13,8 +13,8 @@ from typing import Any
 
 # In order of import: a module built here sees the edited ones before it.
 MODULES = (
-    "request", "shares", "line", "pages", "prefix", "pins", "audit", "victims", "prospect", "admission",
-    "scheduler",
+    "request", "shares", "line", "pages", "prefix", "pins", "audit", "victims", "prospect", "sharing",
+    "admission", "scheduler",
 )  # fmt: skip
 
 

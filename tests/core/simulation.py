@@ -73,6 +73,9 @@ class World:
         self.core = core = core if core is not None else Core()
         self.rng = rng = random.Random(seed)
         self.drawn = found = swarm.draw(rng)
+        forks.draw(seed, found)
+        self.groups: list[list[Any]] = []  # answers that branched: the first one, and its branches
+        self.cuts: list[tuple[Any, list[int]]] = []  # branches that were given up, and what they alone held
         self.seen: Counter[str] = Counter()
         self.record: list[str] | None = [] if record else None
         self.order = classes.Order(self)
@@ -155,6 +158,7 @@ class World:
         self.watch.settle()
         self.order.settled(self.scheduler)
         self.pinning.settled()
+        forks.check_cuts(self)
         # Something can be done now perhaps: the loop takes a turn soon.
         if not self._turn_set:
             self._turn_set = True
@@ -171,12 +175,13 @@ class World:
             if rng.random() < self.drawn.faults.get("budget", 0.0) and self.events < self._quiet_after:
                 budget = rng.choice((0, 0, 1, self.drawn.chunk // 2, self.drawn.chunk * 2))
             room = self.drawn.chunk if budget is None else budget
-            evicted = scheduler.counters.evicted_pages
+            evicted, left = scheduler.counters.evicted_pages, len(scheduler.remnants)
             self.scheduler.prospect()
             plan = scheduler.plan(budget, **self.order.limit())
             self.order.planned(scheduler, plan)
             if scheduler.counters.evicted_pages > evicted:
                 self.seen["eviction under pressure"] += 1
+            self.seen["what was left for forks gave way"] += len(scheduler.remnants) < left
             if budget == 0:
                 self.seen["plan with a budget of zero"] += 1
             if plan is None:
@@ -280,17 +285,10 @@ class World:
             min_tokens=rng.choice((0, 0, 0, 3)),
             presence_penalty=rng.choice((0.0, 0.5)),
         )
-        req = core.Req(
-            len(self.stories) + 1,
-            salt,
-            list(tokens),
-            len(tokens),
-            max_len,
-            params,
-            fork,
-            claim=self.order.claim(),
-        )
+        number, claim = len(self.stories) + 1, self.order.claim()
+        req = core.Req(number, salt, list(tokens), len(tokens), max_len, params, fork, claim=claim)
         req.promise = self.order.promise()
+        req.forkable = req.id % 3 > 0
         story = self.stories[req.id] = ledger.Story(req, tuple(tokens), params)
         parent = None if fork is None else self.stories[fork.parent.id]
         too_big = max_len > found.capacity + 1
@@ -320,7 +318,10 @@ class World:
     # -- faults ------------------------------------------------------------------------------------------------
 
     _do_change = changes.do_change
-    _note_fork = forks.note_fork
+    _do_fork, _note_fork = forks.do_fork, forks.note_fork
+    _do_revive, _do_branch, _do_prune, _do_promote = (
+        forks.do_revive, forks.do_branch, forks.do_prune, forks.do_promote,
+    )  # fmt: skip
 
     def _meddle(self) -> None:
         self.pinning.meddle()
@@ -423,24 +424,6 @@ class World:
         self.scheduler.resume(req)
         self._disturbed()
 
-    def _do_fork(self) -> None:
-        rng, found = self.rng, self.drawn
-        parent = self._pick(self.scheduler.reqs())
-        if parent is None or len(self.stories) >= 3 * found.requests:
-            return
-        length = len(parent.tokens)
-        edge = rng.randint(0, length // found.page_size) * found.page_size
-        at = rng.choice((length, length, rng.randint(0, length), edge, parent.landed_len, parent.prompt_len))
-        at = min(at, length)
-        extra = rng.choice((0, 0, 1, rng.randint(1, 6), max(0, found.capacity - at - rng.randint(0, 2))))
-        if at + extra == 0:
-            extra = 1
-        tokens = parent.tokens[:at] + [rng.randrange(found.width) for _ in range(extra)]
-        if len(tokens) > 200:
-            return
-        self._note("fork", parent.id, at, extra, self._state(parent))
-        self._add(parent.salt, tokens, self.core.ForkPoint(parent, at))
-
     def _do_flush(self) -> None:
         if self.scheduler.tree.idle_pages:
             self.seen["flush with pages cached"] += 1
@@ -509,6 +492,7 @@ class World:
         scheduler.check()
         assert scheduler.pool.free_count == found.pages, "pages are lost"
         assert scheduler.slots.free_count == found.slots, "slots are lost"
+        assert not len(scheduler.remnants)
         assert scheduler.tree.cached_pages == 0 and next(scheduler.tree.nodes(), None) is None
         assert not scheduler.tree._roots, "a tenant left something behind"
         self._note("end", sorted(self.seen.items()))

@@ -239,6 +239,48 @@ def test_a_chain_of_forks_does_not_keep_its_ancestors(cells: ModuleType) -> None
     assert script.answer(parent) == script.alone(parent)
 
 
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("evicted", [0, 1, 3, 100])
+def test_a_fork_of_the_ended_takes_what_is_left_and_says_the_same(
+    cells: ModuleType, size: int, evicted: int
+) -> None:
+    for kept in range(1, 13):
+        script = Script(cells, pages=64, page_size=size)
+        parent = script.req([1, 2, 3, 4, 5], 7)
+        parent.forkable = True
+        script.scheduler.add(parent)
+        script.run()
+        scheduler, spent = script.scheduler, script.scheduler.counters.prefill_tokens_computed
+        part = (len(parent.tokens) - 1) % size > 0
+        assert len(scheduler.remnants) == part and scheduler.pages_in_use == 0
+        for _ in range(evicted):
+            scheduler.tree.evict_one()
+        fork = script.add([*parent.tokens[:kept], 9], 4, ForkPoint(parent, kept), seed=1)
+        script.run()
+        assert script.answer(fork) == script.alone(fork)
+        if not evicted:
+            again = scheduler.counters.prefill_tokens_computed - spent
+            # Its own token is the last one, so it is fed; and the parent's last one never was.
+            assert again == (2 if kept == len(parent.tokens) else 1), "only what follows is computed"
+        scheduler.flush_cache()
+        assert scheduler.pool.free_count == 64
+
+
+def test_who_has_met_a_nan_leaves_nothing(cells: ModuleType) -> None:
+    script = Script(cells, pages=16, page_size=4)
+    parent = script.req([1, 2, 3, 4, 5], 9)
+    parent.forkable = True
+    script.scheduler.add(parent)
+    script.launch()
+    script.land()
+    script.launch()
+    script.land(bad=parent)
+    assert parent.finish is FinishReason.ERROR and not len(script.scheduler.remnants)
+    fork = script.add(parent.tokens, 3, ForkPoint(parent, len(parent.tokens)))
+    script.run()
+    assert fork.cached_len == 0 and script.answer(fork) == script.alone(fork)
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 16])
 @pytest.mark.parametrize("chunk", ["one", "page-1", "page", "page+1", 128])
 @pytest.mark.parametrize("cache", [True, False])

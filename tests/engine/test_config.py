@@ -330,6 +330,21 @@ MAKERS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 144, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
         "sliding_window_size": 4096, "use_cache": True, "vocab_size": 256000,
     },
+    "onevision": {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"], "image_token_index": 151646,
+        "model_type": "llava_onevision", "projector_hidden_act": "gelu", "video_token_index": 151647,
+        "text_config": {
+            "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864,
+            "max_position_embeddings": 32768, "model_type": "qwen2", "num_attention_heads": 14,
+            "num_hidden_layers": 24, "num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 152000,
+        },
+        "vision_config": {
+            "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 26, "patch_size": 14, "vision_use_head": False,
+        },
+        "vision_aspect_ratio": "anyres_max_9", "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full", "use_image_newline_parameter": True,
+    },
     "llava-1.5-7b": {
         "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_token_index": 32000,
         "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act": "gelu", "tie_word_embeddings": False,
@@ -370,6 +385,13 @@ def test_files_that_leave_out_what_their_reference_says(tmp_path: Path) -> None:
     llava = made_by("llava-1.5-7b", tmp_path)
     assert (llava.hidden_size, llava.layers, llava.kv_heads, llava.eos_ids) == (4096, 32, 32, {2})
     assert llava.vision is not None and (llava.vision.depth, llava.vision.rows) == (23, 24)
+    one = made_by("onevision", tmp_path)
+    assert one.vision is not None and (one.vision.depth, one.vision.rows, one.vision.most_tiles) == (
+        26,
+        27,
+        9,
+    )
+    assert len(one.vision.canvases) == 36 and one.tied_head and one.unread == ()
     assert llava.spare[-1] == "model.vision_tower.encoder.layers.23." and llava.unread == ()
 
 
@@ -390,6 +412,12 @@ def test_files_that_leave_out_what_their_reference_says(tmp_path: Path) -> None:
             "rope_parameters must hold",
         ),
         ("gemma-3-4b", {"vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu' is not supported"),
+        (
+            "onevision",
+            {"image_grid_pinpoints": [[100, 100]]},
+            "must hold pairs of multiples of image_size 384",
+        ),
+        ("onevision", {"vision_aspect_ratio": "pad"}, "vision_aspect_ratio 'pad'"),
         ("llava-1.5-7b", {"vision_feature_layer": [-2, -5]}, "is not one block of the tower"),
         ("llava-1.5-7b", {"vision_feature_select_strategy": "full"}, "'full' is not supported here"),
         ("llava-1.5-7b", {"vision_config": {"model_type": "pixtral"}}, "'pixtral' is not supported"),

@@ -211,10 +211,11 @@ def test_an_engine_without_llvm_serves_with_torch(
         start(model.folder, decode="native")
 
 
-def test_mixtures_of_experts_stay_with_torch(tiny: Any, start: Any) -> None:
-    assert start(tiny("mixtral").folder).decoder is None
-    with pytest.raises(SettingError, match="mixtures of experts"):
-        start(tiny("mixtral").folder, decode="native")
+@pytest.mark.parametrize(("name", "words"), [("mixtral", "mixtures of experts"), ("gemma3", "Gemma")])
+def test_what_is_not_written_natively_stays_with_torch(name: str, words: str, tiny: Any, start: Any) -> None:
+    assert start(tiny(name).folder).decoder is None
+    with pytest.raises(SettingError, match=words):
+        start(tiny(name).folder, decode="native")
 
 
 def test_a_compiler_that_fails_leaves_torch(tiny: Any, start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +258,11 @@ def test_the_choice() -> None:
     assert choice(EngineConfig(decode="native"), free_memory=4 << 30) == "native"
     assert choice(EngineConfig(decode="torch")) == "torch"
     assert choice(native_obstacle="no LLVM") == "torch"
+    assert choice(EngineConfig(deterministic=True)) == "torch"
     assert choice(team_obstacle="no team") == "torch"
     assert choice(EngineConfig(threads=1), team_obstacle="no team") == "native"
     assert resolve(EngineConfig(), Facts(**facts)).kv_memory_mb <= (8 << 30) - (3 << 30) >> 20
+    with pytest.raises(SettingError, match="decode native: deterministic"):
+        choice(EngineConfig(decode="native", deterministic=True))
     with pytest.raises(SettingError, match="decode native: no LLVM"):
         choice(EngineConfig(decode="native"), native_obstacle="no LLVM")

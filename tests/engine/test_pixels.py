@@ -59,9 +59,29 @@ def test_every_bit_of_squares(name: str, size: tuple[int, int], seeing: Callable
     assert np.array_equal(normal_pixels(image, normal_table(settings)).numpy(), theirs[0])
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_every_bit_of_tiles(size: tuple[int, int], seeing: Callable[[str], Any]) -> None:
+    """On the same canvas, cut alike; and fewer tiles where the rows of those would be too many."""
+    folder = seeing("llava-onevision").folder
+    picture = PIL.Image.fromarray(noise(*size, seed=sum(size)))
+    theirs = processor(folder)(images=[picture], return_tensors="np")["pixel_values"][0]
+    vision = Blueprint(folder, random_weights=True).config.vision
+    assert vision is not None
+    settings = read_image_settings(folder, vision, 4096)
+    assert settings is not None
+    image = read_picture(saved(picture, "PNG"), settings, "")
+    ours = normal_pixels(image, normal_table(settings)).view(3, -1, 20, 20).transpose(0, 1)
+    assert np.array_equal(ours.numpy(), theirs)
+    few = read_image_settings(folder, vision, 30)
+    assert few is not None and read_picture(saved(picture, "PNG"), few, "").rows <= 30
+    assert read_picture(saved(picture, "PNG"), settings, "", small=True).rows == 26
+
+
 @pytest.mark.parametrize(
     ("name", "change", "why"),
     [
+        ("llava-onevision", {"image_grid_pinpoints": [[20, 20]]}, "differs from that in config.json"),
+        ("llava-onevision", {"size": {"height": 40, "width": 40}}, "not the square of image_size 20"),
         ("gemma3-vl", {"do_pan_and_scan": True}, "do_pan_and_scan true is not supported"),
         ("gemma3-vl", {"size": {"height": 32, "width": 30}}, "height and width of a square"),
         ("gemma3-vl", {"size": {"height": 64, "width": 64}}, "64 differs from image_size 32"),

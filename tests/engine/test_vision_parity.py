@@ -21,7 +21,8 @@ from headrace.runtime.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 FAMILIES = ("qwen3-vl", "qwen2.5-vl", "gemma3-vl")
-ALL = (*FAMILIES, "llava")  # whose pictures are to its decoder what those of others are to theirs
+# Pictures of the last two are to their decoders what those of the others are to theirs.
+ALL = (*FAMILIES, "llava", "llava-onevision")
 
 
 def words(count: int, seed: int) -> list[int]:
@@ -217,7 +218,9 @@ def test_many_pictures_in_many_turns_and_many_requests_at_once(
     name: str, seeing: Any, start: Any, drive: Any
 ) -> None:
     model = seeing(name)
-    engine = start(model.folder, page_size=8, image_tokens=72, image_memory_mb=1)
+    engine = start(
+        model.folder, page_size=8, image_tokens=72 + 56 * (name == "llava-onevision"), image_memory_mb=1
+    )
     pictures = [noise(16 + 8 * i, 64 - 8 * i, 40 + i) for i in range(5)]
     turns: list[Any] = []
     run = drive(engine, chunk_tokens=33)

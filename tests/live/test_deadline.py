@@ -85,9 +85,14 @@ def test_sockets_tell_the_end_of_every_running_response_before_1012(server: Live
         for lane in ("a", "b", "c"):
             ws.send(json.dumps({"type": "response.create", "input": lane, "stream_id": lane, **LONG}))
         ws.send(json.dumps({"type": "response.create", "input": "waits", "stream_id": "a", **LONG}))
+        ws.send(json.dumps({"type": "no.such.event"}))
+        events: list[dict[str, Any]] = []
+        # Messages of a socket are taken in order: when this one is refused, the one that waits has been read.
+        while not events or events[-1]["type"] != "error":
+            events.append(json.loads(ws.recv(timeout=120)))
+        events.pop()
         running(server, 3)
         server.loop.call_soon_threadsafe(server.app.interrupt)
-        events: list[dict[str, Any]] = []
         with pytest.raises(ConnectionClosed) as closed:
             events.extend(iter(lambda: json.loads(ws.recv(timeout=120)), None))
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012

@@ -157,8 +157,10 @@ const flows = {
       again.push(event);
     }
     const read = await client.responses.retrieve(whole.id);
+    await ask("hold"); // or the story may have come to its end before the cancel
     const queued = await client.responses.create({ model: "fake", input: "story", background: true });
     const cancelled = await client.responses.cancel(queued.id);
+    await ask("release");
     const items = [];
     for await (const item of client.responses.inputItems.list(whole.id)) items.push(item);
     await client.responses.delete(whole.id);

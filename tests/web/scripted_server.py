@@ -127,7 +127,7 @@ class _Run:
         await self.send("response.content_part.done", **place, part=part)
         item = {**item, "status": status, "content": [part]}
         await self.send("response.output_item.done", output_index=0, item=item)
-        asked = sum(len(str(entry["content"]).split()) for entry in self.asked["input"])
+        asked = sum(len(str(entry["content"]).split()) for entry in self.asked.get("input", ()))
         usage = {"input_tokens": asked, "output_tokens": count, "total_tokens": asked + count}
         ended = self.response(status, output=[item], usage=usage)
         self.server.known.add(self.id)
@@ -326,7 +326,8 @@ class ScriptedServer:
                 await run.play(turn)
                 return
             lane = {"stream_id": frame["stream_id"]} if "stream_id" in frame else {}
-            await run.connection.send(json.dumps({"type": "error", "status": 400, **lane, "error": error}))
+            kind = {"type": "x.error"} if frame["type"].startswith("x.") else {"type": "error", "status": 400}
+            await run.connection.send(json.dumps({**kind, **lane, "error": error}))
         except ConnectionClosed:
             pass  # the page left in the middle, or the test cut the line
 

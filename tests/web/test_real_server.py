@@ -109,6 +109,25 @@ def test_two_versions_are_in_one_batch_and_both_continue_the_same_answer(chat: A
     chat.until(lambda: chat.answers()[0] == shown[0] and chat.answers()[1], "the other version, whole")
 
 
+def test_an_edited_answer_goes_on_without_computing_anything_again(chat: Any, live: LiveServer) -> None:
+    chat.click("#settings-open")
+    chat.one("#fields [name=max_output_tokens]").send_keys("30")
+    chat.click("#settings .primary")
+    chat.type("one question " * 10)
+    land_until(chat, live, lambda: chat.answers() and not chat.all(".streaming"), "the answer")
+    spent = live.ask(lambda app: app.runtime.stats()["prefill_tokens_computed"])
+    text = chat.answers()[0]
+    chat.click("[aria-label='Edit and go on']")
+    chat.until(lambda: chat.all(".rewrite textarea"), "the form")
+    chat.js("document.querySelector('.rewrite textarea').setSelectionRange(9, 9)")
+    chat.click(".rewrite [data-tool='cursor']")
+    land_until(chat, live, lambda: chat.all(".branches") and not chat.all(".streaming"), "the other version")
+    other = chat.js("return document.querySelector('.assistant .body').textContent")
+    assert not chat.all(".note.error") and other[:9] == text[:9] and len(other) > 9
+    assert live.ask(lambda app: app.runtime.stats()["prefill_tokens_computed"]) == spent
+    assert live.ask(lambda app: app.runtime.stats()["copied_pages"]) == 1
+
+
 def test_closing_the_page_cancels_what_it_asked_for(chat: Any, live: LiveServer) -> None:
     chat.type("never mind")
     land_until(chat, live, lambda: (chat.answers() or [""])[-1], "text")
