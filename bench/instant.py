@@ -25,6 +25,7 @@ from headrace.runtime.device_engine import DeviceEngine
 from headrace.runtime.engine import open_device_engine
 from headrace.runtime.interface import Ask, Prompt
 from headrace.runtime.text import Cutter, TokenText
+from headrace.runtime.typed import WholePrompt
 
 SHAPE = CONFIGS["tiny"]
 MEMORY = 8 << 30  # bytes that the device claims to have; zeros that nobody writes cost nothing
@@ -160,6 +161,9 @@ class VocabularyPrompter:
     def prepare(self, ask: Ask) -> Prompt:
         text = ask.messages[-1].content if ask.messages is not None else str(ask.prompt)
         return Prompt(tuple(range(len(text))))
+
+    def typed(self, ask: Ask) -> WholePrompt:
+        return WholePrompt(self, ask)
 
     def cutter(self, ask: Ask) -> Cutter:
         return Cutter(self.vocabulary.text, ask.stop, quiet=ask.min_tokens)

@@ -9,6 +9,7 @@ async with connect("http://127.0.0.1:8000") as client:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import ipaddress
 import logging
@@ -26,6 +27,7 @@ from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from headrace.clients.branches import Branches
+from headrace.clients.draft import Draft
 from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
 from headrace.clients.events import NotAnEvent, Pinned, read_model_ids, read_refusal
 from headrace.clients.link import Link
@@ -235,6 +237,50 @@ class Client:
         for _ in range(seats):
             self._seats.release()
 
+    async def draft(
+        self,
+        *,
+        instructions: str | None = None,
+        previous: ResponseStream | str | None = None,
+        model: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Draft:
+        """A prompt that is typed: the server reads it while it changes, and the answer to its `commit` begins
+        at once.
+
+        It takes the place of an answer in flight while it is open; without a free one, or where the server does
+        not know of drafts, it is sent as a plain request. `extra`: further fields of `x.input.append`."""
+        await self._linked()
+        before = previous.response_id if isinstance(previous, ResponseStream) else previous
+        opening = {
+            "model": model or self.model,
+            "instructions": instructions,
+            "previous_response_id": before,
+            **(extra or {}),
+        }
+        lane = previous.lane if isinstance(previous, ResponseStream) else None
+
+        def seat() -> ResponseStream | None:
+            link = self._link
+            if (
+                not self._query
+                or self._seats.locked()
+                or self._closed
+                or link is None
+                or link.lost is not None
+            ):
+                return None
+            with contextlib.suppress(StopIteration):
+                self._seats.acquire().send(None)  # one seat is free: this ends at its first step
+            return link.open(self._seats.release, lane)
+
+        async def ask(text: str, parameters: dict[str, Any]) -> ResponseStream:
+            return await self.respond(
+                text, instructions=instructions, previous=previous, model=model, **parameters
+            )
+
+        return Draft({name: value for name, value in opening.items() if value is not None}, seat, ask)
+
     async def fork(
         self,
         parent: ResponseStream,
@@ -245,11 +291,12 @@ class Client:
         drop_parent: bool = False,
         **parameters: Any,
     ) -> ResponseStream:
-        """An answer that begins as `parent` does, up to so many output tokens or characters, then with `text`, and
-        goes on by itself under the parent's request, changed by `parameters` (`seed`, `temperature`, ...). What is
-        kept is told first, and not computed again. `drop_parent` cancels the parent: a rewind.
+        """An answer that begins as `parent` does, up to so many output tokens or characters, then with `text`,
+        and goes on by itself under the parent's request, changed by `parameters` (`seed`, `temperature`, ...).
+        What is kept is told first, and not computed again. `drop_parent` cancels the parent: a rewind.
 
-        The parent may still run, or have ended not long ago. Raises ServerRefused if it cannot be forked there."""
+        The parent may still run, or have ended not long ago. Raises ServerRefused if it cannot be forked
+        there."""
         request = {
             "type": "x.fork",
             "response_id": parent.response_id,

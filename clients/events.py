@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
+from headrace.server.protocol.drafts import InputAck, InputCommitted, InputEnded
 from headrace.server.protocol.extension import (
     CacheEvicted,
     Goaway,
@@ -57,6 +58,9 @@ __all__ = [
     "Goaway",
     "InProgress",
     "Incomplete",
+    "InputAck",
+    "InputCommitted",
+    "InputEnded",
     "ItemAdded",
     "ItemDone",
     "NotAnEvent",
@@ -116,6 +120,9 @@ KnownEvent = (
     | Promoted
     | VerbRefused
     | Goaway
+    | InputAck
+    | InputCommitted
+    | InputEnded
     | Queue
     | PrefillProgress
     | Step

@@ -45,7 +45,7 @@ def why_not(saved: Mapping[str, Any]) -> str:
     if not isinstance(saved.get("request"), dict) or not isinstance(saved.get("receipt"), dict):
         return 'the file does not hold {"request": ..., "receipt": ...}'
     if saved["receipt"].get("changed"):
-        return "its parameters were changed while it ran"
+        return "its parameters were changed while it ran, or it kept what another answer had said"
     if saved["request"].get("type") == "x.fork":
         return "it is a fork: replay the answer that it began as"
     return ""

@@ -21,6 +21,9 @@ from headrace.clients.events import (
     Created,
     ErrorFrame,
     Failed,
+    InputAck,
+    InputCommitted,
+    InputEnded,
     Paused,
     PrefillProgress,
     Promoted,
@@ -78,6 +81,7 @@ class ResponseStream:
         self._leave: Callable[[], None] = _nothing
         self._token: str | None = None  # what the server wants to see before it tells this answer on
         self._updates: dict[str, asyncio.Future[int]] = {}  # asked for and not answered, by event_id
+        self.typed: Callable[[Any], None] = _unheard  # what is told of the prompt that it answers
         self._last = -1  # the number of the last event
         self._barren = 0  # resumes since then
         self._unread: deque[AnyEvent] = deque()
@@ -241,6 +245,10 @@ class ResponseStream:
             "stream_id": self.lane,
         }
 
+    def say(self, event: dict[str, Any]) -> None:
+        """A verb of ours for its lane."""
+        self._post({**event, "stream_id": self.lane})
+
     def abandon(self) -> None:
         """Nobody will read this: cancel it as soon as its id is known."""
         self._dropping = True
@@ -259,6 +267,9 @@ class ResponseStream:
             reply = self._updates.pop(str(event.event_id), None)
             if reply is not None and not reply.done():
                 reply.set_result(event.effective_at_token)
+            return
+        if isinstance(event, InputAck | InputCommitted | InputEnded):
+            self.typed(event)
             return
         if isinstance(event, Queue | PrefillProgress):
             self.timeline.hear(event)
@@ -306,6 +317,7 @@ class ResponseStream:
         self._leave()
         self._leave, self._post = _nothing, _nowhere
         self._ended()
+        self.typed(None)
         for reply in self._updates.values():
             if not reply.done():
                 reply.set_exception(ServerRefused("response_not_found", "the answer ended first"))
@@ -318,6 +330,9 @@ class ResponseStream:
             if not reply.done():
                 reply.set_exception(ServerRefused(error.code, error.message, error.param))
             return
+        if refused.error.code == "draft_not_found" and self.typed is _unheard:
+            return  # about a draft that was in this lane before
+        self.typed(refused)
         if self.response_id is None:  # it was asked for by a verb, a fork
             error = refused.error
             self.end("failed", ServerRefused(error.code, error.message, error.param))
@@ -361,6 +376,10 @@ class ResponseStream:
 
 def _nowhere(event: dict[str, Any]) -> None:
     """What is said to a server that is not there; what matters is said again on the next connection."""
+
+
+def _unheard(event: Any) -> None:
+    """Nobody types its prompt."""
 
 
 def _nothing() -> None:

@@ -56,14 +56,14 @@ class Admission:
                 continue
             if reserved is None:
                 # Summed once: a burst of admissions costs as much per request as a single one.
-                reserved = sum(map(self._growth, self.core.running.values()))
+                reserved = sum(map(self.growth, self.core.running.values()))
             if not self._admit(head, reserved + self._promised_pages(head), step):
                 # What it lacks may be kept for a promise, which can as well go now.
                 shut = hurry or not line.promised
                 hurry = True
                 continue
             self.core._prefill(head, step)
-            reserved += self._growth(head)
+            reserved += self.growth(head)
 
     def _has_slot(self, req: Req, most_rows: int | None) -> bool:
         """May `req` take one more slot? Those of waiting promises are not given to others."""
@@ -105,6 +105,8 @@ class Admission:
                 break
             if not req.pages and req.copy_from is None:
                 self.core._drop_lease(req)  # not while waiting: the cache may have more for it by then
+            if not fits and self.core.drafts.give_way():
+                continue
             victim = stuck_holder(req, self.core.running, self.core.paused, self.core.waiting)
             if victim is None and not fits:
                 victim = lesser_holder(req, self.core.running, self.core.paused, self.core.waiting)
@@ -145,9 +147,9 @@ class Admission:
         available = self.core.pool.free_count + self.core._evictable
         if not self.core.running:
             return need <= available
-        return need + self._growth(req, self.core._pages_for(len(req.tokens))) + reserved <= available
+        return need + self.growth(req, self.core._pages_for(len(req.tokens))) + reserved <= available
 
-    def _growth(self, req: Req, pages: int | None = None) -> int:
+    def growth(self, req: Req, pages: int | None = None) -> int:
         """Pages beyond `pages` (None: those it has) that the next `ahead_tokens` tokens of `req` will need."""
         reach = min(req.max_len - 1, req.total_len + self.core.ahead_tokens)
         return max(0, self.core._pages_for(reach) - (len(req.pages) if pages is None else pages))

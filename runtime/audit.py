@@ -35,11 +35,15 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
             flown[row.req_id] = flown.get(row.req_id, 0) + 1
         for copy in plan.copies:
             owners[copy.source] = owners.get(copy.source, 0) + 1
-    for req in scheduler.reqs():
+    drafts = scheduler.drafts.held
+    everyone = [*scheduler.reqs(), *drafts.values()]
+    scheduler.drafts.check()
+    for req in everyone:
         req.check()
         assert req.id not in seen, "a request is in two containers"
         seen.add(req.id)
-        assert phases[req.phase].get(req.id) is req, "phase and container disagree"
+        home = drafts if req.id in drafts else phases[req.phase]
+        assert home.get(req.id) is req, "phase and container disagree"
         assert req.inflight == flown.pop(req.id, 0), "inflight counts launched steps"
         assert req.inflight > 0 or not (req.finish or req.retracting or req.yielding or req.changing), (
             "a mark was not settled"
@@ -70,7 +74,7 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
     assert not flown, "a launched step holds a request that is gone"
     holds: dict[int, int] = {}
     for page in itertools.chain(
-        (req.copy_from for req in scheduler.reqs() if req.copy_from is not None),
+        (req.copy_from for req in everyone if req.copy_from is not None),
         (copy.source for plan in flight for copy in plan.copies),
     ):
         holds[page] = holds.get(page, 0) + 1
@@ -83,15 +87,15 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
     for page in scheduler.remnants.pages():
         owners[page] = owners.get(page, 0) + 1
         assert page not in cached and page not in mapped, "a remnant has another owner than copies"
-    for req in scheduler.reqs():
+    for req in everyone:
         # Writes go to computed_len and beyond; a page in the tree must lie wholly before that.
         writable = req.pages[req.computed_len // size :]
         for page in writable:
             assert page not in cached and mapped[page] == 1, "a writable page has another owner"
     pool.check(owners)
     scheduler.slots.check(held_slots)
-    scheduler.gallery.check(scheduler.reqs())
-    leases = [req.lease for req in scheduler.reqs() if req.lease is not None]
+    scheduler.gallery.check(everyone)
+    leases = [req.lease for req in everyone if req.lease is not None]
     scheduler.tree.check([*leases, *scheduler.pins.leases()])
     scheduler.pins.check()
     assert scheduler._changing <= seen, "a change waits for a request that is gone"

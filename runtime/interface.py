@@ -13,7 +13,8 @@ from typing import Any
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
 from headrace.runtime.cache import Cache
 from headrace.runtime.claim import Rank, Targets
-from headrace.runtime.fetching import Fetches, unrefused
+from headrace.runtime.drafting import Draft, Drafting, DraftOutcome
+from headrace.runtime.fetching import Fetches, FetchRefused, unrefused
 from headrace.runtime.figures import class_stats_of, sizes_of, stats_of
 from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
@@ -60,8 +61,11 @@ __all__ = [
     "CallArguments",
     "CallBegin",
     "CallEnd",
+    "Draft",
+    "DraftOutcome",
     "Entry",
     "Favour",
+    "FetchRefused",
     "FinishReason",
     "ForkPlace",
     "Logprobs",
@@ -144,6 +148,7 @@ class Runtime:
         self.read_at: Callable[[], float] = lambda: 0.0  # when the bytes that are worked on now were read
         self.profiler: Profiler | None = None  # where the operator wants profiles
         loop.on_end = self._ended
+        self.drafting = Drafting(self)
 
     def open(self, ask: Ask, listener: Callable[[TokenStream], None]) -> TokenStream:
         """A stream that will carry the answer. `listener(stream)` is called, never from inside `open`, whenever
@@ -238,6 +243,7 @@ class Runtime:
             if stream in self._fetching:
                 self._fetching.pop(stream).cancel()
                 self._left(stream)
+                self.drafting.settle(stream)
             if not ended:
                 self._count_end(stream)
 
@@ -308,7 +314,7 @@ class Runtime:
         raises; it runs in a thread that prepares prompts. size: of its text, in characters or bytes. Raises Refusal
         when no text is taken now."""
         self._check_ready()
-        self._text.run_taken(size, work, told)
+        self._text.run_taken(size, work, told, asyncio.get_running_loop().call_soon_threadsafe)
 
     def flush_cache(self) -> int | None:
         """Forget every cached prompt; how many pages that were. None, and nothing is done, while anything runs."""
@@ -316,9 +322,17 @@ class Runtime:
             return None
         return self.loop.scheduler.flush_cache()
 
+    def take_pixels(self, count: int) -> bool:
+        """Count so many bytes of pixels more, or fewer; False, and nothing is counted, if that is too much."""
+        if count > 0 and self._pixels and self._pixels + count > _PIXELS_LIMIT:
+            return False
+        self._pixels += count
+        return True
+
     def drain(self) -> None:
         """No new asks; what runs goes on."""
         self.draining = True
+        self.drafting.end()
 
     async def emptied(self) -> None:
         """Returns when no stream is being prepared or generated."""
@@ -361,6 +375,7 @@ class Runtime:
             "requests_failed": self.ends[FinishReason.ERROR],
             "unsent_tokens": sum(stream.pending for stream in self._generations),
             "preparing": len(self._preparing),
+            **self.drafting.stats(),
         }
 
     def class_stats(self) -> dict[str, dict[str, float]]:
@@ -384,7 +399,8 @@ class Runtime:
 
     def _prepare_elsewhere(self, stream: TokenStream, ask: Ask) -> None:
         prepare = partial(prepare_within, self.prompter, ask, self.max_context)
-        self._text.run(prepare, partial(self._prepared, stream, ask))
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._text.run(prepare, partial(self._prepared, stream, ask), soon)
 
     def _prepare_now(self, stream: TokenStream, ask: Ask) -> None:
         future: Future[Prompt] = Future()
@@ -397,10 +413,9 @@ class Runtime:
 
     def _prepared(self, stream: TokenStream, ask: Ask, future: Future[Prompt]) -> None:
         self._left(stream)
-        if stream.finish is not None:
-            return  # cancelled meanwhile
         try:
-            self._join(stream, ask, future.result())
+            if stream.finish is None:  # else it was cancelled meanwhile
+                self._join(stream, ask, future.result())
         except Refusal as refusal:
             stream.end(FinishReason.ERROR, error=refusal)
             self._count_end(stream)
@@ -409,6 +424,8 @@ class Runtime:
             _log_fault(error)
             stream.end(FinishReason.ERROR, error=Refusal("server_error", "the prompt could not be prepared"))
             self._count_end(stream)
+        finally:
+            self.drafting.settle(stream)
 
     def _left(self, stream: TokenStream) -> None:
         """Nothing of the stream is being prepared any more."""
@@ -418,7 +435,7 @@ class Runtime:
 
     def _join(self, stream: TokenStream, ask: Ask, prompt: Prompt) -> None:
         stream.prompt_tokens = len(prompt.ids)  # also if they are too many: who shortens it wants to know
-        generation = self._generation(stream, ask, prompt)
+        generation = self._generation(stream, ask, prompt, self.drafting.fork_point(stream, ask, prompt))
         wish = generation.req.logprobs
         if ask.prompt_logprobs is not None and wish is not None:
             stream.prompt_logprobs = wish.prompt

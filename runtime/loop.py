@@ -242,6 +242,13 @@ class StepLoop:
         self._changes.append((generation, told))
         self._schedule()
 
+    def stir(self) -> None:
+        """A draft has something to compute: a step may be planned now."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        if self.fault is None:
+            self._schedule()
+
     def _tell_changes(self) -> None:
         waiting, self._changes = self._changes, []
         for generation, told in waiting:
@@ -313,6 +320,7 @@ class StepLoop:
             result = future.result()
             now = self.clock()
             self.progress_at = now
+            typed = self.scheduler.drafts.alone_in(plan)
             retired = self.scheduler.retire(plan, result)
             began = max(launched, self._landed_at)
             if metered:
@@ -328,6 +336,8 @@ class StepLoop:
                 self.engine.pace.observe(rows, tokens, pairs, now - began)
             if self.encodes is not None:
                 self.encodes.observe(plan, now - began)
+            if typed:
+                self.scheduler.drafts.took(tokens, now - began)
             self._landed_at = now
         self._launch()
         if events:
@@ -387,6 +397,8 @@ class StepLoop:
                 self._loop.call_soon(self._look)
 
     def _admitted(self, req_id: int, now: float) -> None:
+        if req_id in self.scheduler.drafts.held:
+            return
         generation = self._live.get(req_id)
         assert generation is not None, "a slot was granted to a request that has ended"
         stream = generation.stream

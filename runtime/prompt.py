@@ -22,7 +22,8 @@ from headrace.runtime.template import SOURCE_LIMIT, ChatTemplate, TemplateRefuse
 from headrace.runtime.text import Cutter, TokenText
 from headrace.runtime.tokenizer import NAMES, FolderTokenizer, SpecialLeak
 from headrace.runtime.turns import described
-from headrace.runtime.woven import replaced
+from headrace.runtime.typed import PiecedPrompt, TypedPrompt
+from headrace.runtime.woven import Woven, replaced
 
 # Names that a template gets from the server; a client may not set them (reliability.md, SEC-16).
 _RESERVED = frozenset(
@@ -101,7 +102,7 @@ class FolderPrompter:
         """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
         self._check_ids_of(ask)
         _check_unicode(ask)
-        pictures = self._pictures(ask)
+        pictures = self.pictures_of(ask)
         thinking = False
         if ask.messages is not None:
             name, (ids, thinking) = "messages", self._chat(ask)
@@ -126,6 +127,10 @@ class FolderPrompter:
             return Prompt(tuple(ids), thinking, grammar)
         laid, spans = self._with_pictures(ask, wire, ids, pictures)
         return Prompt(tuple(laid), thinking, grammar, spans)
+
+    def typed(self, ask: Ask) -> TypedPrompt:
+        """What reads the prompt of `ask` while its last message is typed."""
+        return PiecedPrompt(self, self._tokenizer, ask)
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter with the ask's stop strings. An answer to a prompt continues its text, and so does one
@@ -167,7 +172,8 @@ class FolderPrompter:
         return "".join([*parts, text.decode(run, continues=bool(parts))])
 
     def spell(self, token: int) -> tuple[str, bytes | None]:
-        """One token by itself: a name to show, and its bytes in the text; None for a token that has none there."""
+        """One token by itself: a name to show, and its bytes in the text; None for a token that has none
+        there."""
         pieces = self._tokenizer.text.raw
         raw = pieces[token] if 0 <= token < len(pieces) else b""
         if raw:
@@ -217,7 +223,7 @@ class FolderPrompter:
         pieces = self._tokenizer.text.raw
         return ask.prompt is not None and any(token < len(pieces) and pieces[token] for token in ask.prompt)
 
-    def _pictures(self, ask: Ask) -> list[Picture]:
+    def pictures_of(self, ask: Ask) -> list[Picture]:
         """All pictures of the ask, in order; nothing of them was looked at but their number."""
         pictures = [picture for message in ask.messages or () for picture in message.pictures]
         wire = ask.wire_name("messages")
@@ -245,18 +251,26 @@ class FolderPrompter:
             raise Refusal("invalid_value", f"{wire}: {what}", wire)
         if not pictures:
             return ids, ()
-        images = iter([self._read(ask, picture) for picture in pictures])
+        return self.lay(ids, [self.read_image(ask, picture) for picture in pictures])
+
+    def lay(self, ids: list[int], images: Sequence[Image]) -> tuple[list[int], tuple[ImageSpan, ...]]:
+        """The ids, each placeholder among them as often as its picture has rows, and where the pictures stand.
+        There are as many pictures as placeholders, or more."""
+        if not images:
+            return ids, ()
+        assert self.images is not None
+        token, shown = self.images.token_id, iter(images)
         laid: list[int] = []
         spans: list[ImageSpan] = []
         for each in ids:
             if each == token:
-                spans.append(ImageSpan(len(laid), next(images)))
+                spans.append(ImageSpan(len(laid), next(shown)))
                 laid += [token] * spans[-1].image.rows
             else:
                 laid.append(each)
         return laid, tuple(spans)
 
-    def _read(self, ask: Ask, picture: Picture) -> Image:
+    def read_image(self, ask: Ask, picture: Picture) -> Image:
         assert self.images is not None
         try:
             data = picture_bytes(picture.source)
@@ -267,6 +281,23 @@ class FolderPrompter:
 
     def _chat(self, ask: Ask) -> tuple[list[int], bool]:
         """Ids of the rendered messages, and whether they end inside of reasoning."""
+        wire, marks = ask.wire_name("messages"), self._form.reasoning
+        rendered, seam = self._written(ask)
+        if seam is not None:
+            thinking = seam.thinking(marks)
+        else:
+            thinking = marks is not None and str.__str__(rendered).rstrip().endswith(marks.begin)
+        if isinstance(rendered, Woven):
+            return self._encode_woven(wire, rendered), thinking
+        return self._tokenizer.encode_rendered(rendered), thinking
+
+    def rendered(self, ask: Ask) -> str:
+        """The messages as the chat template writes them: a Woven where anybody spelled a special token. Raises
+        Refusal."""
+        return self._written(ask)[0]
+
+    def _written(self, ask: Ask) -> tuple[str, Seam | None]:
+        """What `rendered` says; and where the answer goes on, if it does so with the last message."""
         wire = ask.wire_name("messages")
         tools = [] if ask.tool_choice.mode == "none" else [tool.described() for tool in ask.tools]
         template = self._tool_template if tools else self._template
@@ -329,14 +360,7 @@ class FolderPrompter:
             raise Refusal("unsupported_parameter", f"{wire}: {what}", wire) from lost
         rendered = self._framed(rendered)
         self._check_length(wire, rendered)
-        marks = self._form.reasoning
-        if seam is not None:
-            thinking = seam.thinking(marks)
-        else:
-            thinking = marks is not None and str.__str__(rendered).rstrip().endswith(marks.begin)
-        if not guarded:
-            return self._tokenizer.encode_rendered(rendered), thinking
-        return self._encode_woven(wire, rendered), thinking
+        return (Woven(rendered) if guarded and not isinstance(rendered, Woven) else rendered), seam
 
     def _framed(self, rendered: str) -> str:
         """The text with all that stands around a picture, where the template writes its first token alone.

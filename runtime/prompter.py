@@ -10,6 +10,7 @@ from headrace.runtime.ask import Ask
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.parsers.pieces import Piece
 from headrace.runtime.request import TokenGrammar
+from headrace.runtime.typed import TypedPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,9 @@ class Prompter(Protocol):
 
     def prepare(self, ask: Ask) -> Prompt:
         """Template and tokenize. Raises Refusal for anything wrong with the ask's text."""
+
+    def typed(self, ask: Ask) -> TypedPrompt:
+        """What reads the prompt of `ask`, which has messages, while the last of them is typed."""
 
     def cutter(self, ask: Ask) -> TextCutter:
         """A fresh cutter for one generation, with the ask's stop strings."""

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Digests are `sha256:` and 64 hexadecimal digits. The seed has up to 64 bits, more than a JSON number keeps in
-    every language, so it is a string. changed: parameters were changed while the answer ran."""
+    every language, so it is a string. changed: parameters were changed while the answer ran, or it is
+    a fork that kept what another one said."""
 
     weights: str
     computing: str
@@ -46,7 +47,7 @@ def receipt_of(stream: TokenStream, card: ModelCard) -> Receipt | None:
         prompt=digest_ids(req.tokens[:begin], [span.image.key for span in req.spans]),
         output=digest_ids(req.tokens[begin : begin + stream.head]),
         output_tokens=stream.head,
-        changed=req.changed_at > 0,
+        changed=req.changed_at > 0 or req.prompt_len > begin,  # a fork's own prompt reaches into its answer
     )
 
 

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 
 from headrace.runtime.admission import Admission
 from headrace.runtime.audit import audit
+from headrace.runtime.distrust import distrust
+from headrace.runtime.drafts import Drafts
 from headrace.runtime.gallery import Gallery
 from headrace.runtime.line import PATIENCE, Line
 from headrace.runtime.pages import PagePool, SlotPool
@@ -85,6 +87,7 @@ class Scheduler:
         self.waiting = Line(self.shares, patience)
         self.admission = Admission(self)
         self.pins = Pins(self.tree, int(page_count * pin_share))
+        self.drafts = Drafts(self)
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
         self.counters = Counters()
@@ -126,7 +129,9 @@ class Scheduler:
             )
         self.shares.arrive(req)
         if req.fork is not None:
+            parent = req.fork.parent
             share_parent(req, self.tree, self._sources, self.remnants, cached=self.prefix_cache)
+            self.drafts.handed_over(parent, req)
         elif req.promise is not None:
             self._hold_prefix(req)
         self._grammars += req.grammar is not None
@@ -190,6 +195,7 @@ class Scheduler:
         self.admission.read_prompts(reading, step, most_rows, hurry)
         masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
         probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
+        self.drafts.fill(step, busy=bool(decoding or step.prefill))
         plan = step.close(self.counters.steps, decode, masks, probes)
         if plan is not None:
             self.counters.steps += 1
@@ -200,7 +206,9 @@ class Scheduler:
     def prospect(self, hurry: bool = True) -> Prospect | None:
         """What the next plan will find; see `prospect_of`."""
         head = self.waiting.first(hurry, self.running.values()) if self.waiting else None
-        return prospect_of(self.running, self.waiting, head, self._plannable)
+        waiting = self.waiting or self.drafts.due
+        head = head or next(iter(waiting.values()), None)
+        return prospect_of(self.running, waiting, head, self._plannable)
 
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
@@ -237,6 +245,9 @@ class Scheduler:
                 self._land(req, landed, token, events)
         sampled = len(decoding)
         for row in plan.prefill:
+            if row.req_id in self.drafts.held:
+                self.drafts.landed(row)
+                continue
             sample = None
             if row.sample:
                 sample = tokens[sampled]
@@ -378,9 +389,10 @@ class Scheduler:
     def _make_room(self, count: int) -> bool:
         """Evict until `count` pages are free. False if the cache has no more to give."""
         while self.pool.free_count < count:
-            if not self.remnants.drop_one() and not self.tree.evict_one():
+            if self.remnants.drop_one() or self.tree.evict_one():
+                self.counters.evicted_pages += 1
+            elif not self.drafts.give_way():
                 return False
-            self.counters.evicted_pages += 1
         return True
 
     def _retract(self, req: Req) -> None:
@@ -446,7 +458,7 @@ class Scheduler:
         token is real content of its KV, but nobody is told."""
         ended = req.finish is not None
         if token == NON_FINITE and not req.spoilt:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         if req.spoilt:  # then what later rows sampled came after a token that does not exist
             req.total_len -= 1
             req.computed_len = min(req.computed_len, req.total_len)
@@ -464,17 +476,6 @@ class Scheduler:
         elif len(req.tokens) == req.max_len:
             req.finish = FinishReason.LENGTH
         return Retired(req, token, req.finish)
-
-    def _distrust(self, req: Req) -> None:
-        """A row of `req` met a NaN, and any of its KV may hold it: chunks that sampled nothing were never seen
-        to be finite. Nobody shares it from now on; those who share already fail by themselves if they meet it.
-        Left in the cache it would fail every request with this prefix, and be kept because it is in demand."""
-        req.spoilt = True
-        req.landed_len = 0
-        self.gallery.condemn(req)
-        if req.lease is not None:
-            self.tree.condemn(req.lease)
-            req.lease = None
 
     def _settle(self, req: Req) -> None:
         """Act on the marks of `req`, if no launched step holds it. The only reader of marks."""

@@ -51,6 +51,12 @@ class SpecialStrings:
         """True if some added token stands in `text`, or something that `shield` must escape."""
         return ESCAPE in text or (self._pattern is not None and self._pattern.search(text) is not None)
 
+    def first(self, text: str) -> int:
+        """Where the first one that `spelled` finds begins; the length of `text` if there is none."""
+        hit = None if self._pattern is None else self._pattern.search(text)
+        places = [text.find(ESCAPE), len(text) if hit is None else hit.start()]
+        return min(place for place in places if place >= 0)
+
     def shield(self, text: str) -> tuple[str, int]:
         """`text` for the shielded tokenizer, and how many added tokens are left for it to find.
 

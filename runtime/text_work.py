@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from headrace.runtime.refusal import Refusal
 
 log = logging.getLogger("headrace.runtime")
 Worked = TypeVar("Worked")
+Soon = Callable[..., Any]  # calls its first argument with the others, later and on another thread
 
 # Characters (of pictures: bytes): beyond it the server takes no more for the moment.
 LIMIT = 256 << 20
@@ -37,14 +38,16 @@ class TextWork:
         self.waiting -= size
         assert self.waiting >= 0, "text is let go twice"
 
-    def run(self, work: Callable[[], Worked], done: Callable[[Future[Worked]], None]) -> None:
-        """Call `done` on this thread when `work` has ended in another one."""
-        loop = asyncio.get_running_loop()
-        future = self._threads.submit(work)
-        future.add_done_callback(lambda ended: loop.call_soon_threadsafe(done, ended))
+    def run(self, work: Callable[[], Worked], done: Callable[[Future[Worked]], None], soon: Soon) -> None:
+        """Have `done` called when `work` has ended in a thread. soon: calls on the event loop's thread."""
+        self._threads.submit(work).add_done_callback(partial(soon, done))
 
     def run_taken(
-        self, size: int, work: Callable[[], Worked], told: Callable[[Worked | Refusal], None]
+        self,
+        size: int,
+        work: Callable[[], Worked],
+        told: Callable[[Worked | Refusal], None],
+        soon: Soon,
     ) -> None:
         """Call `told`, once and never from inside this call, with what `work` returns or the Refusal that it
         raises; `size` characters wait so long. Raises Refusal where they may not."""
@@ -60,7 +63,7 @@ class TextWork:
                 log.exception("working on a text failed")
                 told(Refusal("server_error", "the text could not be worked on"))
 
-        self.run(work, worked)
+        self.run(work, worked, soon)
 
     def close(self) -> None:
         """The threads stop; what waits for one is forgotten."""

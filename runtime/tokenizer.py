@@ -93,6 +93,20 @@ class FolderTokenizer:
         """Ids of a rendered template in which no client wrote an added token: those of transformers."""
         return _encode(self._plain, text, ends=False)
 
+    def encode_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode_rendered`; and which characters each token is of, as [start, end)."""
+        found = self._plain.encode_batch([text], add_special_tokens=False)[0]
+        return list(found.ids), list(found.offsets)
+
+    def is_control(self, token: int) -> bool:
+        """A token that only a template writes: nothing that follows it makes it another one."""
+        return token in self._control_ids
+
+    def plain_until(self, text: str) -> int:
+        """How far `text` holds no string that the tokenizer would take for an added token."""
+        place = self._special.first(text)
+        return 0 if place == len(text) and self.spells_special(text) else place
+
     def encode_guarded(self, text: str, ends: bool = False) -> list[int]:
         """Ids of `text` where an added token counts only if all of it is a template's own (see Woven).
 

@@ -163,6 +163,8 @@ class App:
             held_streams=limits.resume_streams,
             held_tokens=limits.resume_tokens,
             pins_per_key=limits.pins_per_key,
+            drafts=limits.drafts_per_socket,
+            draft_idle=limits.draft_idle,
             version=version("headrace"),
             on_ignored_fields=self._count_ignored,
         )

@@ -123,6 +123,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(gt=0, description="a WebSocket this old takes no new request and ends when idle", extra=SECONDS),
     ] = 3600.0
+    drafts_per_socket: Annotated[
+        int,
+        Meta(ge=0, description="prompts typed ahead at once on one WebSocket; beyond: an error for that one"),
+    ] = 4
+    draft_idle: Annotated[
+        float, Meta(gt=0, description="a prompt that nobody types on for so long is dropped", extra=SECONDS)
+    ] = 120.0
     image_fetch_timeout: Annotated[
         float, Meta(gt=0, description="time to fetch one picture by its address", extra=SECONDS)
     ] = 10.0

@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 
 import httpcore
 
-from headrace.runtime.fetching import FetchRefused
+from headrace.runtime.interface import FetchRefused
 from headrace.server.image_hosts import Address, HostList, Target
 
 REDIRECTS = 3

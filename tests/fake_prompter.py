@@ -10,6 +10,7 @@ from headrace.runtime.grammar import GrammarCompiler, grammar_of
 from headrace.runtime.interface import Ask, Message, ModelCard, Prompt, TextSplitter
 from headrace.runtime.parsers.families import REASONING, TOOLS, AnswerForm
 from headrace.runtime.refusal import Refusal
+from headrace.runtime.typed import WholePrompt
 
 CARD = ModelCard(
     id="fake", architecture="Fake", parameters=0, dtype="none", context_len=4096, vocab_size=256, created=0
@@ -105,6 +106,9 @@ class BytePrompter:
             if not 0 <= token < self.embedding_rows:
                 raise Refusal("invalid_value", "token ids lie in [0, 256)", ask.wire_name("prompt"))
         return Prompt(tuple(ask.prompt), grammar=grammar)
+
+    def typed(self, ask: Ask) -> WholePrompt:
+        return WholePrompt(self, ask)
 
     def _form_of(self, ask: Ask) -> AnswerForm:
         if ask.messages is None:

@@ -1,6 +1,6 @@
 // Questions and answers: which request goes out, what its answer does to the conversation. No DOM.
 
-import { Answer, createEvent, isTerminal, measures, splitThinking } from "./protocol.js";
+import { Answer, cleanSettings, createEvent, isTerminal, measures, splitThinking } from "./protocol.js";
 import { commonStart, forkEvent } from "./rewrite.js";
 import { addNode, path, shows, titleFrom } from "./store.js";
 
@@ -26,6 +26,7 @@ export class Chat {
   constructor({ store, link, onupdate, ontiming = () => {}, now = () => performance.now() }) {
     Object.assign(this, { store, link, onupdate, ontiming, now });
     this.model = null; // {id, max_model_len} of GET /v1/models
+    this.ahead = null; // what reads messages while they are typed; see ahead.js
     this.runs = new Map(); // node id -> {conversation, node, answer, exchange, full}
     this.responses = new Map(); // answer node id -> its response, whose text is the node's
     this.chains = new Map(); // answer node id -> {id, epoch}: what the server still remembers on this socket
@@ -86,6 +87,24 @@ export class Chat {
     return run;
   }
 
+  /** What a message that is typed in `conversation` would continue, as it is told to the server; null where the server
+   *  does not have all of it on this socket, or something runs. `parent`: what a message that is sent now follows. */
+  opening(conversation, parent) {
+    if (!this.model?.x_type_ahead || (parent === undefined && this.runsOf(conversation).length)) return null;
+    parent = parent === undefined ? conversation.leaf : parent;
+    const chain = this.chains.get(parent);
+    const known = Boolean(chain && chain.epoch === this.link.epoch);
+    if (parent && !known) return null;
+    return { model: this.model.id, system: conversation.system.trim() ? conversation.system : null,
+      previous: known ? chain.id : null };
+  }
+
+  /** The answer in `lane` has begun where its prompt was read ahead. */
+  began(lane, { tokens_ahead }) {
+    const run = [...this.runs.values()].find((other) => other.exchange.lane === lane);
+    if (run) run.ahead = tokens_ahead;
+  }
+
   stop(conversation) {
     const run = this.runOf(conversation);
     if (!run || run.timer) return;
@@ -126,6 +145,9 @@ export class Chat {
     run.epoch = epoch;
     run.answer.sentAt = this.now();
     if (run.fork) return forkEvent(run.fork, { lane, settings: conversation.settings });
+    const plain = run.full || run.prefix || user.pictures?.length || (!run.continued && asked.length > 1);
+    const typed = plain ? null : this.ahead?.commit(conversation, user, lane, cleanSettings(conversation.settings));
+    if (typed) return typed;
     const whole = asked.map(({ role, text, pictures }) => ({ role, text: splitThinking(text).text, pictures }));
     const messages = run.continued ? whole.slice(-1) : whole;
     return createEvent({
@@ -196,7 +218,8 @@ export class Chat {
     Object.assign(node, { text: textOf(run), status, timing: answer.timing.pack(KEPT_BARS) });
     if (answer.thinking) node.thinking = answer.thinking;
     if (answer.error) node.error = answer.error.sentence;
-    if (answer.firstAt !== null) node.measured = { ...measures(answer, run.before), window: run.window };
+    if (answer.firstAt !== null) node.measured = { ...measures(answer, run.before), window: run.window,
+      ...(run.ahead ? { ahead: run.ahead } : {}) };
     conversation.updated = Date.now();
     this.runs.delete(node.id);
     this.store.save(conversation);

@@ -44,6 +44,7 @@ export class Link {
     this.heardAt = this.openedAt = this.tickedAt = 0;
     this.waiting = [];
     this.flying = [];
+    this.onahead = () => {}; // what the server says of a message that is typed
     this.lanes = new Map(); // owner -> lane, least recently used first
   }
 
@@ -116,6 +117,24 @@ export class Link {
     // Sent but not created: the cancel needs the id, so it goes out with response.created (see #receive).
     this.waiting = this.waiting.filter((other) => other !== exchange);
     return false;
+  }
+
+  /** A word of ours beside the exchanges; lost if there is no socket. */
+  say(event) {
+    if (this.state === "open") this.socket.send(JSON.stringify(event));
+  }
+
+  /** The lane in which the next exchange of `owner` will go, or null. */
+  lane(owner) {
+    return this.#lane(owner);
+  }
+
+  /** The request that waits in this lane was not taken: say it anew, as its body is now. */
+  resend(lane) {
+    const exchange = this.flying.find((x) => x.lane === lane && x.phase === "sent");
+    if (!exchange) return;
+    this.flying = this.flying.filter((x) => x !== exchange);
+    this.#transmit(exchange);
   }
 
   /** Leave this socket for a new one (its hour is over, or the key changed); unfinished exchanges follow. */
@@ -215,6 +234,10 @@ export class Link {
       event = JSON.parse(data);
     } catch {
       console.error("headrace: the server sent something that is not JSON");
+      return;
+    }
+    if (event.type.startsWith("x.input.") || (event.type === "x.error" && ["ahead", "commit"].includes(event.event_id))) {
+      this.onahead(event);
       return;
     }
     if (event.type === "x.step") {

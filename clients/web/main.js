@@ -1,5 +1,6 @@
 // Puts the page together: the link, the conversations, the views, and the keyboard.
 
+import { Ahead } from "./ahead.js";
 import { Chat } from "./chat.js";
 import { $, h, icon, keep } from "./dom.js";
 import { Link, PROBE_MS } from "./link.js";
@@ -107,7 +108,8 @@ addEventListener("offline", () => link.check()); // a server on this machine is 
 // ---- conversations ----
 
 const chat = new Chat({ store, link, onupdate: updated, ontiming: (run) => thread.update(run) });
-const tray = new Tray({ onchange: showComposer, refuse: toast });
+const ahead = (chat.ahead = new Ahead({ link, chat }));
+const tray = new Tray({ onchange: changed, refuse: toast });
 const thread = new Thread({ act, runOfNode: (node) => chat.runs.get(node.id), runsOf: (c) => chat.runsOf(c) });
 const versions = new Versions();
 const sidebar = new Sidebar(store, {
@@ -147,6 +149,7 @@ function go(id) {
   const wanted = id && store.all.get(id);
   if (wanted) current = wanted;
   else if (current.nodes.length || (id && !wanted)) current = newConversation(defaults());
+  ahead.drop();
   prompt.value = keep.get(`draft.${draftName()}`, "");
   sidebar.drawer(false);
   show();
@@ -175,6 +178,7 @@ function updated(run, error) {
   const ended = !chat.runs.has(run.node.id);
   if (ended || run.answer.firstAt === null) {
     show();
+    if (ended && prompt.value) typed(); // what was typed meanwhile can be read now
     if (error?.code === "model_not_found") lookup();
     if (!seen) {
       if (ended && run.conversation.id === current.id) announcer.say("Another version is finished.");
@@ -259,6 +263,7 @@ function send() {
   prompt.value = "";
   thread.follow();
   chat.send(current, text, current.leaf, tray.take());
+  ahead.drop(); // it has been sent
   history.replaceState(null, "", `#${current.id}`);
   show();
   prompt.focus();
@@ -270,6 +275,16 @@ function ask(text, pictures) {
   tray.pictures = pictures;
   tray.show();
   send();
+}
+
+/** The message being written has changed: the server may read it. */
+function typed() {
+  ahead.typed(current, prompt.value, tray.pictures.length > 0);
+}
+
+function changed() {
+  if (prompt.value) typed();
+  showComposer();
 }
 
 function showComposer() {
@@ -316,6 +331,7 @@ $("#composer").addEventListener("submit", (event) => {
 });
 prompt.addEventListener("input", () => {
   keep.set(`draft.${draftName()}`, prompt.value);
+  typed();
   showComposer();
 });
 prompt.addEventListener("keydown", (event) => {

@@ -19,10 +19,11 @@ const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).to
 
 /** The parts of the measured line, ready to show. */
 export function measuredLine(measured, windowSize) {
-  const { ttft, rate, tokens, context, exact } = measured;
+  const { ttft, rate, tokens, context, exact, ahead } = measured;
   const about = exact ? "" : "≈ ";
   const parts = [];
   if (ttft !== null) parts.push(["First token", duration(ttft)]);
+  if (ahead) parts.push(["Read ahead", `${number(ahead)} tokens`]);
   if (rate !== null) parts.push(["Speed", `${about}${rate < 10 ? rate.toFixed(1) : Math.round(rate)} tok/s`]);
   parts.push(["Tokens", `${about}${number(tokens)}`]);
   const size = windowSize ? ` / ${number(windowSize)}` : "";
@@ -132,7 +133,7 @@ export class MessageView {
     clearTimeout(this.numbersTimer);
     this.numbersTimer = null;
     const { node, run } = this;
-    const measured = run ? { ...measures(run.answer, run.before), window: run.window } : node.measured;
+    const measured = run ? { ...measures(run.answer, run.before), window: run.window, ahead: run.ahead } : node.measured;
     const parts = measured && measured.tokens ? measuredLine(measured, measured.window) : [];
     this.numbers.replaceChildren(...parts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
     this.line.classList.toggle("empty", !parts.length);

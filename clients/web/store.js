@@ -90,9 +90,10 @@ export function checked(raw) {
       if (text(node.error)) kept.error = node.error;
       if (text(node.model)) kept.model = node.model;
       if (node.measured && typeof node.measured === "object") {
-        const { ttft, rate, tokens, context, window } = node.measured;
+        const { ttft, rate, tokens, context, window, ahead } = node.measured;
         kept.measured = { ttft: count(ttft, null), rate: count(rate, null), tokens: count(tokens, 0),
           context: count(context, null), window: count(window, null), exact: node.measured.exact === true };
+        if (count(ahead, 0) > 0) kept.measured.ahead = ahead;
       }
       if (Array.isArray(node.gaps)) kept.gaps = node.gaps.filter(Number.isFinite).slice(0, 400);
       const timing = cleaned(node.timing);

@@ -25,6 +25,7 @@ def cancel(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]
         job = socket.find(verb.response_id)
         jobs = [] if job is None else [job]
     else:
+        socket.drafts.drop(verb.stream_id)
         running = socket.lanes.running(verb.stream_id)
         if isinstance(running, Fetching):
             running.cancelled = True

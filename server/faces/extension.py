@@ -155,6 +155,34 @@ def obey(socket: ResponsesSocket, verb: str, message: str | bytes, fields: dict[
     return True
 
 
+def append(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
+    """`x.input.append`: a key, or a picture, at the end of a prompt that is typed."""
+    socket.drafts.append(message, fields)
+
+
+def edit(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
+    """`x.input.replace`: a part of it is other text now."""
+    socket.drafts.replace(message, fields)
+
+
+def discard(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
+    """`x.input.discard`: it is not wanted any more."""
+    socket.drafts.discard(message, fields)
+
+
+def commit(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
+    """`x.input.commit`: it is asked for."""
+    socket.drafts.commit(message, fields)
+
+
+VERBS |= {
+    "x.input.append": append,
+    "x.input.replace": edit,
+    "x.input.discard": discard,
+    "x.input.commit": commit,
+}
+
+
 def verb_error(error: WireError, fields: dict[str, Raw]) -> x.Error:
     """The answer to a verb that failed; it repeats the verb's event_id and lane, where those can be read."""
     inner = error.fields()

@@ -56,6 +56,7 @@ class FactsFace:
             "x_dtype": card.dtype,
             "x_embedded": card.embedded,
             "x_pictures": card.sees,
+            "x_type_ahead": self._settings.drafts > 0,
         }
         if card.notice:
             model["x_notice"] = card.notice

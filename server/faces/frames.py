@@ -42,6 +42,12 @@ def stopping() -> WireError:
     return WireError("server_is_overloaded", "The server is stopping; try again.", retry_after=1.0)
 
 
+def too_old(limit: float) -> WireError:
+    """The connection has reached its age, which is in seconds."""
+    what = f"This connection is older than {limit / 60:g} minutes; open a new one."
+    return WireError("websocket_connection_limit_reached", what)
+
+
 def absent(raw: Raw | None) -> bool:
     return raw is None or bytes(raw).strip() == b"null"
 

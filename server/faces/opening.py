@@ -9,6 +9,7 @@ from functools import partial
 from msgspec import UNSET
 
 from headrace.runtime.interface import (
+    Draft,
     ForkPlace,
     Refusal,
     Runtime,
@@ -43,9 +44,11 @@ def open_response(
     background: bool = False,
     board: StepBoard | None = None,
     doubt: bool = False,
+    draft: Draft | None = None,
 ) -> RunningResponse:
-    """The response to `request` after `parent`; `board` hears of its steps if it asks for that. doubt: how sure the
-    model is of each token is kept. Raises WireError or Refusal; then nothing was begun."""
+    """The response to `request` after `parent`; `board` hears of its steps if it asks for that. doubt: how sure
+    the model is of each token is kept. draft: what was read ahead of its prompt. Raises WireError or Refusal;
+    then nothing was begun."""
     check_response(request)
     if request.x_receipt and not runtime.card.computing:
         what = "x_receipt: this server computes faster than it could certify; start it with --deterministic"
@@ -59,7 +62,8 @@ def open_response(
         stream = ended_stream(settings.clock())
     else:
         ask = response_ask(request, history, added, tenant, warm_up=warm_up)
-        stream = runtime.open(replace(ask, doubt=True) if doubt else ask, listener)
+        ask = replace(ask, doubt=True) if doubt else ask
+        stream = runtime.open(ask, listener) if draft is None else runtime.drafting.send(draft, ask, listener)
     kind = WarmUpRun if warm_up else ResponseRun
     run = kind(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     if request.x_receipt:
@@ -97,6 +101,8 @@ def fork_response(
     stream, shared = runtime.fork(parent.run.stream, place, replace(ask, doubt=doubt), listener)
     run = ResponseRun(request, stream, created=settings.now(), model=runtime.card.id, lane=lane)
     run.forked_from = ev.ForkedFrom(parent.run.id, shared)
+    if request.x_receipt:
+        run.certify = partial(receipt_of, stream, runtime.card)
     meter_run(runtime, run, board)
     items = input_items(request, run.id) if request.store is not False else []
     return running.begin(run, parent.tenant, turn, parent.added, items)

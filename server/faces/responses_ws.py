@@ -14,19 +14,10 @@ from msgspec import UNSET, Raw, Struct
 from headrace.runtime.interface import ForkPlace, Refusal, Runtime, StepBoard, Tenant, TokenStream, micros
 from headrace.server.conversation import Turn
 from headrace.server.exchange import HttpRequest, Wire
-from headrace.server.faces import branches, cancel_verb, steer_verb
+from headrace.server.faces import branches, cancel_verb, frames, steer_verb
 from headrace.server.faces.asks import check_model
+from headrace.server.faces.drafts import LaneDrafts
 from headrace.server.faces.extension import obey
-from headrace.server.faces.frames import (
-    LANE_NAME,
-    absent,
-    bad_lane,
-    error_frame,
-    lane_of,
-    lanes_named,
-    stopping,
-    too_many,
-)
 from headrace.server.faces.held import Held, HeldResponses
 from headrace.server.faces.held_pictures import HeldPictures
 from headrace.server.faces.jobs import Fetching, Job, Parked, equip
@@ -92,6 +83,7 @@ class ResponsesSocket:
         self._marked: dict[TokenStream, None] = {}
         self._frames: list[str | bytes] = []
         self._pictures = HeldPictures(budget)
+        self.drafts = LaneDrafts(self, settings, running, budget, self._pictures, self._default_model)
         self._expired = False
         self._draining = False
         self._closing = False  # nothing more is read: a close code is on its way, or the peer is gone
@@ -115,7 +107,7 @@ class ResponsesSocket:
         try:
             match string(fields.get("type")):
                 case "response.create":
-                    lane = lane_of(fields)
+                    lane = frames.lane_of(fields)
                     self._create(message, fields, lane)
                 case "response.cancel":
                     cancel_verb.cancel(self, message, fields)
@@ -123,7 +115,7 @@ class ResponsesSocket:
                     steer_verb.steer(self, message, fields)
                 case verb if verb is not None and verb.startswith("x."):
                     self._verb(verb, message, fields)
-                case None if absent(fields.get("type")):
+                case None if frames.absent(fields.get("type")):
                     self._unreadable(WireError("missing_required_parameter", "missing field: type", "type"))
                 case None:
                     self._unreadable(WireError("invalid_value", "type: expected a string", "type"))
@@ -147,8 +139,8 @@ class ResponsesSocket:
         behind, self._behind = self._behind, []
         for stream in behind:
             self.mark(stream)
-        frames, self._frames = self._frames, []
-        return frames
+        ready, self._frames = self._frames, []
+        return ready
 
     def closed(self, code: int) -> None:
         """Cancel or detach everything in flight and let go of what the connection remembered."""
@@ -156,6 +148,7 @@ class ResponsesSocket:
         self._timer.cancel()
         self._lanes.take_waiting()
         self._pictures.release()
+        self.drafts.end()
         for job in self._jobs.values():
             branches.forget(self, job, told=False)
             if (held := job.held) is not None:
@@ -176,10 +169,11 @@ class ResponsesSocket:
     def drain(self) -> None:
         """Refuse what waits and what comes; close with 1012 when the running responses have ended."""
         self._draining = True
+        self.drafts.end()
         if self._extended:
             self.say(x.Goaway(round(self._settings.drain * 1000)))
         for lane, _ in self._lanes.take_waiting():
-            self.refuse(stopping(), UNSET if lane is None else lane)
+            self.refuse(frames.stopping(), UNSET if lane is None else lane)
         self._wire.dirty()  # the close follows the next rendering, also if nothing else happens
 
     # -- client events -----------------------------------------------------------------------------------------
@@ -195,23 +189,29 @@ class ResponsesSocket:
         decoded = decode(message, ResponseCreate, strict=settings.strict_fields, fields=fields)
         if decoded.ignored:
             settings.on_ignored_fields("responses_ws", len(decoded.ignored))
-        if self._draining:
-            raise stopping()
-        if self._expired:
-            raise WireError(
-                "websocket_connection_limit_reached",
-                f"This connection is older than {settings.connection_limit / 60:g} minutes; open a new one.",
-            )
-        name = None if lane is UNSET else lane
-        assert name is None or isinstance(name, str)
-        if not self._lanes.name(name):
-            raise lanes_named(settings.lanes.named)
         request, pictures = self._pictures.resolved(decoded.value)
-        branches.wanted(request, settings.lanes.in_flight)
-        size = len(message) + pictures
-        if not self._lanes.wait(name, request, size, branches.answers(request)):
-            raise too_many(self._lanes, size)
+        self.ask_for(request, len(message) + pictures, None if lane is UNSET else str(lane))
+
+    def check_open(self) -> None:
+        """Raise WireError if this connection takes nothing more."""
+        if self._draining:
+            raise frames.stopping()
+        if self._expired:
+            raise frames.too_old(self._settings.connection_limit)
+
+    def ask_for(self, request: ResponseRequest, size: int, lane: str | None) -> None:
+        """The request, of so many bytes, is answered in `lane` when its turn comes. Raises WireError."""
+        self.check_open()
+        self.name_lane(lane)
+        branches.wanted(request, self._settings.lanes.in_flight)
+        if not self._lanes.wait(lane, request, size, branches.answers(request)):
+            raise frames.too_many(self._lanes, size)
         self._start_waiting()
+
+    def name_lane(self, lane: str | None) -> None:
+        """The lane is known from now on. Raises WireError if it is one too many."""
+        if not self._lanes.name(lane):
+            raise frames.lanes_named(self._settings.lanes.named)
 
     def stop(self, job: Job) -> None:
         """Its answer ends as cancelled, and the end is told whatever credit its reader has left."""
@@ -237,6 +237,7 @@ class ResponsesSocket:
             if parked is not None and parked.target == request.previous_response_id:
                 del self._parked[lane]
                 commits = parked.steers
+                self.drafts.forget(request)
                 request = with_steers(request, commits)
             self._start(lane, request, commits)
 
@@ -297,6 +298,7 @@ class ResponsesSocket:
                 lane=UNSET if own_lane is None else own_lane,
                 board=self.board,
                 doubt=branches.doubts(branching),
+                draft=self.drafts.claim(request),
             )
         except (WireError, Refusal) as error:
             self._fail(lane, request, error, commits, own=own)
@@ -330,6 +332,7 @@ class ResponsesSocket:
         own: bool,
     ) -> None:
         """The request is refused; what it continued in its own lane is forgotten."""
+        self.drafts.forget(request)
         if self.latest.continues(lane, request.previous_response_id):
             self.latest.forget(lane)
         if own:
@@ -475,14 +478,14 @@ class ResponsesSocket:
     ) -> None:
         """An answer that begins as `parent` does runs in `lane` from now on, or several in its branches. Raises
         WireError or Refusal if it cannot; then nothing has changed."""
-        if not LANE_NAME.match(lane):
-            raise bad_lane()
+        if not frames.LANE_NAME.match(lane):
+            raise frames.bad_lane()
         if self._draining or self._expired:
-            raise stopping()
+            raise frames.stopping()
         branching = branches.wanted(request, self._settings.lanes.in_flight)
         self._free_lane(lane)
         if self._lanes.in_flight + branches.answers(request) > self._settings.lanes.in_flight:
-            raise too_many(self._lanes, 0)
+            raise frames.too_many(self._lanes, 0)
         if branching is None:
             self.begin_fork(parent, turn, place, request, lane)
         else:
@@ -511,8 +514,7 @@ class ResponsesSocket:
 
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
         """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
-        if not self._lanes.name(lane):
-            raise lanes_named(self._settings.lanes.named)
+        self.name_lane(lane)
         if self._lanes.busy(lane) and (own is None or self._lanes.running(lane) is not own):
             raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
 
@@ -566,7 +568,7 @@ class ResponsesSocket:
         self._wire.malformed()
 
     def refuse(self, error: WireError | Refusal, lane: ev.Lane) -> None:
-        self.say(error_frame(WireError.of(error), lane))
+        self.say(frames.error_frame(WireError.of(error), lane))
 
     def _expire(self) -> None:
         self._expired = True

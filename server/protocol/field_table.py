@@ -10,7 +10,7 @@ import sys
 import msgspec
 import msgspec.inspect as shapes
 
-from headrace.server.protocol import extension
+from headrace.server.protocol import drafts, extension
 from headrace.server.protocol.chat import ChatRequest
 from headrace.server.protocol.completions import CompletionRequest
 from headrace.server.protocol.fields import extra_of
@@ -59,6 +59,10 @@ ENDPOINTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("x.resume on the /v1/responses socket", extension.Resume),
     ("x.update on the /v1/responses socket", extension.Update),
     ("x.fork on the /v1/responses socket", extension.Fork),
+    ("x.input.append on the /v1/responses socket", drafts.InputAppend),
+    ("x.input.replace on the /v1/responses socket", drafts.InputReplace),
+    ("x.input.discard on the /v1/responses socket", drafts.InputDiscard),
+    ("x.input.commit on the /v1/responses socket", drafts.InputCommit),
     ("x.prune on the /v1/responses socket", extension.Prune),
     ("x.promote on the /v1/responses socket", extension.Promote),
     ("session.update on the /v1/realtime socket: `session`", SessionFields),

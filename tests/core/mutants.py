@@ -412,18 +412,18 @@ MUTANTS = (
     ),
     Mutant(
         "nan_page_stays_cached",
-        S,
-        """            self.tree.condemn(req.lease)""",
-        """            self.tree.release(req.lease)""",
+        "distrust",
+        """        tree.condemn(req.lease)""",
+        """        tree.release(req.lease)""",
     ),
     Mutant(
         "nan_of_a_cancelled_request_is_cached",
         S,
         """        if token == NON_FINITE and not req.spoilt:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         if req.spoilt:""",
         """        if token == NON_FINITE and not ended:
-            self._distrust(req)
+            distrust(req, self.gallery, self.tree)
         elif token == NON_FINITE:
             req.total_len -= 1
             return None
@@ -467,7 +467,7 @@ MUTANTS = (
     Mutant(
         "admission_without_room",
         A,
-        """        return need + self._growth(req, self.core._pages_for(len(req.tokens))) + reserved <= available
+        """        return need + self.growth(req, self.core._pages_for(len(req.tokens))) + reserved <= available
 """,
         """        return True
 """,

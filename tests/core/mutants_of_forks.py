@@ -127,8 +127,8 @@ MUTANTS = (
     Mutant(
         "remnants_are_kept_when_pages_are_needed",
         S,
-        """            if not self.remnants.drop_one() and not self.tree""",
-        """            if not self.tree""",
+        """            if self.remnants.drop_one() or self.tree""",
+        """            if self.tree""",
     ),
     Mutant(
         "flush_leaves_remnants",

@@ -14,7 +14,7 @@ from typing import Any
 # In order of import: a module built here sees the edited ones before it.
 MODULES = (
     "request", "shares", "line", "pages", "prefix", "pins", "audit", "victims", "prospect", "sharing",
-    "admission", "scheduler",
+    "distrust", "drafts", "admission", "scheduler",
 )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ CORE = tuple(
         "foresight",
         "pace",
         "pins",
+        "drafts",
         "request",
         "logprobs",
         "plan",
@@ -56,8 +57,9 @@ CORE = tuple(
 CONFINED: dict[str, tuple[str, ...]] = {
     "torch": ("runtime", "graphs", "kernels", "bench"),
     "triton": ("kernels",),
-    # The loop meets the device in one file; the interface hands prompt work to an executor and back.
-    "asyncio": ("server", "clients", "bench", "runtime.loop", "runtime.interface"),
+    # The loop meets the device in one file; the interface hands prompt work to an executor and back, and waits for
+    # pictures that are named by address.
+    "asyncio": ("server", "clients", "bench", "runtime.loop", "runtime.interface", "runtime.fetching"),
     "uvloop": ("server", "bench"),
     "transformers": ("bench",),
     "websockets": ("server", "clients", "bench"),

@@ -72,3 +72,19 @@ async def test_a_server_that_promises_nothing_refuses_it() -> None:
 def test_digests_know_pictures_and_large_ids() -> None:
     assert digest_ids([1, 2]) != digest_ids([2, 1]) != digest_ids([2, 1], [-5]) != digest_ids([2, 1], [-6])
     assert digest_ids([1 << 40]).startswith("sha256:") and len(digest_ids([])) == len("sha256:") + 64
+
+
+async def test_branches_and_forks_have_theirs_and_those_that_keep_something_say_so() -> None:
+    bench = FaceBench(card=PROMISED)
+    socket = bench.socket(ext="1")
+    socket.create("hello", stream_id="a", x_receipt=True, max_output_tokens=9, x_branches={"n": 2})
+    await socket.until_over(2)
+    first, second = receipts(socket)
+    assert (first["seed"], second["seed"]) == ("1", "2") and not first["changed"] and not second["changed"]
+    assert first["prompt"] == second["prompt"] and first["output"] != second["output"]
+    parent = finals(socket)[0]["id"]
+    socket.send({"type": "x.fork", "response_id": parent, "stream_id": "f", "at_token": 4, "seed": 3})
+    await socket.until_over(3)
+    assert receipts(socket)[2]["changed"], "its seed alone does not say how it came about"
+    socket.drop(1000)
+    await bench.baseline()

@@ -556,3 +556,19 @@ async def test_other_tenants_are_not_told_of() -> None:
     for socket in (mine, theirs):
         socket.drop()
     await watched.bench.baseline()
+
+
+async def test_branches_share_their_steps_and_each_has_sums_of_its_own() -> None:
+    watched = Watched()
+    socket = watched.socket(ext="1")
+    watched.ask(socket, stream_id="a", x_telemetry="step", x_branches={"n": 2, "at": "start"})
+    await watched.until(lambda: len(finals(socket)) == 2)
+    for run in finals(socket):
+        found = summary(run)
+        assert us(found["total_ms"]) == sum(us(found[name]) for name in SUMS)
+        check_steps(watched, socket, run["id"], found)
+    ids = [step["step_id"] for step in of(socket, "x.step")]
+    assert ids == sorted(set(ids)), "each step once, in order"
+    check_order(socket)
+    socket.drop()
+    await watched.bench.baseline()

@@ -55,6 +55,8 @@ HELD_BY = {
     "resume_tokens": "test_an_abandoned_stream_goes_on_up_to_the_ring_or_pauses_at_once",
     "pins_per_key": "test_the_eleventh_pin_is_refused_and_another_key_has_its_own",
     "pin_share": "test_pins_hold_their_share_at_most_and_give_way_before_anybody_waits_for_ever",
+    "drafts_per_socket": "test_drafts_are_few_and_bounded",
+    "draft_idle": "test_what_is_not_sent_leaves_nothing",
     "waiting_per_socket": "test_the_waiting_limit_to_the_number",
 }
 

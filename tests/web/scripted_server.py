@@ -302,6 +302,11 @@ class ScriptedServer:
             if run is not None:
                 run.cancelled.set()
             return
+        if frame["type"].startswith("x.input."):
+            task = self._loop.create_task(self._typed(connection, frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
         self._count += 1
         run = _Run(self, connection, frame, self._count)
         self._runs[run.id] = run
@@ -309,6 +314,18 @@ class ScriptedServer:
         task = self._loop.create_task(self._answer(run, frame))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _typed(self, connection: ServerConnection, frame: Frame) -> None:
+        """A server that has forgotten the draft when it is sent."""
+        if frame["type"] == "x.input.commit":
+            error = {
+                "type": "invalid_request_error",
+                "code": "draft_not_found",
+                "message": "x",
+                "param": None,
+            }
+            told = {"type": "x.error", "error": error, "event_id": frame["event_id"]}
+            await connection.send(json.dumps({**told, "stream_id": frame["stream_id"]}))
 
     async def _answer(self, run: _Run, frame: Frame) -> None:
         previous = frame.get("previous_response_id")
