@@ -9,7 +9,6 @@ import pytest
 
 from headrace.runtime import scheduler
 
-
 # Lives that meet a bug which few others meet: they come first.
 KNOWN = {"retracted_goes_last": (1321,)}
 
