@@ -29,7 +29,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from headrace.clients.branches import Branches
 from headrace.clients.draft import Draft
 from headrace.clients.errors import ConnectionLost, ServerRefused, ServerUnreachable
-from headrace.clients.events import NotAnEvent, read_model_ids, read_refusal
+from headrace.clients.events import NotAnEvent, Pinned, read_model_ids, read_refusal
 from headrace.clients.link import Link
 from headrace.clients.stream import ResponseStream
 
@@ -144,6 +144,8 @@ class Client:
         credit: int | None = None,
         receipt: bool | None = None,
         telemetry: str | None = None,
+        tier: str | None = None,
+        latency: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> ResponseStream:
         """Ask for an answer; returns when the server has taken the request (nothing need be generated yet).
@@ -152,8 +154,10 @@ class Client:
         answer (its stream or its id); `instructions` are not inherited from it. With `credit`, the server tells so
         many tokens and then waits for `ResponseStream.grant`. `receipt`: tell at the end what was computed
         (`ResponseStream.receipt`). With `telemetry` "step" the stream's `timeline` hears of its place in the line,
-        of its prompt and of each step; with "response" of the sums at its end. `extra` holds further fields of a
-        `response.create` event. None means the server's default.
+        of its prompt and of each step; with "response" of the sums at its end. `tier` "priority" or "flex" makes it
+        urgent or patient; `latency` (ttft_ms, itl_ms, deadline_ms) is promised or refused at once, with
+        `ServerRefused.retry_after`. `extra` holds further fields of a `response.create` event. None means the
+        server's default.
 
         Raises ServerRefused with code, param and message if the server does not take it, ConnectionLost if the
         connection ends meanwhile, ServerUnreachable if no connection can be had.
@@ -173,6 +177,8 @@ class Client:
             "x_credit": credit,
             "x_receipt": receipt,
             "x_telemetry": telemetry,
+            "service_tier": tier,
+            "x_latency": None if latency is None else dict(latency),
             **(extra or {}),
         }
         return await self._ask(request, _lane_of(previous))
@@ -301,6 +307,20 @@ class Client:
             **parameters,
         }
         return await self._ask(request, None)
+
+    async def pin(self, response: ResponseStream | str, seconds: float) -> Pinned:
+        """What the server has cached of this answer stays cached for so long, whatever else is asked of it: how
+        many tokens and bytes that is, and until when. 0 seconds let go of it. The answer runs here, or it was the
+        last one of its lane or is held. Raises ServerRefused if it is neither, or with "pin_quota_exceeded"."""
+        response_id = response.response_id if isinstance(response, ResponseStream) else response
+        if response_id is None:
+            raise ServerRefused("response_not_found", "the answer has not begun")
+        return await (await self._linked()).pin(response_id, seconds)
+
+    @property
+    def evicted(self) -> frozenset[str]:
+        """Answers whose pins the server gave up before their time, as far as this connection was told."""
+        return frozenset() if self._link is None else frozenset(self._link.evicted)
 
     async def _ask(self, request: dict[str, Any], lane: str | None) -> ResponseStream:
         """Say `request` in a free lane (in `lane`, if that one is), and wait until the server took it."""

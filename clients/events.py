@@ -12,10 +12,11 @@ import msgspec
 
 from headrace.clients.errors import ResponseFailed, ServerRefused
 from headrace.server.protocol.drafts import InputAck, InputCommitted, InputEnded
-from headrace.server.protocol.extension import Error as VerbRefused
 from headrace.server.protocol.extension import (
+    CacheEvicted,
     Goaway,
     Paused,
+    Pinned,
     PrefillProgress,
     Promoted,
     Pruned,
@@ -26,6 +27,7 @@ from headrace.server.protocol.extension import (
     Summary,
     Updated,
 )
+from headrace.server.protocol.extension import Error as VerbRefused
 from headrace.server.protocol.response_events import (
     Completed,
     Created,
@@ -48,6 +50,7 @@ from headrace.server.protocol.response_events import (
 __all__ = [
     "TERMINAL",
     "AnyEvent",
+    "CacheEvicted",
     "Completed",
     "Created",
     "ErrorFrame",
@@ -64,6 +67,7 @@ __all__ = [
     "PartAdded",
     "PartDone",
     "Paused",
+    "Pinned",
     "PrefillProgress",
     "Promoted",
     "Pruned",
@@ -122,6 +126,8 @@ KnownEvent = (
     | Queue
     | PrefillProgress
     | Step
+    | Pinned
+    | CacheEvicted
 )
 AnyEvent = KnownEvent | UnknownEvent
 TERMINAL = (Completed, Incomplete, Failed)
@@ -156,7 +162,7 @@ def read_event(message: bytes) -> AnyEvent:
 
 def lane_of(event: AnyEvent) -> str | None:
     """The lane an event belongs to; None for one that answers the connection as a whole."""
-    if isinstance(event, Goaway | Step):
+    if isinstance(event, Goaway | Step | Pinned | CacheEvicted):
         return None
     if isinstance(event, (Pruned, Promoted)):
         return event.branch

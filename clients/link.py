@@ -15,8 +15,10 @@ from websockets.exceptions import ConnectionClosed
 from headrace.clients.errors import ConnectionLost, ServerRefused
 from headrace.clients.events import (
     AnyEvent,
+    CacheEvicted,
     ErrorFrame,
     NotAnEvent,
+    Pinned,
     Promoted,
     Pruned,
     Step,
@@ -58,6 +60,9 @@ class Link:
             str, asyncio.Future[None]
         ] = {}  # what was asked for and not answered, by event_id
         self._writes: set[asyncio.Task[None]] = set()
+        self._pins: dict[str, asyncio.Future[Pinned]] = {}  # asked for and not answered, by event_id
+        self._pinned = 0
+        self.evicted: set[str] = set()  # responses whose pins the server gave up before their time
         self._reader = asyncio.create_task(self._read(), name="headrace-client-link")
 
     def open(self, ended: Callable[[], None], lane: str | None = None) -> ResponseStream:
@@ -102,6 +107,25 @@ class Link:
         assert self._free and self.lost is None
         self._carry(stream, self._free.popleft())
         self.post(stream.resumption())
+
+    async def pin(self, response_id: str, seconds: float) -> Pinned:
+        """The server's answer to a pin. Raises ServerRefused, or ConnectionLost if the socket ends first."""
+        reply: asyncio.Future[Pinned] = asyncio.get_running_loop().create_future()
+        self._pinned += 1
+        name = f"pin-{self._pinned}"
+        self._pins[name] = reply
+        self.post({"type": "x.pin", "response_id": response_id, "ttl_s": seconds, "event_id": name})
+        return await reply
+
+    def _answer_pin(self, name: str, answer: Pinned | ServerRefused | ConnectionLost) -> None:
+        reply = self._pins.pop(name, None)
+        if reply is None or reply.done():
+            return
+        if isinstance(answer, Pinned):
+            self.evicted.discard(answer.response_id)
+            reply.set_result(answer)
+        else:
+            reply.set_exception(answer)
 
     def _carry(self, stream: ResponseStream, lane: str) -> None:
         def leave() -> None:
@@ -160,6 +184,8 @@ class Link:
     def _lose(self, lost: ConnectionLost) -> None:
         # In one turn of the loop: nobody can open a stream on a lost link in between.
         self.lost = lost
+        for name in list(self._pins):
+            self._answer_pin(name, ConnectionLost(str(lost), lost.close_code))
         orphans = []
         for stream in list(self._streams.values()):
             if stream.resumable and lost.close_code not in FINAL:
@@ -191,6 +217,13 @@ class Link:
             for own in event.streams:
                 if found := carried.get(own.response_id):
                     found.timeline.step(event, own)
+        elif isinstance(event, Pinned):
+            self._answer_pin(str(event.event_id), event)
+        elif isinstance(event, VerbRefused):
+            error = event.error
+            self._answer_pin(str(event.event_id), ServerRefused(error.code, error.message, error.param))
+        elif isinstance(event, CacheEvicted):
+            self.evicted.add(event.response_id)
         elif isinstance(event, ErrorFrame):
             # The server could not even read which lane it was about: any request that has no answer yet.
             waiting = [stream for stream in self._streams.values() if stream.status == "queued"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from headrace.runtime.claim import UNTARGETED, Targets
 from headrace.runtime.logprobs import MOST_TOP
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.shape import AnswerShape
@@ -22,6 +23,7 @@ class Tenant:
     id: str
     salt: str
     secret: bytes = field(default=b"", repr=False)
+    weight: float = 1.0  # of its share of the server, beside others
 
 
 PUBLIC_TENANT = Tenant("public", "public")
@@ -115,6 +117,7 @@ class Ask:
     drop_oldest: bool = (
         False  # a conversation that is too long loses its oldest turns, instead of being refused
     )
+    targets: Targets = UNTARGETED
     param_names: Mapping[str, str] = field(default_factory=dict)
 
     @property

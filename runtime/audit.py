@@ -45,7 +45,7 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
         home = drafts if req.id in drafts else phases[req.phase]
         assert home.get(req.id) is req, "phase and container disagree"
         assert req.inflight == flown.pop(req.id, 0), "inflight counts launched steps"
-        assert req.inflight > 0 or not (req.finish or req.retracting or req.changing), (
+        assert req.inflight > 0 or not (req.finish or req.retracting or req.yielding or req.changing), (
             "a mark was not settled"
         )
         assert (req.changing is not None) <= (req.id in scheduler._changing), "a change is not looked for"
@@ -95,8 +95,13 @@ def audit(scheduler: Scheduler, flight: Sequence[StepPlan], sources: Mapping[int
     pool.check(owners)
     scheduler.slots.check(held_slots)
     scheduler.gallery.check(everyone)
-    scheduler.tree.check([req.lease for req in everyone if req.lease is not None])
+    leases = [req.lease for req in everyone if req.lease is not None]
+    scheduler.tree.check([*leases, *scheduler.pins.leases()])
+    scheduler.pins.check()
     assert scheduler._changing <= seen, "a change waits for a request that is gone"
     for req_id, req in scheduler._regrants.items():
         assert scheduler.running.get(req_id) is req and req.phase is Phase.PREFILL and req.inflight == 0
     assert len(scheduler.running) <= scheduler.slots.count
+    assert scheduler._yielding == sum(req.yielding for req in scheduler.running.values())
+    scheduler.waiting.check()
+    scheduler.shares.check(scheduler.reqs())

@@ -7,6 +7,7 @@ The static inputs, the tables and the slab therefore have a single writer and ne
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -31,6 +32,7 @@ from headrace.runtime.models.native import (
     reads_plain,
     start_compiling,
 )
+from headrace.runtime.pace import Pace
 from headrace.runtime.plan import NON_FINITE, PlanRow, SlotGrant, StepPlan, StepResult
 from headrace.runtime.probing import Probed
 from headrace.runtime.receipt import digest_facts, digest_files
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.engine")
 
+ASSUMED_RATE = 2e11  # operations in a second, until a step was seen
 PROBE_ROWS = 64  # prompt tokens whose logits are at hand at one time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -60,7 +63,6 @@ class CpuEngine:
     masks = True  # it asks the grammars of a plan for their masks
     depth = 1  # the cores are busy with one step; a second in line would only make joiners wait
     poll = None
-    pace = None
     idle_work = None
     replays = 0  # no step is a captured graph
     bucket = 0  # rows of the step launched last; nothing is padded
@@ -96,13 +98,16 @@ class CpuEngine:
             log.info("torch runs all steps, which is slower for few streams: %s", why)
         self.dtype = DTYPES[self.config.dtype]
         self.page_size = self.config.page_size
-        self.page_count = (self.config.kv_memory_mb << 20) // page_bytes(
-            self.model_config, self.page_size, self.dtype
-        )
+        self.page_bytes = page_bytes(self.model_config, self.page_size, self.dtype)
+        self.page_count = (self.config.kv_memory_mb << 20) // self.page_bytes
         self.max_running = self.config.max_running
         self.max_context = self.config.max_context
         self.chunk_tokens = self.config.chunk_tokens
         self.embedding_rows = self.logits_width = self.model_config.vocab_size
+        # It bounds no step by itself: chunks are as large as configured unless a reader was promised a pace.
+        sizes = [size for size in (16, 32, 64, 128, 256, 512) if size < self.chunk_tokens]
+        prior = 2.0 * outline.kept / ASSUMED_RATE
+        self.pace = Pace((*sizes, self.chunk_tokens), prior, math.inf)
         pages_per_slot = -(-self.max_context // self.page_size)
         self.images = blueprint.images(self.config.image_tokens)
         self.image_blocks = image_blocks(

@@ -108,6 +108,7 @@ class DeviceEngine:
         self.dtype = DTYPES[config.dtype]
         self.page_size = config.page_size
         self.page_count = sizes.page_count
+        self.page_bytes = sizes.kv // sizes.page_count
         self.max_running = config.max_running
         self.max_context = config.max_context
         self.chunk_tokens = config.chunk_tokens

@@ -112,7 +112,7 @@ class Drafts:
         room = min(step.room, self.chunk)
         least = step.room - room
         # What those who run may need before this step has landed is not touched: none of them may sit out for it.
-        kept = sum(core._growth(req) + 1 + 3 // core.page_size for req in core.running.values())
+        kept = sum(core.admission.growth(req) + 1 + 3 // core.page_size for req in core.running.values())
         for req in list(self.due.values()):
             if step.room <= least or core.slots.free_count <= spare:
                 break

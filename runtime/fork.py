@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.runtime.meaning import max_len_of, params_of, wish_of
+from headrace.runtime.meaning import claim_of, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import Piece, TextPiece
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import ForkPoint, Req
@@ -131,5 +131,7 @@ def fork_request(
     wish = wish_of(ask, prompt_len, prompter.logits_width)
     shares = ForkPoint(source, prompt_len + kept.shared)
     params = params_of(ask, prompter)
-    req = Req(req_id, source.salt, ids, count, max_len, params, shares, wish, grammar, source.spans)
+    req = Req(
+        req_id, source.salt, ids, count, max_len, params, shares, wish, grammar, source.spans, claim_of(ask)
+    )
     return Forked(req, prompt, cutter, text, kept.shared)

@@ -11,12 +11,15 @@ from functools import partial
 from typing import Any
 
 from headrace.runtime.ask import PUBLIC_TENANT, Ask, Message, Picture, Tenant
+from headrace.runtime.cache import Cache
+from headrace.runtime.claim import Rank, Targets
 from headrace.runtime.drafting import Draft, Drafting, DraftOutcome
 from headrace.runtime.fetching import Fetches, FetchRefused, unrefused
+from headrace.runtime.figures import class_stats_of, sizes_of, stats_of
 from headrace.runtime.fork import ForkPlace, fork_request
 from headrace.runtime.logprobs import Logprobs, TokenLogprob
 from headrace.runtime.loop import Generation, StepLoop, retell
-from headrace.runtime.meaning import SEED_MASK, changed, max_len_of, params_of, wish_of
+from headrace.runtime.meaning import SEED_MASK, changed, claim_of, following, max_len_of, params_of, wish_of
 from headrace.runtime.parsers.pieces import (
     CallArguments,
     CallBegin,
@@ -27,6 +30,7 @@ from headrace.runtime.parsers.pieces import (
     joined,
 )
 from headrace.runtime.parsers.text_input import TextInput
+from headrace.runtime.pins import Favour, Pin
 from headrace.runtime.profile import Profiler, ProfileWish
 from headrace.runtime.prompter import ModelCard, Prompt, Prompter, TextCutter, TextSplitter
 from headrace.runtime.receipt import Receipt, receipt_of
@@ -53,12 +57,14 @@ __all__ = [
     "PUBLIC_TENANT",
     "AnswerShape",
     "Ask",
+    "Cache",
     "CallArguments",
     "CallBegin",
     "CallEnd",
     "Draft",
     "DraftOutcome",
     "Entry",
+    "Favour",
     "FetchRefused",
     "FinishReason",
     "ForkPlace",
@@ -67,10 +73,12 @@ __all__ = [
     "ModelCard",
     "Picture",
     "Piece",
+    "Pin",
     "ProfileWish",
     "Profiler",
     "Prompt",
     "Prompter",
+    "Rank",
     "Reading",
     "ReasoningPiece",
     "Receipt",
@@ -83,6 +91,7 @@ __all__ = [
     "StreamMeter",
     "StreamSummary",
     "StreamTimes",
+    "Targets",
     "Tenant",
     "TextCutter",
     "TextForm",
@@ -121,6 +130,7 @@ class Runtime:
         self.card = card
         self.prompter = prompter
         self.loop = loop
+        self.cache = Cache(loop)
         self.max_context = min(max_context, loop.scheduler.max_tokens)
         self.ready = False
         self.draining = False
@@ -354,46 +364,23 @@ class Runtime:
 
     def sizes(self) -> dict[str, int]:
         """What the engine has room for, in the names of SGLang."""
-        scheduler = self.loop.scheduler
-        return {
-            "page_size": scheduler.page_size,
-            "max_total_num_tokens": scheduler.pool.count * scheduler.page_size,
-            "max_running_requests": scheduler.slots.count,
-            "max_queued_requests": scheduler.waiting_limit,
-            "chunked_prefill_size": scheduler.chunk_tokens,
-        }
+        return sizes_of(self.loop.scheduler)
 
     def stats(self) -> dict[str, float]:
         """Facts for metrics: counters since the start and gauges of now."""
-        scheduler = self.loop.scheduler
-        counters = scheduler.counters
         return {
-            "steps": counters.steps,
-            "graph_replays": self.loop.engine.replays,
-            "eager_steps": counters.steps - self.loop.engine.replays,
-            "prefill_tokens_computed": counters.prefill_tokens_computed,
-            "decode_tokens_computed": counters.decode_tokens_computed,
-            "cached_tokens": counters.cached_tokens,
-            "admissions": counters.admissions,
-            "retractions": counters.retractions,
-            "evicted_pages": counters.evicted_pages,
-            "copied_pages": counters.copied_pages,
-            "images_encoded": scheduler.gallery.encoded,
-            "images_reused": scheduler.gallery.reused,
+            **stats_of(self.loop),
             "requests_finished": self.ends[FinishReason.STOP] + self.ends[FinishReason.LENGTH],
             "requests_cancelled": self.ends[FinishReason.CANCELLED],
             "requests_failed": self.ends[FinishReason.ERROR],
-            "reader_pauses": self.loop.holds,
             "unsent_tokens": sum(stream.pending for stream in self._generations),
             "preparing": len(self._preparing),
-            "waiting": len(scheduler.waiting),
-            "running": len(scheduler.running),
-            "paused": len(scheduler.paused),
-            "kv_pages_total": scheduler.pool.count,
-            "kv_pages_in_use": scheduler.pages_in_use,
-            "kv_pages_cached": scheduler.tree.idle_pages + len(scheduler.remnants),
             **self.drafting.stats(),
         }
+
+    def class_stats(self) -> dict[str, dict[str, float]]:
+        """The same by class: name → class → number."""
+        return class_stats_of(self.loop)
 
     # -- preparation -------------------------------------------------------------------------------------------
 
@@ -500,7 +487,7 @@ class Runtime:
                 fork = ForkPoint(generation.req, len(prompt.ids))
             stream.prompt_logprobs, stream.prompt_ids = first.prompt_logprobs, first.prompt_ids
             try:
-                self._begin(self._generation(stream, replace(ask, prompt_logprobs=None), prompt, fork))
+                self._begin(self._generation(stream, following(ask), prompt, fork))
             except Refusal as refusal:
                 stream.end(FinishReason.ERROR, error=refusal)
                 self._count_end(stream)
@@ -531,6 +518,7 @@ class Runtime:
             wish,
             prompt.grammar,
             prompt.spans,
+            claim_of(ask),
         )
         stream.prompt = prompt if prompt.grammar is None else replace(prompt, grammar=prompt.grammar.copy())
         return Generation(req, stream, self.prompter.cutter(ask), self.prompter.splitter(ask, prompt))

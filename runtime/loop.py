@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.runtime.encode_pace import EncodePace
+from headrace.runtime.foresight import Foresight
 from headrace.runtime.logprobs import TokenLogprob
 from headrace.runtime.pace import Pace, pairs_of
 from headrace.runtime.parsers.pieces import TextPiece
@@ -30,6 +31,7 @@ from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Req
 from headrace.runtime.scheduler import Retired, Scheduler
 from headrace.runtime.stream import Entry, TokenStream
+from headrace.runtime.tally import Tally
 from headrace.runtime.telemetry import StepMeters, micros
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Engine(Protocol):
 
     depth: how many steps it likes to have in flight. An engine with threads of its own resolves its futures itself
     and has no `poll`; one without resolves them inside `poll`, which never waits and is True if a step landed.
-    pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
+    page_bytes: of a KV page. pace: what bounds the prompt tokens of a step; None: the scheduler's own limit alone.
     bucket: rows that the step launched last is padded to. replays: steps launched as captured graphs so far.
     masks: it keeps to the grammars of a plan; else no request may have one."""
 
@@ -59,6 +61,9 @@ class Engine(Protocol):
 
     @property
     def pace(self) -> Pace | None: ...
+
+    @property
+    def page_bytes(self) -> int: ...
 
     @property
     def bucket(self) -> int: ...
@@ -85,6 +90,8 @@ class Generation:
     cutter: TextCutter
     splitter: TextSplitter | None = None
     deadline: asyncio.TimerHandle | None = None
+    itl: float | None = None  # seconds between two tokens that it was promised
+    slow: bool = False  # that was broken
 
 
 @dataclass(slots=True)
@@ -121,7 +128,8 @@ def _nothing() -> None:
 
 class StepLoop:
     """Drives Scheduler and Engine, with at most `engine.depth` steps launched and not retired. encodes: what a
-    picture's encode takes; None: a prompt token for each row.
+    picture's encode takes; None: a prompt token for each row. context: tokens of the longest request; None: as many
+    as there are pages for.
 
     Hooks, set once before the first request: `on_flush` after the tokens of a step were handed to their
     streams; `on_step` for each landed step; `on_gap` for the seconds between two tokens, and how many streams had
@@ -137,6 +145,7 @@ class StepLoop:
         *,
         request_limit: float = 1800.0,
         encodes: EncodePace | None = None,
+        context: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert engine.depth >= 1
@@ -152,6 +161,8 @@ class StepLoop:
         self.on_idle: Callable[[], None] = _nothing
         self.on_fault: Callable[[BaseException], None] | None = None
         self.fault: BaseException | None = None
+        self.foresight = Foresight(scheduler, engine.pace, engine.depth, context)
+        self.tally = Tally()
         self.meters = StepMeters()
         self._changes: list[tuple[Generation, Callable[[int | None], None]]] = []  # asked for, not told yet
         self.holds = 0  # how often a generation left the batch because its reader had fallen behind
@@ -182,10 +193,19 @@ class StepLoop:
         return len(self._flight)
 
     def join(self, generation: Generation) -> None:
-        """The generation takes part from the next step. Raises Refusal as `Scheduler.add` does."""
+        """The generation takes part from the next step. Raises Refusal as `Scheduler.add` does, and if what it
+        wants of its time cannot be promised."""
         if self.fault is not None:
             raise Refusal("server_error", "the engine has stopped after a fault")
-        self.scheduler.add(generation.req)
+        req, now = generation.req, self.clock()
+        try:
+            opened = generation.stream.times.opened
+            req.promise = self.foresight.promise(req, opened, now, self._ahead(now))
+        except Refusal:
+            self.tally.refused[req.claim.targets.rank] += 1
+            raise
+        generation.itl = req.claim.targets.itl
+        self.scheduler.add(req)
         self._live[generation.req.id] = generation
         self._empty.clear()
         generation.stream.times.joined = self.clock()
@@ -213,6 +233,7 @@ class StepLoop:
             generation.stream.wake = partial(self._wake_reader, generation)
             self.holds += 1
             self.scheduler.pause(generation.req)
+            generation.itl = None  # how fast its tokens come is up to its reader from here on
 
     def change(self, generation: Generation, change: Change, told: Callable[[int | None], None]) -> None:
         """The generation goes on as `change` says. `told(index)`, once, when it has taken effect: from output token
@@ -335,13 +356,24 @@ class StepLoop:
             if self._resting and not self._live:
                 self.on_idle()
 
+    def _ahead(self, now: float) -> float:
+        """Seconds until the steps in flight will have landed, about."""
+        pace = self.engine.pace
+        if pace is None or not self._flight:
+            return 0.0
+        taken = 0.0
+        for plan, _, _ in self._flight:
+            taken += pace.alone(len(plan.decode))
+            taken += pace.added(plan.prefill_tokens, plan.prefill[0].start) if plan.prefill else 0.0
+        return max(0.0, taken - (now - max(self._flight[0][2], self._landed_at)))
+
     def _launch(self) -> None:
         while len(self._flight) < self.engine.depth:
-            pace = self.engine.pace
-            prospect = None if pace is None else self.scheduler.prospect()
-            budget = None if pace is None or prospect is None else pace.allow(*prospect)
+            allowed = self.foresight.allowance(self.clock())
             price = row_price if self.encodes is None else self.encodes.price
-            plan = self.scheduler.plan(budget, price)
+            plan = self.scheduler.plan(
+                allowed.budget, price, most_rows=allowed.most_rows, hurry=allowed.hurry
+            )
             if plan is None:
                 return
             now = self.clock()
@@ -402,6 +434,8 @@ class StepLoop:
                 times.first_token = now
             else:
                 self.on_gap(now - last, 1)
+            if generation.itl is not None and last is not None and now - last > generation.itl:
+                generation.slow = True
             try:
                 # The token that stops an answer counts, but its text is no part of it.
                 stopped = event.finish is FinishReason.STOP
@@ -479,6 +513,7 @@ class StepLoop:
         stream = generation.stream
         self.meters.leave(generation.req.id)
         stream.times.ended = self.clock()
+        self.tally.ended(generation.req.claim.targets, stream.times, finish, generation.slow)
         stream.end(finish, tail, error, pieces)
         self.on_end(stream)
         if not self._live:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.runtime.ask import Ask
+from headrace.runtime.claim import Claim
 from headrace.runtime.logprobs import MOST_TOP, LogprobWish
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, Req, SamplingParams
@@ -37,6 +38,17 @@ def max_len_of(ask: Ask, prompt_len: int, limit: int) -> int:
             ask.wire_name("max_tokens"),
         )
     return prompt_len + ask.max_tokens
+
+
+def claim_of(ask: Ask) -> Claim:
+    """Whose the ask is, and what it wants of its time."""
+    return Claim(ask.tenant.id, ask.tenant.weight, ask.targets)
+
+
+def following(ask: Ask) -> Ask:
+    """The ask of another answer to a prompt that was read already: its first token comes when that one has its
+    first, whatever was promised."""
+    return replace(ask, prompt_logprobs=None, targets=replace(ask.targets, ttft=None))
 
 
 def params_of(ask: Ask, prompter: Prompter) -> SamplingParams:

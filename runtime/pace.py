@@ -4,7 +4,8 @@ A step of decode rows alone takes a time that is learnt per number of rows. A ch
 `a + b * tokens + c * pairs` seconds, where pairs is how many (query, key) pairs its attention has; a, b and c are
 fitted while serving, by least squares that forget. The rule is "three times, fifty milliseconds": a step with a
 chunk may take FACTOR times what its decode rows take alone, and UNSEEN in any case; or MOST when so many prompt
-tokens wait that their owners would feel more than the readers do. A bound that somebody set replaces the rule.
+tokens wait that their owners would feel more than the readers do. A bound that somebody set replaces the rule. A
+time between two tokens that one of the readers was promised (`itl`) holds beside either.
 
 Knows numbers only: no clock, no tensor.
 """
@@ -12,6 +13,7 @@ Knows numbers only: no clock, no tensor.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 FACTOR = 3.0
@@ -21,6 +23,9 @@ UNSEEN = 0.008  # seconds: half a frame of a fast screen. A small model's steps 
 QUEUED = 16384  # waiting prompt tokens above which a step may take MOST
 FORGET = 0.97  # weight of everything seen before, at each new step
 SMOOTH = 0.2  # weight of the newest decode step
+KEPT = 0.9  # of a promised time between tokens is what steps are made for: the fit is not exact, nor is any clock
+PARTS = 8  # a prompt's time is summed over so many parts of it: later ones take longer
+SCALING = 64  # prompt tokens of the first step that the prior is held against: shorter ones say little
 LEAST = 16  # tokens that a step with a prompt always takes: prompts advance even where no bound can be kept
 
 
@@ -28,8 +33,8 @@ class Pace:
     """`allow` says how many prompt tokens fit; `observe` is told what each landed step took.
 
     sizes: chunk sizes that cost what they hold (others are padded up to one of these), ascending; the last is the
-    largest chunk of all. bound: seconds that a step beside running streams may take; 0 = the rule above. prior:
-    seconds per prompt token before anything was seen.
+    largest chunk of all. bound: seconds that a step beside running streams may take; 0: the rule above, infinity:
+    none. prior: seconds per prompt token before anything was seen.
     """
 
     def __init__(self, sizes: Sequence[int], prior: float, bound: float = 0.0) -> None:
@@ -37,13 +42,9 @@ class Pace:
         self.sizes = tuple(sizes)
         self.bound = bound
         self._decode: dict[int, float] = {}  # log2 class of rows -> seconds
-        # Normal equations of (a, b, c), begun with a few steps as the prior has them. Tokens in thousands and
-        # pairs in millions, so that all three numbers are of one size.
-        self._matrix = [[0.0] * 3 for _ in range(3)]
-        self._right = [0.0] * 3
-        for tokens in (16, 256, 2048):
-            self._learn(tokens, tokens * tokens / 2, prior * tokens + 1e-4, weight=0.05)
-        self._fit = self._solve()
+        self._prior = prior
+        self._scaled = False  # the prior was held against a step that was seen
+        self._begin(prior)
 
     def observe(self, rows: int, tokens: int, pairs: float, seconds: float) -> None:
         """A step of `rows` decode rows and `tokens` prompt tokens kept the device busy for `seconds`."""
@@ -51,10 +52,16 @@ class Pace:
             known = self._decode.get(_class(rows))
             self._decode[_class(rows)] = seconds if known is None else known + SMOOTH * (seconds - known)
             return
+        added = max(0.0, seconds - self.alone(rows))
+        if not self._scaled and tokens >= SCALING and added > 0.0:
+            # Steps that were never seen are as much slower or faster than assumed as the first one that was: else a
+            # wrong prior, the same everywhere, would look like a cost of long contexts.
+            self._scaled = True
+            self._begin(self._prior * added / (self._prior * tokens + 1e-4))
         for row in self._matrix:
             row[:] = [FORGET * value for value in row]
         self._right[:] = [FORGET * value for value in self._right]
-        self._learn(tokens, pairs, max(0.0, seconds - self.alone(rows)))
+        self._learn(tokens, pairs, added)
         self._fit = self._solve()
 
     def alone(self, rows: int) -> float:
@@ -69,19 +76,74 @@ class Pace:
         a, b, c = self._fit
         return a + b * tokens / 1e3 + c * pairs_of(tokens, start) / 1e6
 
-    def allow(self, rows: int, start: int, queued: int) -> int:
+    def allow(self, rows: int, start: int, queued: float, itl: float | None = None) -> int:
         """Prompt tokens for a step beside `rows` decode rows, when the first prompt goes on at `start` and `queued`
-        prompt tokens wait in all. Nobody is held up by a step without decode rows: then it is the largest chunk."""
+        prompt tokens wait in all. itl: seconds between two tokens that a reader was promised. Nobody is held up by
+        a step without decode rows: then it is the largest chunk."""
         largest = self.sizes[-1]
         alone = self.alone(rows)
-        if not alone:
+        if not rows or (not alone and itl is None):
             return largest
+        bound = self.longest(rows, queued, itl)
+        if bound == math.inf:
+            return largest
+        fitting = [size for size in self.sizes if alone + self.added(size, start) <= bound]
+        return max(fitting, default=min(LEAST, largest))
+
+    def longest(self, rows: int, queued: float, itl: float | None = None) -> float:
+        """What a step with a chunk beside `rows` decode rows may take, in seconds; see `allow`."""
+        alone = self.alone(rows)
         bound = self.bound
         if not bound:
             bound = max(MOST, FACTOR * alone) if queued > QUEUED else min(FACTOR * alone, MOST)
             bound = max(bound, UNSEEN, 2.0 * alone)  # even long steps leave prompts as much as they take
-        fitting = [size for size in self.sizes if alone + self.added(size, start) <= bound]
-        return max(fitting, default=min(LEAST, largest))
+        return bound if itl is None else min(bound, KEPT * itl)
+
+    def worst(self, rows: int, start: int, itl: float | None = None) -> float:
+        """What a step with `rows` decode rows and a chunk behind `start` tokens can take at most, in seconds."""
+        largest = self.alone(rows) + self.added(self.sizes[-1], start)
+        return min(largest, self.longest(rows, math.inf, itl))
+
+    def most_rows(self, itl: float) -> int | None:
+        """How many decode rows a step may have that keeps `itl` with the least of a prompt in it; None: as many
+        as were ever seen."""
+        bound = KEPT * itl - self.added(LEAST, 0)
+        slow = [kind for kind, seconds in self._decode.items() if seconds > bound]
+        return 0 if 0 in slow else 1 << min(slow) - 1 if slow else None
+
+    def per_token(self, rows: int, start: int, itl: float | None = None) -> float:
+        """Seconds that each prompt token takes behind `start` tokens, in steps with `rows` decode rows."""
+        chunk = self.allow(rows, start, 0, itl)
+        return (self.alone(rows) + self.added(chunk, start)) / chunk
+
+    def seconds(
+        self, rows: int, start: int, tokens: int, itl: float | None = None, *, surely: bool = False
+    ) -> float:
+        """Until `tokens` prompt tokens behind `start` are read, in steps with `rows` decode rows. surely: they take
+        no more than that of steps which others fill up; else about when they are read, if nobody does."""
+        if tokens <= 0:
+            return 0.0
+        parts = 1 if tokens <= self.sizes[0] else PARTS
+        part = tokens / parts
+        at = 1.0 if surely else 0.5
+        total = sum(self.per_token(rows, start + round((i + at) * part), itl) for i in range(parts)) * part
+        # The last chunk is cut short, and its step costs a whole step beside what it holds.
+        chunk = self.allow(rows, start + tokens, 0, itl)
+        tail = tokens % chunk
+        if tail and not surely:
+            held = min((size for size in self.sizes if size >= tail), default=chunk)
+            whole = self.alone(rows) + self.added(held, start + tokens)
+            total += max(0.0, whole - tail * self.per_token(rows, start + tokens, itl))
+        return total
+
+    def _begin(self, prior: float) -> None:
+        """The fit is what `prior` says: normal equations of (a, b, c), begun with a few steps as it has them.
+        Tokens in thousands and pairs in millions, so that all three numbers are of one size."""
+        self._matrix = [[0.0] * 3 for _ in range(3)]
+        self._right = [0.0] * 3
+        for tokens in (16, 256, 2048):
+            self._learn(tokens, tokens * tokens / 2, prior * tokens + 1e-4, weight=0.05)
+        self._fit = self._solve()
 
     def _learn(self, tokens: int, pairs: float, seconds: float, weight: float = 1.0) -> None:
         # Errors count relative to the step: a short one that is off by half matters as much as a long one.

@@ -16,9 +16,9 @@ from headrace.runtime.pages import PagePool
 
 class PrefixNode:
     """One cached page. `leases` counts the leases on this node and below it: 0 means it may be evicted once it
-    has no children."""
+    has no children. `kept`, counted likewise: if not 0, it is evicted after those with 0."""
 
-    __slots__ = ("attached", "children", "depth", "key", "leases", "page", "parent", "salt", "stamp")
+    __slots__ = ("attached", "children", "depth", "kept", "key", "leases", "page", "parent", "salt", "stamp")
 
     def __init__(self, salt: str, key: tuple[int, ...], page: int, parent: PrefixNode | None) -> None:
         self.salt = salt
@@ -28,6 +28,7 @@ class PrefixNode:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.children: dict[tuple[int, ...], PrefixNode] = {}
         self.leases = 0
+        self.kept = 0
         self.stamp = 0
         self.attached = True
 
@@ -58,13 +59,15 @@ class PrefixLease:
 
 
 class PrefixTree:
-    """Match, extend, evict, condemn. Eviction takes the least recently released leaf first.
+    """Match, extend, keep, evict, condemn. Eviction takes the least recently released leaf first, and those that
+    are kept last.
 
-    Leaves that may be evicted wait in a heap of (stamp, order, node). Entries are never removed from its
-    middle; a popped entry counts only if the node is still attached, childless, unleased and carries that stamp.
+    Leaves that may be evicted wait in two heaps, kept ones and others, of (stamp, order, node). Entries are never
+    removed from their middle; a popped entry counts only if the node is still attached, childless, unleased, of
+    that heap, and carries that stamp.
     """
 
-    __slots__ = ("_by_page", "_clock", "_heap", "_order", "_roots", "idle_pages", "page_size", "pool")
+    __slots__ = ("_by_page", "_clock", "_heaps", "_order", "_roots", "idle_pages", "page_size", "pool")
 
     def __init__(self, pool: PagePool, page_size: int) -> None:
         assert page_size >= 1
@@ -75,7 +78,7 @@ class PrefixTree:
         self._by_page: dict[int, PrefixNode] = {}
         self._clock = 0
         self._order = itertools.count()
-        self._heap: list[tuple[int, int, PrefixNode]] = []
+        self._heaps: dict[bool, list[tuple[int, int, PrefixNode]]] = {False: [], True: []}  # by `kept`
 
     @property
     def cached_pages(self) -> int:
@@ -105,6 +108,13 @@ class PrefixTree:
         node = lease.node
         while node.depth > depth:
             assert node.parent is not None
+            node = node.parent
+        return self._lease(node)
+
+    def lease_at(self, node: PrefixNode) -> PrefixLease:
+        """A new lease on the path to `node`, as far as it is still in the tree."""
+        while not node.attached:
+            assert node.parent is not None, "roots stay"
             node = node.parent
         return self._lease(node)
 
@@ -145,12 +155,37 @@ class PrefixTree:
         self._forget_empty_root(node)
 
     def evict_one(self) -> bool:
-        """Take the least recently used idle leaf out of the tree. False if there is none.
+        """Take the least recently used idle leaf out of the tree, a kept one only if there is no other. False if
+        there is none.
 
         Its page becomes free only if the tree was its last owner."""
-        while self._heap:
-            stamp, _, node = heapq.heappop(self._heap)
+        return self._evict_of(False) or self._evict_of(True)
+
+    def keep(self, node: PrefixNode) -> None:
+        """Count `node` and the path to it as kept once more."""
+        self._count_kept(node, 1)
+
+    def unkeep(self, node: PrefixNode) -> None:
+        """Once less; also where the node is out of the tree by now."""
+        self._count_kept(node, -1)
+
+    def _count_kept(self, node: PrefixNode, by: int) -> None:
+        step: PrefixNode | None = node
+        root = node
+        while step is not None:
+            step.kept += by
+            assert step.kept >= 0
+            self._offer(step)  # it may have changed its heap
+            root, step = step, step.parent
+        self._forget_empty_root(root)
+
+    def _evict_of(self, kept: bool) -> bool:
+        heap = self._heaps[kept]
+        while heap:
+            stamp, _, node = heapq.heappop(heap)
             if not (node.attached and node.leases == 0 and not node.children and node.stamp == stamp):
+                continue
+            if bool(node.kept) is not kept:
                 continue
             parent = node.parent
             assert parent is not None, "roots are never offered"
@@ -198,7 +233,12 @@ class PrefixTree:
 
     def check(self, leases: Sequence[PrefixLease] | None = None) -> None:
         """Raise AssertionError if links, counts, salts or (with `leases`: all live ones) lease counts are off."""
-        waiting = {id(node) for stamp, _, node in self._heap if node.stamp == stamp}
+        waiting = {
+            id(node)
+            for kept, heap in self._heaps.items()
+            for stamp, _, node in heap
+            if node.stamp == stamp and bool(node.kept) is kept
+        }
         total = idle = 0
         for node in self.nodes():
             total += 1
@@ -208,6 +248,7 @@ class PrefixTree:
             assert len(node.key) == self.page_size
             assert self.pool.refs(node.page) >= 1 and self.pool.salt(node.page) == node.salt
             assert node.leases >= sum(child.leases for child in node.children.values())
+            assert node.kept >= sum(child.kept for child in node.children.values())
             if node.leases == 0 and not node.children:
                 assert id(node) in waiting, "an idle leaf can never be evicted"
             assert self._by_page.get(node.page) is node
@@ -243,17 +284,20 @@ class PrefixTree:
         """Put an idle leaf where eviction finds it. Stale entries are swept when they outnumber the nodes."""
         if node.parent is None or node.leases or node.children or not node.attached:
             return
-        heapq.heappush(self._heap, (node.stamp, next(self._order), node))
-        if len(self._heap) > 2 * len(self._by_page) + 64:
+        which = bool(node.kept)
+        heap = self._heaps[which]
+        heapq.heappush(heap, (node.stamp, next(self._order), node))
+        if len(heap) > 2 * len(self._by_page) + 64:
             fresh: dict[int, tuple[int, int, PrefixNode]] = {}
-            for entry in self._heap:
-                stamp, _, kept = entry
-                if kept.attached and not kept.leases and not kept.children and kept.stamp == stamp:
-                    fresh[id(kept)] = entry
-            self._heap = list(fresh.values())
-            heapq.heapify(self._heap)
+            for entry in heap:
+                stamp, _, each = entry
+                idle = each.attached and not each.leases and not each.children
+                if idle and each.stamp == stamp and bool(each.kept) is which:
+                    fresh[id(each)] = entry
+            heap = self._heaps[which] = list(fresh.values())
+            heapq.heapify(heap)
 
     def _forget_empty_root(self, node: PrefixNode) -> None:
         # A root is kept only while something hangs on it, so that tenants that came once leave nothing behind.
-        if node.parent is None and node.leases == 0 and not node.children:
+        if node.parent is None and node.leases == 0 and not node.children and not node.kept:
             self._roots.pop(node.salt, None)

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from headrace.runtime.claim import Rank
 from headrace.runtime.plan import SlotGrant
 from headrace.runtime.request import Change, Phase, Req
 
 
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What the next plan will find: how many decode rows (0 if all are of the lowest rank: nobody reads those as
+    they come), how far the first prompt in line has come, how many prompt tokens wait in all, and the seconds
+    between two tokens that the most demanding of the decode rows was promised (None: none was)."""
+
+    rows: int
+    start: int
+    queued: int
+    itl: float | None = None
+
+
 def prospect_of(
-    running: Mapping[int, Req], waiting: Mapping[int, Req], plannable: Callable[[], list[Req]]
-) -> tuple[int, int, int] | None:
-    """What the next plan will find: its decode rows, how far the first prompt in line has come, and how many prompt
-    tokens wait in all. None if no prompt does."""
+    running: Mapping[int, Req],
+    waiting: Mapping[int, Req],
+    head: Req | None,
+    plannable: Callable[[], list[Req]],
+) -> Prospect | None:
+    """None if no prompt waits. head: the first in line."""
     prompts = [req for req in running.values() if req.phase is Phase.PREFILL]
-    if not prompts and not waiting:
+    if not prompts and head is None:
         return None
-    decode = sum([req.phase is Phase.DECODE for req in plannable()])
-    first = prompts[0] if prompts else next(iter(waiting.values()))
+    decoding = [req for req in plannable() if req.phase is Phase.DECODE]
+    read = sum([req.rank is not Rank.BATCH for req in decoding])
+    first = prompts[0] if prompts else head
+    assert first is not None
     queued = sum(len(req.tokens) - req.computed_len for req in (*prompts, *waiting.values()))
-    return decode, first.computed_len, queued
+    promises = [req.promise for req in decoding if req.promise is not None]
+    promised = [promise.itl for promise in promises if promise.itl is not None]
+    rows = len(decoding) if read or promised else 0
+    return Prospect(rows, first.computed_len, queued, min(promised, default=None))
 
 
 def grant_of(req: Req) -> SlotGrant:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from headrace.runtime.claim import NO_CLAIM, Claim, Promise, Rank
 from headrace.runtime.image import ImageSpan
 from headrace.runtime.logprobs import LogprobWish
 
@@ -133,6 +134,7 @@ class Req:
     logprobs: LogprobWish | None = None
     grammar: TokenGrammar | None = None  # what its tokens must follow: then a row waits for the one before
     spans: tuple[ImageSpan, ...] = ()
+    claim: Claim = NO_CLAIM
 
     phase: Phase = field(default=Phase.WAITING, init=False)
     finish: FinishReason | None = field(default=None, init=False)
@@ -149,7 +151,11 @@ class Req:
     copy_len: int = field(default=0, init=False)  # tokens of KV this Req has once that page is copied
     pausing: bool = field(default=False, init=False)  # mark: leave the batch when nothing is in flight
     retracting: bool = field(default=False, init=False)  # mark: give pages back when nothing is in flight
+    yielding: bool = field(default=False, init=False)  # mark: give the slot up, and wait with the pages
     retractions: int = field(default=0, init=False)
+    rank: Rank = field(init=False)  # that of its class, or higher once it has waited too long
+    promise: Promise | None = field(default=None, init=False)  # what was promised when it was taken in
+    charged_len: int = field(default=0, init=False)  # `computed_len` when its owner was last charged
     admitted: bool = field(default=False, init=False)  # it has had a slot: `cached_len` is settled
     changing: Change | None = field(default=None, init=False)  # mark: take effect when nothing is in flight
     changed_at: int = field(default=0, init=False)  # known tokens when the last change took effect
@@ -163,6 +169,7 @@ class Req:
         assert self.prompt_len == len(self.tokens) >= 1, "a Req is born with its whole prompt"
         assert self.prompt_len < self.max_len, "a Req has room for at least one token"
         self.total_len = self.prompt_len
+        self.rank = self.claim.targets.rank
         end = 0
         for span in self.spans:
             assert end <= span.start and span.end <= self.prompt_len, "spans lie in order, inside the prompt"

@@ -19,6 +19,7 @@ class Counters:
     admissions: int = 0
     regrants: int = 0  # slots written again for the request that has them, because its parameters changed
     retractions: int = 0
+    yields: int = 0  # slots given up to a more urgent request, with the pages kept
     evicted_pages: int = 0
     copied_pages: int = 0
 

@@ -17,19 +17,21 @@ Who holds a page, from birth to end:
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 
+from headrace.runtime.admission import Admission
 from headrace.runtime.audit import audit
 from headrace.runtime.distrust import distrust
 from headrace.runtime.drafts import Drafts
 from headrace.runtime.gallery import Gallery
+from headrace.runtime.line import PATIENCE, Line
 from headrace.runtime.pages import PagePool, SlotPool
+from headrace.runtime.pins import Pins
 from headrace.runtime.plan import (
     NON_FINITE,
     DecodeRows,
     OpenPlan,
-    PageCopy,
     PagePatch,
     PlanRow,
     Price,
@@ -39,12 +41,13 @@ from headrace.runtime.plan import (
 )
 from headrace.runtime.prefix import PrefixTree
 from headrace.runtime.probes import masks_of, probes_of, tell_logprobs
-from headrace.runtime.prospect import become, grant_of, prospect_of
+from headrace.runtime.prospect import Prospect, become, grant_of, prospect_of
 from headrace.runtime.refusal import Refusal
 from headrace.runtime.request import Change, FinishReason, Phase, Req
 from headrace.runtime.retired import Counters, Retired
+from headrace.runtime.shares import Shares
 from headrace.runtime.sharing import Remnants, Sources, share_parent
-from headrace.runtime.victims import stuck_holder, victim_of
+from headrace.runtime.victims import victim_of
 
 
 class Scheduler:
@@ -52,7 +55,8 @@ class Scheduler:
 
     page_count, page_size: the KV pool. slots: requests in one step at most. chunk_tokens: prompt tokens in one
     step at most. ahead_tokens: how far every running request must be able to grow before another is admitted;
-    a low value packs more requests and retracts more often. gallery: of pictures; None: there are none."""
+    a low value packs more requests and retracts more often. gallery: of pictures; None: there are none. patience:
+    admissions that may pass over a class that waits. pin_share: of the pages, what pins may hold."""
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class Scheduler:
         waiting_limit: int = 1024,
         ahead_tokens: int = 64,
         gallery: Gallery | None = None,
+        patience: int = PATIENCE,
+        pin_share: float = 0.5,
     ) -> None:
         assert page_size >= 1 and chunk_tokens >= 1 and waiting_limit >= 1 and ahead_tokens >= 0
         self.page_size = page_size
@@ -77,8 +83,11 @@ class Scheduler:
         self.tree = PrefixTree(self.pool, page_size)
         self.remnants = Remnants(self.pool)
         self.gallery = gallery or Gallery(0, 1)
+        self.shares = Shares()
+        self.waiting = Line(self.shares, patience)
+        self.admission = Admission(self)
+        self.pins = Pins(self.tree, int(page_count * pin_share))
         self.drafts = Drafts(self)
-        self.waiting: OrderedDict[int, Req] = OrderedDict()
         self.running: dict[int, Req] = {}
         self.paused: dict[int, Req] = {}
         self.counters = Counters()
@@ -88,8 +97,10 @@ class Scheduler:
         self._columns: tuple[list[int], array[int]] = ([], array("i"))
         self._changing: set[int] = set()  # ids of live requests with a change that waits for steps in flight
         self._regrants: dict[int, Req] = {}  # running ones whose slot is written again before their next row
+        self.promises = 0  # live requests with a promise
         self._probing = 0  # live requests that want logprobs: without one, no step looks for any
         self._dry = False  # this plan found no page and nobody to take one from: nothing lands before its end
+        self._yielding = 0  # running ones that are to make way
         self._grammars = 0  # live requests that follow a grammar
         self._sources = Sources(self.pool)
 
@@ -116,13 +127,17 @@ class Scheduler:
             raise Refusal(
                 "server_is_overloaded", f"{len(self.waiting)} requests are waiting already", retry_after=1.0
             )
+        self.shares.arrive(req)
         if req.fork is not None:
             parent = req.fork.parent
             share_parent(req, self.tree, self._sources, self.remnants, cached=self.prefix_cache)
             self.drafts.handed_over(parent, req)
+        elif req.promise is not None:
+            self._hold_prefix(req)
         self._grammars += req.grammar is not None
-        self.waiting[req.id] = req
+        self.waiting.join(req)
         self._probing += req.logprobs is not None
+        self.promises += req.promise is not None
 
     def cancel(self, req: Req, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """`req` is in no plan from now on. What it holds comes back at once, or when its last step retires.
@@ -157,29 +172,27 @@ class Scheduler:
             self._changing.add(req.id)
             self._settle(req)
 
-    def plan(self, budget: int | None = None, price: Price = row_price) -> StepPlan | None:
-        """The next step, or None if nothing can run. budget: in place of `chunk_tokens`; price: what encodes take.
+    def plan(
+        self,
+        budget: int | None = None,
+        price: Price = row_price,
+        *,
+        most_rows: int | None = None,
+        hurry: bool = True,
+    ) -> StepPlan | None:
+        """The next step, or None if nothing can run. `budget` replaces `chunk_tokens` for this step; `price`: how
+        many tokens of it the encode of a picture takes; `most_rows` bounds how many requests may run; `hurry`:
+        promises have no time to lose.
 
-        Decode rows first, then prompt chunks in order of admission, then admissions while budget, slots and
-        pages last. All state is moved forward: the plan must be launched, and retired in order."""
+        Decode rows first. Then prompts: the chunks of those who run and the admissions of those who wait, the more
+        urgent first and in order of admission, while budget, slots and pages last. All state is moved forward: the
+        plan must be launched, and retired in order."""
         step = OpenPlan(self.chunk_tokens if budget is None else budget, price)
         self._dry = False
         able = self._plannable()
         decoding, decode = self._decode_rows(able, step.patches)
-        if self._regrants:  # before prompts: their readers were promised the next step but one
-            able.sort(key=lambda req: req.id not in self._regrants)
-        for req in able:
-            # A decode row without a page may have taken those of this one meanwhile.
-            if step.room > 0 and req.phase is Phase.PREFILL and not req.retracting:
-                self._prefill(req, step)
-        # Summed once: a burst of admissions costs as much per request as a single one.
-        reserved = sum(map(self._growth, self.running.values())) if self.waiting else 0
-        while step.room > 0 and self.waiting and self.slots.free_count:
-            req = next(iter(self.waiting.values()))
-            if not self._admit(req, reserved, step):
-                break
-            self._prefill(req, step)
-            reserved += self._growth(req)
+        reading = [req for req in able if req.phase is Phase.PREFILL]
+        self.admission.read_prompts(reading, step, most_rows, hurry)
         masks = masks_of(decoding, step.prefill, self.running) if self._grammars else ()
         probes = probes_of(decoding, step.prefill, self.running) if self._probing else ()
         self.drafts.fill(step, busy=bool(decoding or step.prefill))
@@ -190,9 +203,12 @@ class Scheduler:
             self._decoding.append(decoding)
         return plan
 
-    def prospect(self) -> tuple[int, int, int] | None:
+    def prospect(self, hurry: bool = True) -> Prospect | None:
         """What the next plan will find; see `prospect_of`."""
-        return prospect_of(self.running, self.waiting or self.drafts.due, self._plannable)
+        head = self.waiting.first(hurry, self.running.values()) if self.waiting else None
+        waiting = self.waiting or self.drafts.due
+        head = head or next(iter(waiting.values()), None)
+        return prospect_of(self.running, waiting, head, self._plannable)
 
     def retire(self, plan: StepPlan, result: StepResult) -> list[Retired]:
         """Settle the oldest launched plan: tokens are appended, finishes decided, full pages enter the tree.
@@ -215,7 +231,7 @@ class Scheduler:
                 and req.grammar is None
                 and landed % size
                 and req.finish is None
-                and not (req.pausing or req.retracting)
+                and not (req.pausing or req.retracting or req.yielding)
                 and token not in req.params.stop_ids
                 and landed + 1 < req.max_len
             ):
@@ -258,7 +274,9 @@ class Scheduler:
         return self.pool.used_count - self._evictable
 
     def flush_cache(self) -> int:
-        """Drop every cached page and picture that no live request holds; returns how many pages."""
+        """Drop every cached page and picture that no live request holds, pinned or not; returns how many pages."""
+        while self.pins.break_one():
+            pass
         self.gallery.clear()
         count = len(self.remnants)
         while self.remnants.drop_one():
@@ -275,6 +293,7 @@ class Scheduler:
             for req in self.running.values()
             if req.finish is None and not req.pausing and not req.retracting and req.total_len < req.max_len
         ]
+        able = [req for req in able if not req.yielding] if self._yielding else able
         return [req for req in able if req.changing is None] if self._changing else able
 
     def _decode_rows(self, able: list[Req], patches: list[PagePatch]) -> tuple[list[Req], DecodeRows]:
@@ -395,54 +414,20 @@ class Scheduler:
 
     # -- admission ---------------------------------------------------------------------------------------------
 
-    def _admit(self, req: Req, reserved: int, step: OpenPlan) -> bool:
-        """Give the first waiting request a slot and pages for all it knows; False if it must wait.
-        `reserved`: pages kept for the growth of those who run.
+    def _hold_prefix(self, req: Req) -> None:
+        """What the cache has of a promised request was counted on: it is held until its turn."""
+        if hit := self._find_prefix(req):
+            self._share_hit(req, hit)
+        else:
+            self._drop_lease(req)
 
-        First come, first served: nobody overtakes, so a large request is not starved by small ones."""
-        while True:
-            hit = self._find_prefix(req)
-            need = self._pages_for(len(req.tokens)) - len(req.pages) - hit
-            fits = self._fits(req, need, reserved)
-            start = hit * self.page_size or (req.computed_len if req.copy_from is None else req.copy_len)
-            if fits and self.gallery.can_start(req, start, step):
-                break
-            if not req.pages and req.copy_from is None:
-                self._drop_lease(req)  # not while waiting: the cache may have more for it by then
-            if not fits and self.drafts.give_way():
-                continue
-            victim = stuck_holder(req, self.running, self.paused, self.waiting)
-            if victim is None:
-                return False
-            self._retract(victim)
-        if hit:
-            assert req.lease is not None
-            for page in req.lease.pages():
-                self.pool.share(page, req.salt)
-                req.pages.append(page)
-            req.computed_len = req.landed_len = hit * self.page_size
-        found = self._make_room(need)
-        assert found, "idle pages were counted that eviction did not find"
-        req.pages.extend(self.pool.take(req.salt) for _ in range(need))
-        if req.copy_from is not None:
-            target = req.pages[req.computed_len // self.page_size]
-            # The hold on the source ends when the step retires.
-            step.copies.append(PageCopy(req.copy_from, target))
-            req.computed_len = req.copy_len
-            req.copy_from = None
-            self.counters.copied_pages += 1
-        if hit or not req.admitted:
-            self.counters.cached_tokens += req.computed_len
-        if not req.admitted:
-            req.admitted = True
-            req.cached_len = req.computed_len
-        del self.waiting[req.id]
-        self.running[req.id] = req
-        req.phase = Phase.PREFILL
-        req.slot = self.slots.take()
-        self.counters.admissions += 1
-        step.grants.append(grant_of(req))
-        return True
+    def _share_hit(self, req: Req, hit: int) -> None:
+        """`req`, without pages of its own, has the first `hit` pages of its lease."""
+        assert req.lease is not None and not req.pages
+        for page in req.lease.pages():
+            self.pool.share(page, req.salt)
+            req.pages.append(page)
+        req.computed_len = req.landed_len = hit * self.page_size
 
     def _find_prefix(self, req: Req) -> int:
         """Lease what the cache holds of a request that has no pages of its own; the number of pages found."""
@@ -452,18 +437,6 @@ class Scheduler:
             keys = req.keys(0, len(req.tokens))
             req.lease = self.tree.match(req.salt, keys, req.reusable_len // self.page_size)
         return req.lease.depth
-
-    def _fits(self, req: Req, need: int, reserved: int) -> bool:
-        """Are `need` pages to be had, and some for everybody's growth? Alone, a request needs no headroom."""
-        available = self.pool.free_count + self._evictable
-        if not self.running:
-            return need <= available
-        return need + self._growth(req, self._pages_for(len(req.tokens))) + reserved <= available
-
-    def _growth(self, req: Req, pages: int | None = None) -> int:
-        """Pages beyond `pages` (None: those it has) that the next `ahead_tokens` tokens of `req` will need."""
-        reach = min(req.max_len - 1, req.total_len + self.ahead_tokens)
-        return max(0, self._pages_for(reach) - (len(req.pages) if pages is None else pages))
 
     # -- ends --------------------------------------------------------------------------------------------------
 
@@ -522,9 +495,14 @@ class Scheduler:
             if req.slot is not None and not req.pausing:
                 self._leave_batch(req)
                 self._wait_first(req)
+        if req.yielding:
+            self._stay(req)
+            if req.slot is not None and not req.pausing:
+                self._leave_batch(req)
+                self._wait_first(req)
         if req.pausing and req.phase is not Phase.PAUSED:
             self._leave_batch(req)
-            self.waiting.pop(req.id, None)
+            self.waiting.leave(req)
             self.paused[req.id] = req
             req.phase = Phase.PAUSED
 
@@ -535,11 +513,14 @@ class Scheduler:
         if req.forkable:
             self.remnants.keep(req, self.page_size)
         self._give_back(req)
+        self._stay(req)
         self._leave_batch(req)
-        self.waiting.pop(req.id, None)
+        self.waiting.leave(req)
         self.paused.pop(req.id, None)
+        self.shares.depart(req)
         self._grammars -= req.grammar is not None
         self._probing -= req.logprobs is not None
+        self.promises -= req.promise is not None
         req.phase = Phase.DONE
 
     def _give_back(self, req: Req) -> None:
@@ -557,8 +538,14 @@ class Scheduler:
             self.tree.release(req.lease)
             req.lease = None
 
+    def _stay(self, req: Req) -> None:
+        """It need not make way any more."""
+        self._yielding -= req.yielding
+        req.yielding = False
+
     def _leave_batch(self, req: Req) -> None:
         if req.slot is not None:
+            self.shares.settle(req)
             self.gallery.leave(req)
             self.slots.give_back(req.slot)
             self._regrants.pop(req.id, None)
@@ -568,8 +555,7 @@ class Scheduler:
 
     def _wait_first(self, req: Req) -> None:
         req.phase = Phase.WAITING
-        self.waiting[req.id] = req
-        self.waiting.move_to_end(req.id, last=False)
+        self.waiting.rejoin(req)
 
     def reqs(self) -> Iterator[Req]:
         """Every live request."""

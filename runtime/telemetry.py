@@ -321,7 +321,7 @@ class StepMeters:
             return
         self._line = line
         left: list[int] | None = None
-        for position, req_id in enumerate(waiting, 1):
+        for position, req_id in enumerate(waiting.in_order(), 1):
             meter = self._meters.get(req_id)
             if meter is not None and position != meter.position:
                 if left is None:

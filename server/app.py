@@ -35,6 +35,7 @@ from headrace.server.archive import Archive, ArchiveError
 from headrace.server.auth import BadSetting, check_bind, load_keys
 from headrace.server.config import ServerConfig, describe, is_loopback
 from headrace.server.conversation import Conversations
+from headrace.server.faces.pinned import PinnedResponses
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.table import build_routes, held_responses
@@ -110,6 +111,7 @@ class App:
             engine.chunk_tokens,
             prefix_cache=config.engine.prefix_cache,
             waiting_limit=config.engine.waiting_limit,
+            pin_share=config.limits.pin_share,
             gallery=Gallery(
                 engine.image_blocks, engine.image_block_rows, engine.image_stages, engine.whole_pictures
             ),
@@ -117,10 +119,11 @@ class App:
         encodes = None
         if engine.images is not None:
             encodes = EncodePace(engine.image_ratio, engine.image_stages)
-        self.loop = StepLoop(self.scheduler, engine, encodes=encodes)
+        self.loop = StepLoop(self.scheduler, engine, encodes=encodes, context=engine.max_context)
         self.runtime = Runtime(card, prompter, self.loop, engine.max_context)
         self.metrics = Metrics()
         self.metrics.add_source(self.runtime.stats)
+        self.metrics.by_class = self.runtime.class_stats
         self.outbox = make_outbox(asyncio.get_running_loop(), config)
         self.ended = asyncio.Event()  # set when the server must stop: a signal, or a fault of the engine
         self.listener: Listener | None = None
@@ -155,6 +158,11 @@ class App:
             ),
             connection_limit=limits.ws_age_limit,
             drain=self.config.drain,
+            linger=limits.resume_seconds,
+            held_bytes=limits.resume_bytes,
+            held_streams=limits.resume_streams,
+            held_tokens=limits.resume_tokens,
+            pins_per_key=limits.pins_per_key,
             drafts=limits.drafts_per_socket,
             draft_idle=limits.draft_idle,
             version=version("headrace"),
@@ -163,7 +171,9 @@ class App:
         self.runtime.fetches.fetcher = await self._open_fetch()
         self.runtime.profiler = self._make_profiler()
         self.archive = self._open_archive(settings)
-        self.running = Running(self.runtime, Conversations(archive=self.archive))
+        pins = PinnedResponses(self.runtime.cache, settings)
+        self.metrics.add_source(pins.stats)
+        self.running = Running(self.runtime, Conversations(archive=self.archive), pins)
         self.metrics.add_source(self._count_stored)
         self.held = held_responses(settings)
         self.metrics.add_source(self.held.stats)

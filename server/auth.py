@@ -30,10 +30,18 @@ class BadSetting(Exception):
     """The operator asked for something that cannot be; the process ends with code 2 and this sentence."""
 
 
-def load_keys(config: ServerConfig, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Every API key of the flags, the key file (one a line, # comments) and the environment (by spaces).
+class Key(str):
+    """An API key, and the weight of its owner's share of the server."""
 
-    Raises BadSetting for an unreadable file, a file without keys, or a key that no header could carry.
+    weight = 1.0
+
+
+def load_keys(config: ServerConfig, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Every API key of the flags, the key file (one a line, # comments; a second word is its `weight`) and the
+    environment (by spaces).
+
+    Raises BadSetting for an unreadable file, a file without keys, a key that no header could carry, or a weight
+    that is none.
     """
     keys = list(config.api_key)
     if config.api_key_file:
@@ -44,12 +52,27 @@ def load_keys(config: ServerConfig, environment: Mapping[str, str]) -> tuple[str
         found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise BadSetting(f"--api-key-file {config.api_key_file} holds no key")
-        keys += found
+        keys += map(_weighted, found)
     keys += environment.get(KEY_ENVIRONMENT, "").split()
     for key in keys:
         if not _KEY.match(key):
             raise BadSetting("an API key is 1 to 512 visible ASCII characters without spaces")
     return tuple(dict.fromkeys(keys))
+
+
+def _weighted(line: str) -> str:
+    """The key in a line of the key file."""
+    name, space, weight = line.partition(" ")
+    if not space:
+        return name
+    key = Key(name)
+    try:
+        key.weight = float(weight)
+    except ValueError:
+        key.weight = 0.0
+    if not 0.01 <= key.weight <= 100.0:
+        raise BadSetting("behind an API key stands the weight of its share, 0.01 to 100, or nothing")
+    return key
 
 
 def check_bind(config: ServerConfig, keys: tuple[str, ...]) -> None:
@@ -76,7 +99,7 @@ class Gate:
         for key in keys:
             salt = hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()
             sealing = hmac.digest(key.encode(), b"headrace seal", hashlib.sha256)
-            tenant = Tenant(tenant_id(key), salt, sealing)
+            tenant = Tenant(tenant_id(key), salt, sealing, key.weight if isinstance(key, Key) else 1.0)
             self._tenants.append((hashlib.sha256(key.encode()).digest(), tenant))
         self._query_token = config.query_token
         self._any_host = "*" in config.allow_host

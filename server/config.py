@@ -87,6 +87,25 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float,
         Meta(gt=0, description="input over that budget waits so long; then 413 or close 1013", extra=SECONDS),
     ] = 5.0
+    resume_seconds: Annotated[
+        float, Meta(gt=0, description="a response outlives its connection for so long", extra=SECONDS)
+    ] = 60.0
+    resume_bytes: Annotated[
+        int,
+        Meta(ge=1 << 16, description="of responses kept for readers who may come back", extra=BYTES),
+    ] = 256 << 20
+    resume_streams: Annotated[
+        int, Meta(ge=1, description="answers that run without a reader; beyond: the oldest is let go")
+    ] = 1024
+    resume_tokens: Annotated[
+        int, Meta(ge=1, description="tokens that wait for a reader who is away; then the answer pauses")
+    ] = 4096
+    pins_per_key: Annotated[
+        int, Meta(ge=0, description="responses that one API key may pin in the cache; beyond: x.error")
+    ] = 10
+    pin_share: Annotated[
+        float, Meta(ge=0, le=1, description="of the KV pages, what all pins together may hold")
+    ] = 0.5
     write_high_water: Annotated[
         int, Meta(ge=1024, description="unsent bytes at which a connection is not rendered for", extra=BYTES)
     ] = 64 << 10
@@ -137,7 +156,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             description="a key that clients must send; may be repeated (also HEADRACE_API_KEY)", extra=SECRET
         ),
     ] = ()
-    api_key_file: Annotated[str, Meta(description="a file with one API key a line")] = ""
+    api_key_file: Annotated[
+        str, Meta(description="a file with one API key a line, and behind it the weight of its share")
+    ] = ""
     insecure: Annotated[bool, Meta(description="listen beyond loopback without any key")] = False
     allow_host: Annotated[
         tuple[str, ...],

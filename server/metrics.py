@@ -36,6 +36,10 @@ COUNTERS = frozenset(
         "eager_steps",
         "admissions",
         "retractions",
+        "slots_yielded",
+        "pins_refused",
+        "pins_expired",
+        "pins_evicted",
         "evicted_pages",
         "copied_pages",
         "reader_pauses",
@@ -120,6 +124,7 @@ class Metrics(Collector):
         self.launch_gap = Histogram("headrace_launch_gap_seconds", "device idle for want of a launch", _TINY)
         self.look_lag = Histogram("headrace_look_lag_seconds", "longest time between looks in a step", _TINY)
         self._sources: list[Callable[[], Mapping[str, float]]] = []
+        self.by_class: Callable[[], Mapping[str, Mapping[str, float]]] = dict  # name → class → number
         self._output: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -195,6 +200,16 @@ class Metrics(Collector):
             self.look_lag,
         ):
             yield histogram.family()
+        for name, counts in self.by_class().items():
+            words = name.replace("_", " ")
+            by_class: GaugeMetricFamily | CounterMetricFamily
+            if name == "queue_length":
+                by_class = GaugeMetricFamily(f"headrace_{name}", words, labels=("class",))
+            else:
+                by_class = CounterMetricFamily(f"headrace_{name}", words, labels=("class",))
+            for rank, number in counts.items():
+                by_class.add_metric((rank,), number)
+            yield by_class
         for source in self._sources:
             for key, number in source().items():
                 name = RENAMED.get(key, key)

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Raw
 
+from headrace.runtime.interface import Favour
 from headrace.server.conversation import Turn
 
 BRANCH = "#"  # between the name of a lane and the number of its branch; no client's own name has one
@@ -83,6 +84,7 @@ class Latest:
     response_id: str
     turn: Turn
     items: Callable[[], Mapping[str, Raw]]
+    favour: Favour | None = None  # of the cache, as long as it is the latest
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from headrace.runtime.loop import Generation, StepLoop
 from headrace.runtime.scheduler import Scheduler
 from headrace.server.conversation import Conversations
 from headrace.server.exchange import STREAM_END, Answer, HttpReply, HttpRequest, StreamHead
+from headrace.server.faces.pinned import PinnedResponses
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.table import build_routes, held_responses
@@ -278,7 +279,7 @@ class FaceBench:
             **(settings or {}),
         )
         self.store = Conversations(clock=self.clock, **(store or {}))
-        self.running = Running(self.runtime, self.store)
+        self.running = Running(self.runtime, self.store, PinnedResponses(self.runtime.cache, self.settings))
         self.held = held_responses(self.settings)
         self.routes = build_routes(
             self.runtime,

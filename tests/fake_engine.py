@@ -175,6 +175,7 @@ class FakeEngine:
         self._landed: deque[tuple[Future[StepResult], StepResult]] = deque()
         self.page_count = page_count
         self.page_size = page_size
+        self.page_bytes = 1024 * page_size
         self.max_running = slots
         self.max_context = page_count * page_size
         self.chunk_tokens = 64

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from headrace.runtime.interface import Ask, Message, ModelCard, Picture, Tenant
+from headrace.server.faces.latency import targets_of
 from headrace.server.faces.pictures import picture
+from headrace.server.faces.pinned import lifetime
 from headrace.server.faces.shapes import chat_shape, response_shape
 from headrace.server.faces.telemetry import TELEMETRY
 from headrace.server.faces.tool_asks import chat_calls, chat_tools, response_tools
@@ -36,7 +38,7 @@ def check_model(name: str | None, card: ModelCard, aliases: Iterable[str]) -> No
 def scoped(tenant: Tenant, cache_salt: str | None) -> Tenant:
     """The tenant whose cached prompts this request may share."""
     # The tenant's own salt stays a part: a client can narrow its sharing, never widen it.
-    return tenant if cache_salt is None else Tenant(tenant.id, f"{tenant.salt}\n{cache_salt}")
+    return tenant if cache_salt is None else replace(tenant, salt=f"{tenant.salt}\n{cache_salt}")
 
 
 # -- Responses -------------------------------------------------------------------------------------------------
@@ -103,6 +105,8 @@ def check_response(request: ResponseRequest) -> None:
     """Raise WireError for what is not offered here."""
     f.check_supported(request)
     _check_response_options(request)
+    if request.prompt_cache_options is not None:
+        lifetime(request.prompt_cache_options.ttl)
     if request.x_telemetry in ("response", "step") and TELEMETRY in (request.metadata or {}):
         raise WireError(
             "invalid_value", f"metadata.{TELEMETRY}: what x_telemetry asks for goes there", "metadata"
@@ -135,6 +139,7 @@ def response_ask(
         tools=tools.tools,
         tool_choice=tools.choice,
         logprobs=(request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None,
+        targets=targets_of(request),
         shape=shape,
         param_names={
             "shape": "text.format" if request.regex is None else "regex",
@@ -174,6 +179,7 @@ def chat_ask(request: ChatRequest, tenant: Tenant) -> Ask:
         tools=tools.tools,
         tool_choice=tools.choice,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        targets=targets_of(request),
         shape=chat_shape(request),
         param_names={
             "shape": "response_format" if request.regex is None else "regex",

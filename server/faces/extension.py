@@ -16,6 +16,7 @@ from headrace.runtime.interface import ForkPlace, Refusal
 from headrace.runtime.refusal import shorten
 from headrace.server.faces.branches import promote, prune
 from headrace.server.faces.frames import RESUMED_LANE, bad_lane
+from headrace.server.faces.pinning import pin
 from headrace.server.faces.warm_up import WarmUpRun
 from headrace.server.protocol import extension as x
 from headrace.server.protocol.codec import decode, string
@@ -130,6 +131,7 @@ def fork(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) 
 _OF_FORKS = ("stream_id", "event_id")  # fields that say something else in a `response.create`
 
 VERBS: dict[str, Verb] = {
+    "x.pin": pin,
     "x.credit": credit,
     "x.resume": resume,
     "x.update": update,

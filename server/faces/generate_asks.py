@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from headrace.runtime.interface import Ask, Tenant
+from headrace.runtime.interface import Ask, Targets, Tenant
 from headrace.server.faces.asks import scoped
+from headrace.server.faces.latency import Wish, targets_of
 from headrace.server.faces.prompt_asks import Prompt, check_count
 from headrace.server.faces.shapes import text_shape
 from headrace.server.ids import new_id
@@ -61,8 +62,10 @@ def generate_wishes(request: GenerateRequest, tenant: Tenant) -> Wanted:
     starts = _each(request.logprob_start_len, -1, count, "logprob_start_len")
     tops = _each(request.top_logprobs_num, 0, count, "top_logprobs_num")
     own = scoped(scoped(tenant, request.cache_salt), request.extra_key)
+    # Here higher priorities go first, as with the server whose endpoint this is.
+    targets = targets_of(Wish(request.x_latency, None, -(request.priority or 0)))
     asks = [
-        _ask(prompt, fields, own, name, top if told else None, start)
+        _ask(prompt, fields, own, name, top if told else None, start, targets)
         for prompt, fields, told, start, top in zip(prompts, sampling, wanted, starts, tops, strict=True)
     ]
     names, rids = _rids(request.rid, count, listed)
@@ -126,7 +129,13 @@ def _check_sampling(fields: SamplingFields) -> None:
 
 
 def _ask(
-    prompt: Prompt, fields: SamplingFields, tenant: Tenant, name: str, logprobs: int | None, start: int
+    prompt: Prompt,
+    fields: SamplingFields,
+    tenant: Tenant,
+    name: str,
+    logprobs: int | None,
+    start: int,
+    targets: Targets,
 ) -> Ask:
     return Ask(
         tenant=tenant,
@@ -151,6 +160,7 @@ def _ask(
         # The token at the start has a place and no logprob, whatever stands before it: so is this shape.
         prompt_logprobs=None if logprobs is None or start < 0 else start + 1,
         echo=logprobs is not None and start >= 0,
+        targets=targets,
         param_names={
             **_SPELLED,
             "shape": "sampling_params.json_schema" if fields.regex is None else "sampling_params.regex",

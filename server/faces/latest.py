@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from headrace.server.conversation import Turn
 from headrace.server.faces.lineage import Ancestor
 from headrace.server.session import Latest, base_lane
 
 
 class LatestResponses:
-    """The last responses of one connection's lanes; `release(turn)` gives a turn back."""
+    """The last responses of one connection's lanes; `release(latest)` gives back what one holds."""
 
-    def __init__(self, release: Callable[[Turn], None]) -> None:
+    def __init__(self, release: Callable[[Latest], None]) -> None:
         self._release = release
         self._latest: dict[str | None, Latest] = {}
 
@@ -54,7 +53,7 @@ class LatestResponses:
     def forget(self, lane: str | None) -> None:
         """The lane remembers nothing."""
         if (latest := self._latest.pop(lane, None)) is not None:
-            self._release(latest.turn)
+            self._release(latest)
 
     def forget_branches(self, lane: str | None) -> None:
         """The branches of this lane remember nothing."""

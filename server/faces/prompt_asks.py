@@ -6,6 +6,7 @@ from typing import Any
 
 from headrace.runtime.interface import Ask, Tenant
 from headrace.server.faces.asks import scoped
+from headrace.server.faces.latency import targets_of
 from headrace.server.faces.shapes import text_shape
 from headrace.server.protocol import fields as f
 from headrace.server.protocol.completions import MOST_CHOICES, CompletionPrompt, CompletionRequest
@@ -84,6 +85,7 @@ def completion_asks(request: CompletionRequest, tenant: Tenant) -> list[Ask]:
         "logprobs": request.logprobs,
         "prompt_logprobs": 0 if request.echo and request.logprobs is not None else None,
         "echo": bool(request.echo),
+        "targets": targets_of(request),
         "param_names": {"stop_ids": "stop_token_ids", "messages": "prompt", "shape": "regex"},
     }
     return [Ask(prompt=prompt, **common) for prompt in prompts]

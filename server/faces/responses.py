@@ -20,6 +20,7 @@ from headrace.runtime.interface import (
     TokenStream,
     joined,
 )
+from headrace.server.faces.latency import tier_of
 from headrace.server.faces.response_items import OpenCall, OpenMessage, Output
 from headrace.server.faces.shapes import response_shape
 from headrace.server.faces.tape import Template
@@ -283,7 +284,7 @@ class ResponseRun:
             truncation=request.truncation or "disabled",
             store=request.store is not False,
             usage=None if status in ("queued", "in_progress") else self.usage,
-            service_tier=UNSET if request.service_tier is None else "default",
+            service_tier=tier_of(request) or UNSET,
             x_forked_from=self.forked_from,
             x_receipt=receipt,
         )

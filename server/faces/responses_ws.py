@@ -64,7 +64,7 @@ class ResponsesSocket:
         budget: WaitingBudget,
         held: HeldResponses,
     ) -> None:
-        self.held = held
+        self.held, self.pins = held, running.pins
         self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
         self._reports = Reports()
         self.board = StepBoard()
@@ -77,7 +77,7 @@ class ResponsesSocket:
         self._store = running.store
         self._default_model = request.query.get("model")
         self._lanes: Lanes[ResponseRequest, Job | Fetching] = Lanes(settings.lanes, budget)
-        self.latest = LatestResponses(running.store.release)
+        self.latest = LatestResponses(running.let_go)
         self._jobs: dict[TokenStream, Job] = {}
         self._parked: dict[str | None, Parked] = {}
         self._marked: dict[TokenStream, None] = {}
@@ -164,6 +164,7 @@ class ResponsesSocket:
         self._parked.clear()
         self._marked.clear()
         self.latest.clear()
+        self.pins.leave(self)
 
     def drain(self) -> None:
         """Refuse what waits and what comes; close with 1012 when the running responses have ended."""
@@ -412,7 +413,8 @@ class ResponsesSocket:
             lane = base_lane(job.lane) if job.promoted else job.lane
             assert run.final is not None, "who leaves a turn has told its end"
             # Not the run itself: that would keep its stream, and the request behind it.
-            self.latest.put(lane, Latest(run.id, turn, partial(items_of, run.request, run.final)))
+            items, favour = partial(items_of, run.request, run.final), self._runtime.cache.favour(run.stream)
+            self.latest.put(lane, Latest(run.id, turn, items, favour))
         elif job.continues_lane:
             self.latest.forget(job.lane)
         self._follow(job)

@@ -14,10 +14,12 @@ from msgspec import Raw
 from headrace.runtime.interface import FinishReason, Message, Runtime, Tenant
 from headrace.server.conversation import Conversations, Turn
 from headrace.server.faces.branches import BranchCounts
+from headrace.server.faces.pinned import PinnedResponses, lifetime
 from headrace.server.faces.responses import ResponseRun
 from headrace.server.faces.tape import Tape
 from headrace.server.protocol import response_events as ev
 from headrace.server.protocol.codec import encode
+from headrace.server.session import Latest
 
 
 class RunningResponse:
@@ -152,6 +154,10 @@ class RunningResponse:
         if run.done and (self.background or not failed):
             assert run.final is not None
             self.turn = store.add_turn(self.parent, self.added + run.answer)
+            options = run.request.prompt_cache_options
+            if options is not None and (ttl := lifetime(options.ttl)) is not None:
+                before = run.request.previous_response_id
+                self._running.pins.outlast(self.tenant, run.id, before, run.stream, ttl)
             if self.stored:
                 assert self.tape is not None
                 store.put(
@@ -170,10 +176,11 @@ class RunningResponse:
 class Running:
     """Every response under way, by tenant and id."""
 
-    def __init__(self, runtime: Runtime, store: Conversations) -> None:
+    def __init__(self, runtime: Runtime, store: Conversations, pins: PinnedResponses) -> None:
         self.runtime = runtime
         self.store = store
         self.branch_counts = BranchCounts()
+        self.pins = pins
         self._by_id: dict[tuple[str, str], RunningResponse] = {}
 
     def __len__(self) -> int:
@@ -197,6 +204,11 @@ class Running:
     def find(self, tenant: Tenant, response_id: str) -> RunningResponse | None:
         """The response, if it is this tenant's and has not ended."""
         return self._by_id.get((tenant.id, response_id))
+
+    def let_go(self, latest: Latest) -> None:
+        """A lane remembers this response no more."""
+        self.store.release(latest.turn)
+        self.runtime.cache.forgo(latest.favour)
 
     def end(self) -> None:
         """Every stream has ended: what nobody has read yet is told and stored."""

@@ -36,6 +36,10 @@ class FaceSettings:
     lanes: LaneLimits = field(default_factory=LaneLimits)
     waiting_bytes: int = 256 << 20  # of requests that wait, on all sockets together
     linger: float = 60.0  # seconds that a held response outlives its connection
+    held_bytes: int = 256 << 20  # of responses kept for readers who may come back
+    held_streams: int = 1024  # of them without a reader
+    held_tokens: int = 4096  # that wait for such a reader, of each
+    pins_per_key: int = 10
     drafts: int = 4  # prompts that may be typed at once on one socket
     draft_idle: float = 120.0  # seconds without a key after which a draft is dropped
     drain: float = 30.0  # seconds that running answers have when the server stops

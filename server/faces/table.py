@@ -26,6 +26,7 @@ from headrace.server.faces.facts_http import FactsFace
 from headrace.server.faces.generate_http import GenerateFace
 from headrace.server.faces.held import HeldResponses
 from headrace.server.faces.openapi_http import OpenApiFace
+from headrace.server.faces.pinned import PinnedResponses
 from headrace.server.faces.profile_http import ProfileFace
 from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
 from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
@@ -64,8 +65,10 @@ def build_routes(
     generate = GenerateFace(runtime, settings)
     tokenizer = TokenizerFace(runtime, settings)
     engine = EngineFace(runtime, settings)
+    running = (
+        running if running is not None else Running(runtime, store, PinnedResponses(runtime.cache, settings))
+    )
     profiles = ProfileFace(runtime)
-    running = running if running is not None else Running(runtime, store)
     responses = ResponsesFace(runtime, settings, running)
     budget = WaitingBudget(settings.waiting_bytes)
     kept = held if held is not None else held_responses(settings)
@@ -147,7 +150,13 @@ def build_routes(
 
 def held_responses(settings: FaceSettings) -> HeldResponses:
     """An empty table of held responses for one server."""
-    return HeldResponses(settings.call_later, linger=settings.linger)
+    return HeldResponses(
+        settings.call_later,
+        linger=settings.linger,
+        bytes_limit=settings.held_bytes,
+        alone_limit=settings.held_streams,
+        window=settings.held_tokens,
+    )
 
 
 def _page(body: bytes, content_type: str) -> Callable[[HttpRequest, Wire], HttpReply]:

@@ -36,6 +36,7 @@ STATUS = {
     "fork_point_invalid": 400,
     "fork_not_supported": 400,
     "lane_busy": 400,
+    "pin_quota_exceeded": 429,
     "draft_not_found": 404,
     "draft_limit_reached": 400,
     "draft_too_long": 400,

@@ -140,6 +140,18 @@ class Promote(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.promote"
     event_id: Annotated[f.ShortText | None, honoured("echoed in the reply")] = None
 
 
+class PinResponse(Verb, frozen=True, kw_only=True, tag_field="type", tag="x.pin"):
+    """What is cached of a response stays cached for a time, whatever else is asked of the server."""
+
+    response_id: Annotated[
+        f.ShortText, honoured("running on this connection, held, or the latest of one of its lanes")
+    ]
+    ttl_s: Annotated[
+        Annotated[float, Meta(ge=0, le=86_400)], honoured("seconds; 0 lets go of the pin that it has")
+    ]
+    event_id: Annotated[f.ShortText | None, honoured("echoed in the reply")] = None
+
+
 # -- what it is told -------------------------------------------------------------------------------------------
 
 Lane = str | UnsetType
@@ -189,6 +201,23 @@ class Promoted(msgspec.Struct, frozen=True, tag_field="type", tag="x.promoted"):
     branch: str
     response_id: str
     event_id: str | UnsetType = UNSET
+
+
+class Pinned(msgspec.Struct, frozen=True, tag_field="type", tag="x.pinned"):
+    """So many tokens stay cached, in so many bytes of the device, until then (Unix seconds; 0: no longer)."""
+
+    response_id: str
+    tokens: int
+    bytes: int
+    expires_at: int
+    event_id: str | UnsetType = UNSET
+
+
+class CacheEvicted(msgspec.Struct, frozen=True, tag_field="type", tag="x.cache.evicted"):
+    """A pin ended before its time: a request could run in no other way, or the cache was flushed."""
+
+    response_id: str
+    tokens: int
 
 
 class Goaway(msgspec.Struct, frozen=True, tag_field="type", tag="x.goaway"):

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from headrace.server.protocol import fields as f
+from headrace.server.protocol import latency
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 
 MOST_PROMPTS = 256
@@ -106,7 +107,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_hidden_states: Annotated[bool | None, refused(False)] = None
     stream_output: Annotated[bool | None, ignored("output_ids are always all so far")] = None
     log_metrics: Annotated[bool | None, ignored()] = None
-    priority: Annotated[Raw, ignored("there is one class")] = NULL
+    priority: Annotated[
+        latency.Priority | None, honoured("above 0: interactive, below: batch; x_latency.class comes first")
+    ] = None
+    x_latency: Annotated[latency.Latency | None, honoured(f"extra; {latency.LATENCY}")] = None
     bootstrap_host: Annotated[Raw, ignored()] = NULL
     bootstrap_port: Annotated[Raw, ignored()] = NULL
     bootstrap_room: Annotated[Raw, ignored()] = NULL

@@ -173,7 +173,9 @@ class MessagesRequest(CountTokensRequest, frozen=True, kw_only=True):
     ] = None
     container: Annotated[Raw, refused()] = NULL
     metadata: Annotated[Raw, ignored()] = NULL
-    service_tier: Annotated[Literal["auto", "standard_only"] | None, ignored("there is one class")] = None
+    service_tier: Annotated[
+        Literal["auto", "standard_only"] | None, ignored("all of this endpoint is of the standard class")
+    ] = None
     inference_geo: Annotated[f.ShortText | None, ignored()] = None
     diagnostics: Annotated[Raw, ignored()] = NULL
     user_profile_id: Annotated[f.ShortText | None, ignored()] = None

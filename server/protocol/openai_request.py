@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw
 
 from headrace.server.protocol import fields as f
+from headrace.server.protocol import latency
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 
 
@@ -56,11 +57,12 @@ class OpenAiRequest(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: Annotated[Raw, refused()] = NULL
     length_penalty: Annotated[Raw, refused("1", "1.0")] = NULL
     use_beam_search: Annotated[bool | None, refused(False)] = None
-    service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
+    service_tier: Annotated[f.ServiceTier | None, honoured(latency.TIER)] = None
+    x_latency: Annotated[latency.Latency | None, honoured(f"extra; {latency.LATENCY}")] = None
     metadata: Annotated[f.Metadata | None, ignored()] = None
     user: Annotated[f.OpaqueId | None, ignored()] = None
     request_id: Annotated[f.OpaqueId | None, ignored("the reply's ids are made here")] = None
-    priority: Annotated[Raw, ignored()] = NULL
+    priority: Annotated[latency.Priority | None, honoured(latency.PRIORITY)] = None
 
 
 class PromptDetails(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from msgspec import Meta, Raw
 
 from headrace.server.protocol import extension as x
 from headrace.server.protocol import fields as f
+from headrace.server.protocol import latency
 from headrace.server.protocol.fields import NULL, honoured, ignored, refused
 from headrace.server.protocol.tools import TOOLS
 
@@ -167,7 +168,11 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     tool_choice: Annotated[Raw, honoured("enforced")] = NULL
     parallel_tool_calls: Annotated[bool | None, honoured("false: the answer ends with its first call")] = None
-    service_tier: Annotated[f.ServiceTier | None, honoured("there is one class: echoed as default")] = None
+    service_tier: Annotated[f.ServiceTier | None, honoured(f"{latency.TIER}; the tier in use is echoed")] = (
+        None
+    )
+    x_latency: Annotated[latency.Latency | None, honoured(f"extra; {latency.LATENCY}")] = None
+    priority: Annotated[latency.Priority | None, honoured(latency.PRIORITY)] = None
     stream: Annotated[bool | None, honoured("HTTP; a socket always streams")] = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
@@ -207,7 +212,6 @@ class ResponseRequest(msgspec.Struct, frozen=True, kw_only=True):
     background_options: Annotated[Raw, ignored()] = NULL
     image: Annotated[Raw, ignored()] = NULL
     stream_options: Annotated[Raw, ignored()] = NULL
-    priority: Annotated[Raw, ignored()] = NULL
     x_receipt: Annotated[
         bool | None,
         honoured(
@@ -225,7 +229,7 @@ class CompactRequest(msgspec.Struct, frozen=True, kw_only=True):
         str | None, honoured("leading system text of the summary; no part of the result")
     ] = None
     previous_response_id: Annotated[f.Name | None, honoured("its conversation comes before the input")] = None
-    service_tier: Annotated[f.ServiceTier | None, ignored("there is one class")] = None
+    service_tier: Annotated[f.ServiceTier | None, ignored("summaries are of the standard class")] = None
     prompt_cache_key: Annotated[f.ShortText | None, ignored()] = None
     prompt_cache_options: Annotated[CacheOptions | None, ignored()] = None
     prompt_cache_retention: Annotated[Raw, ignored()] = NULL

@@ -23,24 +23,25 @@ import sys
 planting = sys.modules["core_simulation"].load("planting")
 Mutant = planting.Mutant
 changes = sys.modules["core_simulation"].load("mutants_of_changes")
+classes = sys.modules["core_simulation"].load("mutants_of_classes")
 forks = sys.modules["core_simulation"].load("mutants_of_forks")
+pins = sys.modules["core_simulation"].load("mutants_of_pins")
 
 S = "scheduler"
 V = "victims"
+A = "admission"
 MUTANTS = (
     # -- ends and releases
     Mutant(
         "abort_leaks_pages",
         S,
         """        self._give_back(req)
-        self._leave_batch(req)
-        self.waiting.pop(req.id, None)
-        self.paused.pop""",
+        self._stay(req)
+""",
         """        req.pages.clear()
         self._drop_lease(req)
-        self._leave_batch(req)
-        self.waiting.pop(req.id, None)
-        self.paused.pop""",
+        self._stay(req)
+""",
     ),
     Mutant(
         "abort_frees_in_flight",
@@ -131,14 +132,14 @@ MUTANTS = (
     Mutant(
         "quick_landing_of_a_pausing_one",
         S,
-        """not (req.pausing or req.retracting)""",
-        """not req.retracting""",
+        """not (req.pausing or req.retracting or req.yielding)""",
+        """not (req.retracting or req.yielding)""",
     ),
     Mutant(
         "quick_landing_of_one_taken_back",
         S,
-        """not (req.pausing or req.retracting)""",
-        """not req.pausing""",
+        """not (req.pausing or req.retracting or req.yielding)""",
+        """not (req.pausing or req.yielding)""",
     ),
     Mutant(
         "quick_landing_of_a_nan",
@@ -188,10 +189,10 @@ MUTANTS = (
     Mutant(
         "hit_one_token_too_long",
         S,
-        """            req.computed_len = req.landed_len = hit * self.page_size
-        found""",
-        """            req.computed_len = req.landed_len = min(hit * self.page_size + 1, len(req.tokens) - 1)
-        found""",
+        """        req.computed_len = req.landed_len = hit * self.page_size
+""",
+        """        req.computed_len = req.landed_len = min(hit * self.page_size + 1, len(req.tokens) - 1)
+""",
     ),
     Mutant(
         "salt_ignored_by_match",
@@ -215,11 +216,11 @@ MUTANTS = (
     Mutant(
         "hit_without_a_reference",
         S,
-        """                self.pool.share(page, req.salt)
-                req.pages.append(page)
-            req.computed_len = req.landed_len = hit""",
-        """                req.pages.append(page)
-            req.computed_len = req.landed_len = hit""",
+        """            self.pool.share(page, req.salt)
+            req.pages.append(page)
+        req.computed_len = req.landed_len = hit""",
+        """            req.pages.append(page)
+        req.computed_len = req.landed_len = hit""",
     ),
     Mutant(
         "eviction_takes_leased",
@@ -262,8 +263,8 @@ MUTANTS = (
     Mutant(
         "oldest_retracted_first",
         V,
-        """    return max(running.values(), key=_age, default=None)""",
-        """    return min(running.values(), key=_age, default=None)""",
+        """    victim = max(running.values(), key=worth, default=None)""",
+        """    victim = min(running.values(), key=worth, default=None)""",
         within=200,
     ),
     Mutant(
@@ -278,7 +279,7 @@ MUTANTS = (
     Mutant(
         "stuck_behind_a_paused_holder",
         V,
-        """    return max(holders, key=_age, default=None)""",
+        """    return max(holders, key=worth, default=None)""",
         """    return None""",
     ),
     Mutant(
@@ -293,16 +294,16 @@ MUTANTS = (
     Mutant(
         "retracted_twice_in_flight",
         V,
-        """    if any(req.retracting or req.pausing or req.finish is not None for req in running.values()):
+        """    if any(map(_goes, running.values())):
         return None
-""",
-        "",
+    promised""",
+        """    promised""",
         within=400,
     ),
     Mutant(
         "retracted_goes_last",
-        S,
-        """        self.waiting.move_to_end(req.id, last=False)""",
+        "line",
+        """        back.move_to_end(req.id, last=False)""",
         """        pass""",
         within=200,
     ),
@@ -319,7 +320,7 @@ MUTANTS = (
     Mutant(
         "pause_leaves_it_in_line",
         S,
-        """            self.waiting.pop(req.id, None)
+        """            self.waiting.leave(req)
             self.paused[req.id] = req""",
         """            self.paused[req.id] = req""",
     ),
@@ -465,8 +466,8 @@ MUTANTS = (
     ),
     Mutant(
         "admission_without_room",
-        S,
-        """        return need + self._growth(req, self._pages_for(len(req.tokens))) + reserved <= available
+        A,
+        """        return need + self.growth(req, self.core._pages_for(len(req.tokens))) + reserved <= available
 """,
         """        return True
 """,
@@ -486,6 +487,8 @@ MUTANTS = (
     ),
     *changes.MUTANTS,
     *forks.MUTANTS,
+    *classes.MUTANTS,
+    *pins.MUTANTS,
 )
 
 

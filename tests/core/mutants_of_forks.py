@@ -19,20 +19,20 @@ MUTANTS = (
     ),
     Mutant(
         "copy_source_dropped_at_launch",
-        S,
+        "admission",
         """            req.copy_from = None
-            self.counters.copied_pages += 1""",
-        """            self._sources.drop(req.copy_from)
-            self.pool.share(req.copy_from, req.salt)
-            self.pool.drop(req.copy_from)
+            self.core.counters.copied_pages += 1""",
+        """            self.core._sources.drop(req.copy_from)
+            self.core.pool.share(req.copy_from, req.salt)
+            self.core.pool.drop(req.copy_from)
             req.copy_from = None
-            self.counters.copied_pages += 1""",
+            self.core.counters.copied_pages += 1""",
     ),
     Mutant(
         "copy_missing",
-        S,
+        "admission",
         """            step.copies.append(PageCopy(req.copy_from, target))""",
-        """            self._sources.drop(req.copy_from)""",
+        """            self.core._sources.drop(req.copy_from)""",
     ),
     Mutant(
         "copy_one_token_too_long",
@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     Mutant(
         "fork_counts_its_own_work_as_cached",
-        S,
+        "admission",
         """        if not req.admitted:
             req.admitted = True
             req.cached_len""",
@@ -127,8 +127,8 @@ MUTANTS = (
     Mutant(
         "remnants_are_kept_when_pages_are_needed",
         S,
-        """            if not self.remnants.drop_one() and not self.tree""",
-        """            if not self.tree""",
+        """            if self.remnants.drop_one() or self.tree""",
+        """            if self.tree""",
     ),
     Mutant(
         "flush_leaves_remnants",

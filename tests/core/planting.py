@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,7 +13,8 @@ from typing import Any
 
 # In order of import: a module built here sees the edited ones before it.
 MODULES = (
-    "request", "pages", "prefix", "audit", "victims", "prospect", "sharing", "distrust", "drafts", "scheduler",
+    "request", "shares", "line", "pages", "prefix", "pins", "audit", "victims", "prospect", "sharing",
+    "distrust", "drafts", "admission", "scheduler",
 )  # fmt: skip
 
 
@@ -90,3 +91,14 @@ def caught_at(mutant: Mutant, seeds: range) -> tuple[int, str] | None:
         except Exception as error:
             return seed, f"{type(error).__name__}: {error}"
     return None
+
+
+def hunt(mutants: Sequence[Mutant], seeds: range) -> int:
+    """Print where each planted bug is caught; 1 if one is not."""
+    free = 0
+    for mutant in mutants:
+        caught = caught_at(mutant, seeds)
+        free += caught is None
+        print(f"{mutant.name:40} " + ("NOT CAUGHT" if caught is None else f"seed {caught[0]:4}  {caught[1]}"))
+    print(f"{len(mutants) - free} of {len(mutants)} caught")
+    return 1 if free else 0

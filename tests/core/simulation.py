@@ -45,7 +45,8 @@ def load(name: str) -> ModuleType:
     return sys.modules[full]
 
 
-cells, ledger, swarm, changes, forks = map(load, ("device", "watch", "swarm", "changes", "forks"))
+cells, ledger, classes, pinning = map(load, ("device", "watch", "classes", "pinning"))
+swarm, changes, forks = map(load, ("swarm", "changes", "forks"))
 
 EVENT_LIMIT = 20_000
 
@@ -77,6 +78,8 @@ class World:
         self.cuts: list[tuple[Any, list[int]]] = []  # branches that were given up, and what they alone held
         self.seen: Counter[str] = Counter()
         self.record: list[str] | None = [] if record else None
+        self.order = classes.Order(self)
+        self.pinning = pinning.Pinning(self)
         self.scheduler = self._watched(core)(
             found.pages,
             found.page_size,
@@ -85,9 +88,13 @@ class World:
             prefix_cache=found.cache,
             waiting_limit=found.waiting_limit,
             ahead_tokens=found.ahead,
+            patience=self.order.patience,
+            pin_share=self.pinning.share,
         )
+        self.pinning.watch(self.scheduler)
+        self.order.watch(self.scheduler)
         self.device = cells.Device(found.pages, found.page_size, found.slots, found.width)
-        self.watch = ledger.Watch(core, self.scheduler, self.device, cells, self.seen)
+        self.watch = ledger.Watch(core, self.scheduler, self.device, cells, self.seen, self.order)
         self.stories = self.watch.stories
         self.now = 0
         self.events = 0
@@ -116,6 +123,8 @@ class World:
 
             def _retract(self, req: Any) -> None:
                 world.watch.taken_back(req, world.forced)
+                if not world.forced:
+                    world.order.taken_back(self, req)
                 super()._retract(req)
 
         return Watched
@@ -133,6 +142,7 @@ class World:
                 self._meddle()
             if not self._heap:
                 self._wake_sleepers()
+        self.pinning.end()
         self._last_words()
         return self.seen
 
@@ -146,6 +156,8 @@ class World:
 
     def _settled(self) -> None:
         self.watch.settle()
+        self.order.settled(self.scheduler)
+        self.pinning.settled()
         forks.check_cuts(self)
         # Something can be done now perhaps: the loop takes a turn soon.
         if not self._turn_set:
@@ -164,7 +176,9 @@ class World:
                 budget = rng.choice((0, 0, 1, self.drawn.chunk // 2, self.drawn.chunk * 2))
             room = self.drawn.chunk if budget is None else budget
             evicted, left = scheduler.counters.evicted_pages, len(scheduler.remnants)
-            plan = scheduler.plan(budget)
+            self.scheduler.prospect()
+            plan = scheduler.plan(budget, **self.order.limit())
+            self.order.planned(scheduler, plan)
             if scheduler.counters.evicted_pages > evicted:
                 self.seen["eviction under pressure"] += 1
             self.seen["what was left for forks gave way"] += len(scheduler.remnants) < left
@@ -271,7 +285,9 @@ class World:
             min_tokens=rng.choice((0, 0, 0, 3)),
             presence_penalty=rng.choice((0.0, 0.5)),
         )
-        req = core.Req(len(self.stories) + 1, salt, list(tokens), len(tokens), max_len, params, fork)
+        number, claim = len(self.stories) + 1, self.order.claim()
+        req = core.Req(number, salt, list(tokens), len(tokens), max_len, params, fork, claim=claim)
+        req.promise = self.order.promise()
         req.forkable = req.id % 3 > 0
         story = self.stories[req.id] = ledger.Story(req, tuple(tokens), params)
         parent = None if fork is None else self.stories[fork.parent.id]
@@ -290,6 +306,7 @@ class World:
             self.seen[f"refused: {code}"] += 1
         else:
             assert not too_big and not full, "accepted what can never run, or too many"
+            self.order.added(req)
             if max_len == most:
                 self.seen["longest request that fits"] += 1
             if parent is not None:
@@ -307,6 +324,7 @@ class World:
     )  # fmt: skip
 
     def _meddle(self) -> None:
+        self.pinning.meddle()
         rng = self.rng
         for fault, rate in self.drawn.faults.items():
             if rng.random() < rate:
@@ -317,6 +335,10 @@ class World:
     def _pick(self, among: Iterable[Any]) -> Any:
         """A request of a state drawn first, so that rare states are met as often as common ones."""
         states: dict[str, list[Any]] = {}
+        among = list(among)
+        tempted, self.order.tempted = self.order.tempted, None
+        if tempted in among:
+            return tempted
         for req in among:
             states.setdefault(self._state(req), []).append(req)
         if not states:
@@ -331,6 +353,8 @@ class World:
             return "paused with pages" if req.pages else "paused without pages"
         if req.retracting:
             return "retracting"
+        if req.yielding and not req.pausing:
+            return "making way"
         if req.pausing:
             return "pausing"
         if phase is Phase.WAITING:
@@ -511,18 +535,6 @@ def run_many(seeds: Iterable[int], core: Core | None = None, mutant: str | None 
     return total
 
 
-def hunt(seeds: range) -> int:
-    """Print where each planted bug is caught; 1 if one is not."""
-    mutants = load("mutants")
-    free = 0
-    for mutant in mutants.MUTANTS:
-        caught = mutants.planting.caught_at(mutant, seeds)
-        free += caught is None
-        print(f"{mutant.name:40} " + ("NOT CAUGHT" if caught is None else f"seed {caught[0]:4}  {caught[1]}"))
-    print(f"{len(mutants.MUTANTS) - free} of {len(mutants.MUTANTS)} caught")
-    return 1 if free else 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -554,7 +566,7 @@ def main() -> int:
         print("\n".join(trace(seed) for seed in range(first, last)))
         return 0
     if given.mutants:
-        return hunt(range(first, last))
+        return int(load("planting").hunt(load("mutants").MUTANTS, range(first, last)))
     started = time.perf_counter()
     total = run_many([*kept_seeds(), *range(first, last)], core, given.mutant)
     seconds = time.perf_counter() - started

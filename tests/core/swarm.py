@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
+
+classes = sys.modules["core_simulation"].load("classes")
+pinning = sys.modules["core_simulation"].load("pinning")
 
 FAULTS = (
     "cancel", "pause", "resume", "fork", "change", "budget", "spoil", "flush", "evict", "retract", "echo",
@@ -96,6 +100,8 @@ GATES = (
     "plan with a budget of zero",
     "flush with pages cached",
     "no page left and no cache to evict",
+    *classes.GATES,
+    *pinning.GATES,
 )
 
 

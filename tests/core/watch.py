@@ -62,12 +62,15 @@ class Launched:
 class Watch:
     Changing = Changing
 
-    def __init__(self, core: Any, scheduler: Any, device: Any, cells: Any, seen: Counter[str]) -> None:
+    def __init__(
+        self, core: Any, scheduler: Any, device: Any, cells: Any, seen: Counter[str], order: Any
+    ) -> None:
         self.core = core
         self.cells = cells  # the module that says what a cell holds
         self.scheduler = scheduler
         self.device = device
         self.seen = seen
+        self.order = order
         self.stories: dict[int, Story] = {}
         self.flight: deque[Launched] = deque()
         self.tables: dict[int, list[int]] = {}
@@ -184,6 +187,8 @@ class Watch:
             assert story.req.finish is None, f"request {row.req_id} is planned after its end"
             assert not story.req.pausing, f"request {row.req_id} is planned after its pause"
             assert self.holder.get(row.slot) == row.req_id, "a row for a slot that is not its own"
+            if story.next_start == -1:
+                self.order.granted(story.req, row.start)
             if story.first_start is None:
                 story.first_start = row.start
             assert story.next_start in (-1, row.start), "a token is left out or computed twice"
@@ -225,9 +230,10 @@ class Watch:
         return launched
 
     def _note_grant(self, story: Story) -> None:
-        """Nobody overtakes: who ran before and was sent back comes before those who never ran, and these come
-        in the order of arrival. (Who was paused comes back first of all.)"""
-        if story.grants == 1 and not story.slept:
+        """Where all have one class and one owner (else see classes.py) nobody overtakes: who ran before and was
+        sent back comes before those who never ran, and these come in the order of arrival. (Who was paused comes
+        back first of all.)"""
+        if story.grants == 1 and not story.slept and not self.order.on:
             for other in self.scheduler.waiting:
                 ahead = self.stories[other]
                 early = ahead.grants > 0 or other < story.req.id
@@ -332,13 +338,19 @@ class Watch:
         self.seen["retraction under pressure"] += 1
         if victim.id not in scheduler.running:
             return
-        idle = [*scheduler.waiting.values(), *scheduler.paused.values()]
-        assert not any(req.pages or req.copy_from is not None for req in idle), (
+        idle = [
+            req for req in scheduler.waiting.values() if req.promise is None or victim.promise is not None
+        ]
+        idle += scheduler.paused.values()
+        assert not any(req.pages or req.copy_from is not None for req in idle if req.rank >= victim.rank), (
             "a running request was retracted while others hold pages and do not move"
         )
-        assert victim.id == max(req.id for req in scheduler.running.values()), (
-            "not the youngest was retracted"
-        )
+        running = scheduler.running.values()
+        if victim.promise is not None:
+            assert all(req.promise is not None for req in running), "a promise gave its pages up first"
+            return
+        others = [(req.rank, req.id) for req in running if req.promise is None]
+        assert (victim.rank, victim.id) == max(others), "not the youngest of the lowest rank was retracted"
 
     # -- the end -----------------------------------------------------------------------------------------------
 

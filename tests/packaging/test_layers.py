@@ -33,6 +33,13 @@ CORE = tuple(
     f"runtime.{name}"
     for name in (
         "scheduler",
+        "admission",
+        "line",
+        "shares",
+        "claim",
+        "foresight",
+        "pace",
+        "pins",
         "drafts",
         "request",
         "logprobs",

@@ -125,7 +125,7 @@ def test_every_end_has_its_sequence(
     assert final["status"] == status
     assert (final["incomplete_details"] or {}).get("reason") == reason
     assert [item["status"] for item in final["output"]] == ([item_status] if item_status else [])
-    assert final["metadata"] == {"k": "v"} and final["service_tier"] == "default"
+    assert final["metadata"] == {"k": "v"} and final["service_tier"] == "priority"
     assert final["temperature"] == 0.5
     assert run.answer[0].content == "".join(entries)
     deltas = [event["delta"] for event in events if event["type"].endswith(".delta")]

@@ -406,3 +406,19 @@ async def test_a_resume_on_the_same_socket_tells_it_again() -> None:
     at = numbers.index(4, 5)
     assert numbers[:at] == list(range(at)) and numbers[at:] == list(range(4, reader.last + 1))
     assert not reader.socket.gone
+
+
+async def test_limits_of_held_responses_are_settings() -> None:
+    bench = FaceBench(settings={"linger": 7.0, "held_bytes": 70_000, "held_streams": 3, "held_tokens": 40})
+    held = bench.held
+    assert (held.linger, held.bytes_limit, held.alone_limit, held.window) == (7.0, 70_000, 3, 40)
+    socket = bench.socket(ext="1")
+    socket.create("hello", stream_id="a", max_output_tokens=400)
+    await socket.until(lambda: "response.created" in socket.types())
+    socket.drop(1006)
+    await bench.until(lambda: bool(bench.scheduler.paused))
+    assert len(held) == 1
+    bench.clock.advance(6.9)
+    assert len(held) == 1
+    bench.clock.advance(0.2)
+    assert len(held) == 0

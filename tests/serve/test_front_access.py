@@ -204,6 +204,15 @@ def test_keys_come_from_flags_file_and_environment(tmp_path: Path) -> None:
             load_keys(bad, {})
     with pytest.raises(BadSetting, match="no-such-file"):
         load_keys(ServerConfig(api_key_file=str(tmp_path / "no-such-file")), {})
+    file.write_text("light\nheavy 2.5\n")
+    light, heavy = load_keys(ServerConfig(api_key_file=str(file)), {})
+    gate = Gate(ServerConfig(), (light, heavy))
+    weights = [gate.tenant({"authorization": f"Bearer {key}"}, {}).weight for key in (light, heavy)]
+    assert weights == [1.0, 2.5]
+    for bad in ("key x", "key 0", "key -1", "key nan", "key 1 2"):
+        file.write_text(bad)
+        with pytest.raises(BadSetting, match="weight"):
+            load_keys(ServerConfig(api_key_file=str(file)), {})
     file.write_text("# nothing\n")
     with pytest.raises(BadSetting, match="no key"):
         load_keys(ServerConfig(api_key_file=str(file)), {})
