@@ -19,6 +19,8 @@ PYTEST ?=
 BROWSER ?= optional
 # required: the same for Node and the packages of its clients
 NODE ?= optional
+# required: the same for nginx
+PROXY ?= optional
 # The newest interpreter on the path that will do; looked for once, and only when one is needed.
 FOUND = $(eval FOUND := $$(shell for name in python3.13 python3.12 python3.11 python3 python; do \
 	"$$$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$$$name"; break; }; \
@@ -46,11 +48,16 @@ test: .venv/test.stamp check
 	if sh .ci/node; then :; \
 	elif [ "$(NODE)" = required ]; then echo "make test: Node is required here" >&2; exit 1; \
 	else export HEADRACE_NO_NODE=1; fi; \
+	if sh .ci/nginx; then :; \
+	elif [ "$(PROXY)" = required ]; then echo "make test: nginx is required here" >&2; exit 1; \
+	else export HEADRACE_NO_PROXY=1; fi; \
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4; status=$$?; \
 	if [ -n "$$HEADRACE_NO_BROWSER" ]; then \
 		echo "NOT RUN: the browser tests (tests/web). They need Debian's chromium and chromium-driver." >&2; fi; \
 	if [ -n "$$HEADRACE_NO_NODE" ]; then \
 		echo "NOT RUN: the tests of Node clients (tests/node). They need node 20 or newer, npm and its registry." >&2; fi; \
+	if [ -n "$$HEADRACE_NO_PROXY" ]; then \
+		echo "NOT RUN: the tests behind a proxy (tests/proxy). They need Debian's nginx and openssl." >&2; fi; \
 	exit $$status
 else
 test: .venv/test.stamp

@@ -16,6 +16,8 @@ CONTENT_SECURITY_POLICY = (
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 )
 
+STREAMED = ("text/event-stream", "application/x-ndjson")  # answers that go out piece by piece
+
 _LINES = {code.value: f"HTTP/1.1 {code.value} {code.phrase}\r\n".encode("ascii") for code in HTTPStatus}
 BODILESS = frozenset({204, 304})
 _UNSAFE = re.compile(r"[^\x20-\x7e]")
@@ -105,7 +107,7 @@ def head_bytes(
     if content_type.startswith("text/html"):
         lines.append(f"content-security-policy: {CONTENT_SECURITY_POLICY}\r\n".encode("ascii"))
         lines.append(b"cross-origin-opener-policy: same-origin\r\nreferrer-policy: no-referrer\r\n")
-    elif content_type.startswith("text/event-stream"):
+    elif content_type.startswith(STREAMED):
         # Proxies that collect a reply before passing it on would hold every token back.
         lines.append(b"x-accel-buffering: no\r\n")
     if "cache-control" not in headers:

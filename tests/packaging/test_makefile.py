@@ -25,7 +25,7 @@ def clone(tmp_path: Path) -> Path:
 
 def make(clone: Path, *arguments: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    for name in ("ARGS", "PYTEST", "PIP_ARGS", "PYTHON", "BROWSER", "NODE", "MFLAGS"):
+    for name in ("ARGS", "PYTEST", "PIP_ARGS", "PYTHON", "BROWSER", "NODE", "PROXY", "MFLAGS"):
         clean.pop(name, None)
     return subprocess.run(
         [shutil.which("make") or "make", *arguments],
@@ -121,7 +121,7 @@ def test_an_old_python_is_refused_by_name(clone: Path) -> None:
     assert f"{old} is not" in ran.stderr
 
 
-def test_where_no_browser_and_no_node_can_be_had_the_gate_fails_and_a_person_is_told(
+def test_where_browser_node_and_proxy_cannot_be_had_the_gate_fails_and_a_person_is_told(
     clone: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     installed(clone)
@@ -129,7 +129,8 @@ def test_where_no_browser_and_no_node_can_be_had_the_gate_fails_and_a_person_is_
     for tool in ("ruff", "mypy"):
         (bin_ / tool).write_text("#!/bin/sh\nexit 0\n")
     (bin_ / "pytest").write_text(
-        '#!/bin/sh\necho "pytest ran with HEADRACE_NO_BROWSER=$HEADRACE_NO_BROWSER NO_NODE=$HEADRACE_NO_NODE"\n'
+        '#!/bin/sh\necho "pytest ran with HEADRACE_NO_BROWSER=$HEADRACE_NO_BROWSER NO_NODE=$HEADRACE_NO_NODE'
+        ' NO_PROXY=$HEADRACE_NO_PROXY"\n'
     )
     for tool in ("ruff", "mypy", "pytest"):
         (bin_ / tool).chmod(0o755)
@@ -141,14 +142,20 @@ def test_where_no_browser_and_no_node_can_be_had_the_gate_fails_and_a_person_is_
 
     told = make(clone, "test", path=str(bare))
     assert told.returncode == 0, told.stderr
-    assert "pytest ran with HEADRACE_NO_BROWSER=1 NO_NODE=1" in told.stdout
+    assert "pytest ran with HEADRACE_NO_BROWSER=1 NO_NODE=1 NO_PROXY=1" in told.stdout
     assert "NOT RUN: the browser tests" in told.stderr
     assert "NOT RUN: the tests of Node clients" in told.stderr
+    assert "NOT RUN: the tests behind a proxy" in told.stderr
     assert "no node (20 or newer) with npm on the path" in told.stderr
 
     refused = make(clone, "test", "BROWSER=required", path=str(bare))
     assert refused.returncode == 2
     assert "Chromium is required here" in refused.stderr
+    assert "pytest ran" not in refused.stdout
+
+    refused = make(clone, "test", "PROXY=required", path=str(bare))
+    assert refused.returncode == 2
+    assert "nginx is required here" in refused.stderr
     assert "pytest ran" not in refused.stdout
 
     (bare / "chromium").symlink_to(bare / "sh")
@@ -161,5 +168,5 @@ def test_where_no_browser_and_no_node_can_be_had_the_gate_fails_and_a_person_is_
 
 def test_the_gate_requires_what_a_person_may_lack() -> None:
     gate = (ROOT / ".ci" / "run").read_text()
-    assert "make test BROWSER=required NODE=required " in gate
-    assert "unset HEADRACE_NO_BROWSER HEADRACE_NO_NODE " in gate
+    assert "make test BROWSER=required NODE=required PROXY=required " in gate
+    assert "unset HEADRACE_NO_BROWSER HEADRACE_NO_NODE HEADRACE_NO_PROXY " in gate
