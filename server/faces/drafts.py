@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from headrace.server.faces.responses_ws import ResponsesSocket
 
 CHARACTERS = 1 << 20  # of one draft
-PICTURES = 16
+PICTURES = 8  # as many as one request may show
 ACK_EVERY = 0.1  # seconds
 # What the first append alone may say, and a commit takes over.
 _OPENING = ("model", "instructions", "tools", "tool_choice", "previous_response_id", "cache_salt")
@@ -151,6 +151,8 @@ class LaneDrafts:
         if verb.text is not None:
             text += verb.text
         else:
+            assert verb.image_ref is not None
+            self._pictures.check(verb.image_ref, "image_ref")
             if len(pictures) >= PICTURES:
                 raise WireError("draft_too_long", f"a draft has at most {PICTURES} pictures", "image_ref")
             pictures.append((len(text), f"ref:{verb.image_ref}"))

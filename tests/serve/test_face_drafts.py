@@ -435,6 +435,23 @@ async def test_a_picture_is_typed_by_its_name() -> None:
     await sees.baseline()
 
 
+async def test_a_draft_takes_the_pictures_that_a_request_may_show(bench: FaceBench) -> None:
+    socket = bench.socket(ext="1")
+    socket.send({"type": "x.input.append", "image_ref": "sha256:0", "model": "fake"})
+    bench.flush()
+    assert errors(socket) == [("invalid_value", "image_ref")]
+    socket.send(PNG)
+    bench.flush()
+    (held,) = of(socket, "x.image")
+    append(socket, "", model="fake")
+    for _ in range(9):
+        socket.send({"type": "x.input.append", "image_ref": held["image_ref"]})
+    bench.flush()
+    assert errors(socket)[1:] == [("draft_too_long", "image_ref")]
+    socket.send({"type": "x.input.discard"})
+    socket.drop(1000)
+
+
 def _card() -> dict[str, Any]:
     return {name: getattr(CARD, name) for name in CARD.__dataclass_fields__}
 
