@@ -47,6 +47,7 @@ class LaneDraft:
     opening: d.InputAppend
     text: str = ""
     pictures: list[tuple[int, str]] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)  # URLs of the pictures that are read, in order
     rev: int = 0
     draft: Draft | None = None  # once the conversation before it is known
     wanted: str | None = None  # the response that it waits for, if that still runs
@@ -322,8 +323,17 @@ class LaneDrafts:
         if not draft.pictures:
             role = "system" if draft.opening.role in ("system", "developer") else "user"
             return Message(role, draft.text)
+        last = None if draft.draft is None else (draft.draft.ask.messages or ())[-1]
+        if last is not None and draft.shown == [url for _, url in draft.pictures]:
+            # A key is a few bytes, and must not cost what its pictures weigh.
+            placed = zip(last.pictures, draft.pictures, strict=True)
+            moved = tuple([replace(picture, at=place) for picture, (place, _) in placed])
+            return replace(
+                last, content=draft.text, pictures=last.pictures if moved == last.pictures else moved
+            )
         request, _ = self._pictures.resolved(draft.request())
         (message,) = response_messages(request.input, self._socket.tenant)
+        draft.shown = [url for _, url in draft.pictures]
         shown: tuple[Picture, ...] = message.pictures
         # The same pictures are the same objects, so that they are read once.
         known = () if draft.draft is None else (draft.draft.ask.messages or ())[-1].pictures
