@@ -151,7 +151,7 @@ def prune(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw])
     verb = decode(message, x.Prune, fields=fields).value
     event_id = UNSET if verb.event_id is None else verb.event_id
     job = _branch(socket, verb.branch)
-    if job is not None and job.response.run.stream.finish is None:
+    if job is not None and job.lasts:
         _cut(socket, job, event_id)
         return
     waiting, number = _waiting(socket, verb.branch)
@@ -174,7 +174,7 @@ def promote(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw
     for other in running_branches(socket, base):
         forget(socket, other, told=True)
         other.promoted = other is job
-        if other is not job and other.response.run.stream.finish is None:
+        if other is not job and other.lasts:
             _cut(socket, other)
     if job is None:
         socket.latest.promote(chosen)
@@ -189,6 +189,14 @@ def running_branches(socket: ResponsesSocket, lane: str | None) -> list[Job]:
     """The jobs that run in branches of this lane."""
     jobs = [socket.running(name) for name in socket.lanes.branches(lane)]
     return [job for job in jobs if job is not None]
+
+
+def expected(socket: ResponsesSocket, lane: str | None) -> bool:
+    """A branch is to begin in this lane: nobody else may take it before."""
+    if lane is None or (base := base_lane(lane)) == lane:
+        return False
+    # A request that is looked up may be one for branches: it takes their lanes with its own.
+    return socket.looks_up(base) or _waiting(socket, lane)[0] is not None
 
 
 def _cut(socket: ResponsesSocket, job: Job, event_id: str | object = UNSET) -> None:

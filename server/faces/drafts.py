@@ -27,7 +27,7 @@ from headrace.server.protocol.codec import decode
 from headrace.server.protocol.errors import WireError
 from headrace.server.protocol.extension import Error, VerbError
 from headrace.server.protocol.responses import Item, Part, ResponseCreate, ResponseRequest
-from headrace.server.session import WaitingBudget
+from headrace.server.session import WaitingBudget, branch_lane
 
 if TYPE_CHECKING:
     from headrace.server.faces.responses_ws import ResponsesSocket
@@ -334,8 +334,10 @@ class LaneDrafts:
         if known.outcome is None or draft.over:
             self._news(draft)
             return
-        job = self._socket.running(draft.lane)
-        if job is not None and known.sent:
+        # Of several answers the first: its branches have the lane's name and a number.
+        job = self._socket.running(draft.lane) or self._socket.running(branch_lane(draft.lane, 0))
+        # A request that is refused has no response that could be named: its error is all there is to hear.
+        if job is not None and known.sent and job.response.run.stream.error is None:
             out = known.outcome
             self._socket.say(
                 d.InputCommitted(

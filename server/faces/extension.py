@@ -124,8 +124,11 @@ def fork(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) 
     request = structs.replace(parent.run.request, **given)
     place = ForkPlace(verb.at_token, verb.at_char, verb.force_text or "")
     socket.fork(parent, turn, place, request, verb.stream_id)
-    if verb.drop_parent and parent.run.stream.finish is None:
-        socket.runtime.cancel(parent.run.stream)
+    if verb.drop_parent:
+        if job is not None:
+            socket.stop(job)
+        elif parent.run.stream.finish is None:
+            socket.runtime.cancel(parent.run.stream)
 
 
 _OF_FORKS = ("stream_id", "event_id")  # fields that say something else in a `response.create`

@@ -27,6 +27,12 @@ class Job:
     promoted: bool = False  # a branch that its lane remembers as its answer
 
     @property
+    def lasts(self) -> bool:
+        """It runs, or it has ended by itself and its reader's credit does not reach that end."""
+        stream = self.response.run.stream
+        return stream.finish is None or stream.starved
+
+    @property
     def drops(self) -> bool:
         """It runs, and its client would rather lose it than wait for it."""
         request = self.response.run.request

@@ -464,6 +464,10 @@ class ResponsesSocket:
         found = self._lanes.running(lane)
         return found if isinstance(found, Job) else None
 
+    def looks_up(self, lane: str | None) -> bool:
+        """The request of this lane waits for what it continues to be found."""
+        return isinstance(self._lanes.running(lane), Fetching)
+
     @property
     def lanes(self) -> Lanes[ResponseRequest, Job | Fetching]:
         return self._lanes
@@ -515,7 +519,8 @@ class ResponsesSocket:
     def _free_lane(self, lane: str | None, own: Job | None = None) -> None:
         """Raise WireError unless the lane can be taken (`own`: who may hold it already)."""
         self.name_lane(lane)
-        if self._lanes.busy(lane) and (own is None or self._lanes.running(lane) is not own):
+        taken = self._lanes.busy(lane) and (own is None or self._lanes.running(lane) is not own)
+        if taken or branches.expected(self, lane):
             raise WireError("lane_busy", "another answer runs in this lane", "stream_id")
 
     def find(self, response_id: str) -> Job | None:

@@ -131,8 +131,8 @@ MUTANTS = (
     ),
     Mutant(
         "admission_waits_for_typists",
-        "scheduler",
-        """            if not fits and self.drafts.give_way():
+        "admission",
+        """            if not fits and self.core.drafts.give_way():
                 continue
 """,
         "",

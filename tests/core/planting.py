@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -82,7 +82,7 @@ def _restored() -> Iterator[None]:
         sys.modules.update(kept)
 
 
-def caught_at(mutant: Mutant, seeds: range) -> tuple[int, str] | None:
+def caught_at(mutant: Mutant, seeds: Iterable[int]) -> tuple[int, str] | None:
     """The first seed that fails with this bug planted, and how; None if all pass."""
     core = build(mutant)
     for seed in seeds:

@@ -251,13 +251,13 @@ class TypistWorld(simulation.World):  # type: ignore[misc]
                 )
                 super()._retract(req)
 
-            def plan(self, budget: int | None = None) -> Any:
+            def plan(self, budget: int | None = None, *given_also: Any, **limits: Any) -> Any:
                 before = {req.id: self.drafts.ready(req) for req in self.drafts.held.values()}
                 for req in self.drafts.held.values():
                     if not req.inflight and req.finish is None:
                         world.stories[req.id].prompt = tuple(world.wanted[req.id])
                 given, world.starved = self.drafts.given_up, budget is not None
-                plan = super().plan(budget)
+                plan = super().plan(budget, *given_also, **limits)
                 if self.drafts.given_up > given:
                     world.seen["draft: gave its pages to others"] += self.drafts.given_up - given
                     world.robbed.update(

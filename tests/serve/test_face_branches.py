@@ -382,3 +382,88 @@ async def test_branches_part_where_the_model_was_in_doubt(logprobs: int | None) 
     assert [event["branch"] for event in of(socket, "x.pruned")] == ["f#1", "f#2"]
     probe.drop(1000)
     await at_rest(bench, socket)
+
+
+def resume(socket: Socket, child: dict[str, Any], lane: str) -> None:
+    socket.send(
+        {
+            "type": "x.resume",
+            "response_id": child["id"],
+            "resume_token": child["x_resume_token"],
+            "starting_after": -1,
+            "stream_id": lane,
+        }
+    )
+
+
+async def test_the_lane_of_a_branch_to_come_is_not_to_be_had() -> None:
+    bench = FaceBench(gated=True)
+    old, socket = bench.socket(ext="1"), bench.socket(ext="1")
+    old.create("x", stream_id="b", max_output_tokens=30, x_credit=1)
+    socket.create("q", stream_id="a", max_output_tokens=30, x_credit=5, x_branches={"n": 3, "at": 10})
+    await bench.until(lambda: len(of(old, "x.paused")) == len(of(socket, "x.paused")) == 1)
+    other = created(old, "b")
+    for lane in ("a", "a#0", "a#1"):
+        resume(socket, other, lane)
+    bench.flush()
+    refused = of(socket, "x.error")
+    assert [event["stream_id"] for event in refused] == ["a", "a#0", "a#1"]
+    assert {(e["error"]["code"], e["error"]["param"]) for e in refused} == {("lane_busy", "stream_id")}
+    socket.send({"type": "x.prune", "branch": "a#1"})
+    resume(socket, other, "a#1")  # nobody waits for it any more
+    socket.send({"type": "x.credit", "stream_id": "a#0", "tokens": 25})
+    await bench.until(lambda: len(told(socket, "a#2")) >= 5)
+    assert len(of(socket, "x.error")) == 3 and told(socket, "a#1")
+    socket.send({"type": "response.cancel", "stream_id": "a"})
+    await socket.until_over(3)
+    await at_rest(bench, socket)
+
+
+async def test_the_lanes_of_branches_are_kept_while_their_request_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = FaceBench(gated=True)
+    first, old, socket = (bench.socket(ext="1") for _ in range(3))
+    first.create("x", stream_id="z")
+    await first.until_over()
+    old.create("x", stream_id="b", max_output_tokens=30, x_credit=1)
+    await bench.until(lambda: len(of(old, "x.paused")) == 1)
+    previous = created(first, "z")["id"]
+    searches: list[Any] = []  # an archive that has not answered yet
+    find = bench.store.find
+    monkeypatch.setattr(bench.store, "find", lambda *asked: searches.append(asked))
+    socket.create("q", stream_id="a", previous_response_id=previous, x_branches={"n": 2})
+    for lane in ("a#0", "a#1"):
+        resume(socket, created(old, "b"), lane)
+    assert len(searches) == 1
+    find(*searches[0])
+    await socket.until_over(2)
+    assert [event["error"]["code"] for event in of(socket, "x.error")] == ["lane_busy"] * 2
+    assert sorted(ends(socket)) == ["a#0", "a#1"]
+    for each in (first, old):
+        each.drop(1000)
+    await at_rest(bench, socket)
+
+
+@pytest.mark.parametrize("verb", ["x.prune", "x.promote", "x.fork"])
+async def test_an_end_that_no_credit_reaches_does_not_hold_the_lane(verb: str) -> None:
+    bench = FaceBench(gated=True)
+    socket = bench.socket(ext="1")
+    socket.create("q", stream_id="a", max_output_tokens=3, x_credit=2, x_branches={"n": 2})
+    await bench.until(lambda: len(of(socket, "x.paused")) == 2)
+    await bench.until(lambda: bench.runtime.stats()["requests_finished"] == 2)
+    first = created(socket, "a#0")["id"]
+    if verb == "x.prune":
+        socket.send({"type": verb, "branch": "a#0"})
+    elif verb == "x.promote":
+        socket.send({"type": verb, "branch": "a#1"})
+    else:
+        socket.send(
+            {"type": verb, "response_id": first, "at_token": 0, "stream_id": "f", "drop_parent": True}
+        )
+    await bench.until(lambda: "a#0" in ends(socket))
+    assert [e["branch"] for e in of(socket, "x.pruned")] == ["a#0"] * (verb != "x.fork")
+    assert not of(socket, "x.error") and "a#1" not in ends(socket)
+    socket.send({"type": "response.cancel", "stream_id": "a"})
+    await bench.until(lambda: "a#1" in ends(socket))
+    await at_rest(bench, socket)

@@ -376,6 +376,30 @@ async def test_the_commit_may_change_what_the_draft_was_opened_with(bench: FaceB
     assert told["tokens_ready"] < 20 and told["tokens_wasted"] > 150
 
 
+async def test_a_commit_for_branches_is_told_with_the_first_of_them(bench: FaceBench) -> None:
+    socket = bench.socket(ext="1")
+    append(socket, WORDS * 4, stream_id="a", model="fake")
+    await rested(bench, socket)
+    commit(socket, stream_id="a", x_branches={"n": 2}, event_id="e")
+    await socket.until_over(2)
+    (told,) = of(socket, "x.input.committed")
+    (first,) = [e for e in of(socket, "response.created") if e["stream_id"] == "a#0"]
+    assert (told["response_id"], told["stream_id"], told["event_id"]) == (first["response"]["id"], "a", "e")
+    assert told["tokens_ahead"] > 150
+    socket.drop(1000)
+    bench.clock.advance(200.0)
+
+
+async def test_a_commit_that_is_refused_hears_of_no_response(bench: FaceBench) -> None:
+    socket = bench.socket(ext="1")
+    append(socket, WORDS, stream_id="a", model="fake")
+    await rested(bench, socket)
+    commit(socket, stream_id="a", max_output_tokens=1 << 20)
+    await socket.until_over()
+    (error,) = of(socket, "error")
+    assert error["error"]["code"] == "context_length_exceeded" and not of(socket, "x.input.committed")
+
+
 async def test_a_salt_parts_drafts_as_it_parts_requests(bench: FaceBench) -> None:
     one, other = bench.socket(ext="1"), bench.socket(BOB, ext="1")
     append(one, WORDS * 10, model="fake", cache_salt="s")
