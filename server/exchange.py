@@ -144,13 +144,13 @@ class SocketRoute:
     """A path that upgrades. `refuse` may answer before the upgrade; `open` makes the session after it.
 
     `protocols` are the subprotocols this path selects from what the client offers, best first. Binary messages
-    reach the session only where the selected one is in `binary_protocols`; elsewhere they end in close 1003.
+    reach the session only where `takes_binary` says so of the upgrade; elsewhere they end in close 1003.
     """
 
     open: Callable[[HttpRequest, Wire], Session]
     refuse: Callable[[HttpRequest], HttpReply | None] = lambda request: None
     protocols: tuple[str, ...] = ()
-    binary_protocols: frozenset[str] = frozenset()
+    takes_binary: Callable[[HttpRequest], bool] = lambda request: False
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,7 @@ class SocketConnection(asyncio.Protocol):
         self._transport = transport
         self._outlet = outlet
         self._core = core
-        self._binary = request.subprotocol in route.binary_protocols
+        self._binary = route.takes_binary(request)
         # The message being assembled.
         self._opcode = TEXT
         self._decoder: codecs.IncrementalDecoder | None = None

@@ -359,7 +359,9 @@ class Faces:
             {
                 "/ws": SocketRoute(self.open, self.refuse),
                 "/both": SocketRoute(
-                    self.open, protocols=("bin", "text"), binary_protocols=frozenset({"bin"})
+                    self.open,
+                    protocols=("bin", "text"),
+                    takes_binary=lambda request: request.subprotocol == "bin",
                 ),
             },
         )

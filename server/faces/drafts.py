@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from headrace.server.faces.responses_ws import ResponsesSocket
 
 CHARACTERS = 1 << 20  # of one draft
-PICTURES = 16
+PICTURES = 8  # as many as one request may show
 ACK_EVERY = 0.1  # seconds
 # What the first append alone may say, and a commit takes over.
 _OPENING = ("model", "instructions", "tools", "tool_choice", "previous_response_id", "cache_salt")
@@ -47,6 +47,7 @@ class LaneDraft:
     opening: d.InputAppend
     text: str = ""
     pictures: list[tuple[int, str]] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)  # URLs of the pictures that are read, in order
     rev: int = 0
     draft: Draft | None = None  # once the conversation before it is known
     wanted: str | None = None  # the response that it waits for, if that still runs
@@ -151,6 +152,8 @@ class LaneDrafts:
         if verb.text is not None:
             text += verb.text
         else:
+            assert verb.image_ref is not None
+            self._pictures.check(verb.image_ref, "image_ref")
             if len(pictures) >= PICTURES:
                 raise WireError("draft_too_long", f"a draft has at most {PICTURES} pictures", "image_ref")
             pictures.append((len(text), f"ref:{verb.image_ref}"))
@@ -320,8 +323,17 @@ class LaneDrafts:
         if not draft.pictures:
             role = "system" if draft.opening.role in ("system", "developer") else "user"
             return Message(role, draft.text)
+        last = None if draft.draft is None else (draft.draft.ask.messages or ())[-1]
+        if last is not None and draft.shown == [url for _, url in draft.pictures]:
+            # A key is a few bytes, and must not cost what its pictures weigh.
+            placed = zip(last.pictures, draft.pictures, strict=True)
+            moved = tuple([replace(picture, at=place) for picture, (place, _) in placed])
+            return replace(
+                last, content=draft.text, pictures=last.pictures if moved == last.pictures else moved
+            )
         request, _ = self._pictures.resolved(draft.request())
         (message,) = response_messages(request.input, self._socket.tenant)
+        draft.shown = [url for _, url in draft.pictures]
         shown: tuple[Picture, ...] = message.pictures
         # The same pictures are the same objects, so that they are read once.
         known = () if draft.draft is None else (draft.draft.ask.messages or ())[-1].pictures

@@ -43,6 +43,12 @@ class HeldPictures:
             self._forget(self._held.popitem(last=False)[1])
         return name
 
+    def check(self, name: str, path: str) -> None:
+        """Raises WireError, with `path` as its param, for a name that is not held (any more)."""
+        if name not in self._held:
+            what = f"no picture of this name is held: of one connection the newest {HELD_COUNT} are"
+            raise WireError("invalid_value", f"{path}: {what}", path)
+
     def resolved(self, request: ResponseRequest) -> tuple[ResponseRequest, int]:
         """The request with every `ref:` replaced by the picture it names, and the bytes that this adds to it.
 
@@ -76,10 +82,8 @@ class HeldPictures:
         name = _name(part)
         if name is None:
             return part
-        data = self._held.get(name)
-        if data is None:
-            what = f"no picture of this name is held: of one connection the newest {HELD_COUNT} are"
-            raise WireError("invalid_value", f"{path}: {what}", path)
+        self.check(name, path)
+        data = self._held[name]
         url = f"data:{file_type(data)};base64,{base64.b64encode(data).decode()}"
         detail = part.image_url.detail if isinstance(part.image_url, ImageUrl) else None
         return msgspec.structs.replace(part, image_url=url, detail=part.detail or detail)

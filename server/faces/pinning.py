@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pin(socket: ResponsesSocket, message: str | bytes, fields: dict[str, Raw]) -> None:
-    """A pin on a response that runs here, is held, was pinned, or is the latest of a lane; or its release."""
+    """A pin on a response that runs here, is held, or is the latest of a lane; or the release of any pin."""
     verb = decode(message, x.PinResponse, fields=fields).value
     pins, cache = socket.pins, socket.runtime.cache
     event_id = UNSET if verb.event_id is None else verb.event_id

@@ -51,6 +51,11 @@ EXTENDED = "engine.v1"  # the subprotocol that asks for headrace's own events, a
 ACCIDENTS = frozenset({1006, 1011, 1013, 4001, 4100})
 
 
+def extended(request: HttpRequest) -> bool:
+    """The connection asks for what is headrace's own: its events, and pictures as binary messages."""
+    return request.query.get("ext") == "1" or request.subprotocol == EXTENDED
+
+
 class ResponsesSocket:
     """A Session (exchange.py) that speaks Responses events."""
 
@@ -65,7 +70,7 @@ class ResponsesSocket:
         held: HeldResponses,
     ) -> None:
         self.held, self.pins = held, running.pins
-        self._extended = request.query.get("ext") == "1" or request.subprotocol == EXTENDED
+        self._extended = extended(request)
         self._reports = Reports()
         self.board = StepBoard()
         self._fresh: list[Job] = []  # jobs whose steps are told, and whose beginning was not told yet

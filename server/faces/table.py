@@ -31,7 +31,7 @@ from headrace.server.faces.profile_http import ProfileFace
 from headrace.server.faces.realtime_ws import PROTOCOLS as REALTIME_PROTOCOLS
 from headrace.server.faces.realtime_ws import RealtimeSocket, refuse_realtime
 from headrace.server.faces.responses_http import ResponsesFace
-from headrace.server.faces.responses_ws import EXTENDED, ResponsesSocket
+from headrace.server.faces.responses_ws import EXTENDED, ResponsesSocket, extended
 from headrace.server.faces.running import Running
 from headrace.server.faces.settings import FaceSettings
 from headrace.server.faces.tokenizer_http import TokenizerFace
@@ -137,6 +137,7 @@ def build_routes(
             ),
             refuse=refuse_socket,
             protocols=(EXTENDED, "openai-beta.responses.v1"),
+            takes_binary=extended,
         ),
         "/v1/realtime": SocketRoute(
             open=lambda request, wire: RealtimeSocket(request, wire, runtime, settings, conversations),

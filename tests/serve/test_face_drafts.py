@@ -435,6 +435,49 @@ async def test_a_picture_is_typed_by_its_name() -> None:
     await sees.baseline()
 
 
+async def test_a_draft_takes_the_pictures_that_a_request_may_show(bench: FaceBench) -> None:
+    socket = bench.socket(ext="1")
+    socket.send({"type": "x.input.append", "image_ref": "sha256:0", "model": "fake"})
+    bench.flush()
+    assert errors(socket) == [("invalid_value", "image_ref")]
+    socket.send(PNG)
+    bench.flush()
+    (held,) = of(socket, "x.image")
+    append(socket, "", model="fake")
+    for _ in range(9):
+        socket.send({"type": "x.input.append", "image_ref": held["image_ref"]})
+    bench.flush()
+    assert errors(socket)[1:] == [("draft_too_long", "image_ref")]
+    socket.send({"type": "x.input.discard"})
+    socket.drop(1000)
+
+
+async def test_a_key_does_not_cost_what_its_pictures_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+    sees = FaceBench(gated=True, card=CARD.__class__(**{**_card(), "sees": True}))
+    socket = sees.socket(ext="1")
+    socket.send(PNG)
+    sees.flush()
+    (held,) = of(socket, "x.image")
+    append(socket, "what", stream_id="a", model="fake")
+    socket.send({"type": "x.input.append", "stream_id": "a", "image_ref": held["image_ref"]})
+    resolved: list[Any] = []
+    pictures = socket.session._pictures
+    whole = pictures.resolved
+    monkeypatch.setattr(pictures, "resolved", lambda request: resolved.append(request) or whole(request))
+    for key in " is this?":
+        append(socket, key, stream_id="a")
+    socket.send({"type": "x.input.replace", "stream_id": "a", "from_char": 0, "to_char": 4, "text": "Who"})
+    await rested(sees, socket)
+    assert not resolved and not errors(socket)
+    commit(socket, stream_id="a")
+    await socket.until_over()
+    (ask,) = sees.asks
+    (message,) = ask.messages or ()
+    assert message.content == "Who is this?" and [picture.at for picture in message.pictures] == [3]
+    socket.drop(1000)
+    await sees.baseline()
+
+
 def _card() -> dict[str, Any]:
     return {name: getattr(CARD, name) for name in CARD.__dataclass_fields__}
 

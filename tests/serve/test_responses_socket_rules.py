@@ -28,6 +28,9 @@ def server() -> Iterator[LiveServer]:
     running.stop()
 
 
+PNG = b"\x89PNG\r\n\x1a\n and the rest of it"
+
+
 def opened(server: LiveServer, query: str = "", **how: Any) -> Any:
     url = server.url.replace("http", "ws", 1)
     return connect(f"{url}/v1/responses{query}", open_timeout=WAIT, proxy=None, **how)
@@ -105,12 +108,27 @@ def test_a_refusal_comes_before_the_upgrade(
     assert response.headers["x-request-id"]
 
 
-def test_a_binary_message_that_is_no_picture_closes_with_1003(server: LiveServer) -> None:
+@pytest.mark.parametrize("message", [b'{"type":"response.create"}', PNG])
+def test_a_binary_message_closes_a_stock_connection_with_1003(server: LiveServer, message: bytes) -> None:
     with opened(server, additional_headers={"Authorization": "Bearer sk-test"}) as socket:
-        socket.send(b'{"type":"response.create"}')
+        socket.send(message)
         with pytest.raises(ConnectionClosed) as closed:
             socket.recv(timeout=WAIT)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1003
+
+
+@pytest.mark.parametrize(("query", "protocol"), [("?ext=1", None), ("", "engine.v1")])
+def test_a_picture_comes_as_a_binary_message_where_extensions_are_asked_for(
+    server: LiveServer, query: str, protocol: str | None
+) -> None:
+    key = {"Authorization": "Bearer sk-test"}
+    protocols = None if protocol is None else [protocol]
+    with opened(server, query, additional_headers=key, subprotocols=protocols) as socket:
+        socket.send(PNG)
+        told = json.loads(socket.recv(timeout=WAIT))
+        assert (told["type"], told["bytes"]) == ("x.image", len(PNG))
+        socket.send(b"\x00\x01")
+        assert json.loads(socket.recv(timeout=WAIT))["error"]["code"] == "invalid_json"
 
 
 # -- 3.1: the fields of a create -------------------------------------------------------------------------------
@@ -188,7 +206,7 @@ async def test_what_changes_no_answer_is_taken(name: str) -> None:
     for echo in ("prompt_cache_options", "prompt_cache_retention", "user", "zork"):
         assert echo not in said
     if name == "service_tier":
-        assert said["service_tier"] == "default", "the class that was used"
+        assert said["service_tier"] == "ultrafast", "the tier in use"
     if name == "tools":
         assert said["tools"] == []
 
