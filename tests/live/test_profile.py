@@ -10,7 +10,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-P", "-m", "headrace.server", "--port", "0"]
+# What runs natively is no operation of torch's, and in no profile.
+COMMAND = [sys.executable, "-P", "-m", "headrace.server", "--port", "0", "--decode", "torch"]
 
 
 def post(url: str, body: Any) -> str:

@@ -117,14 +117,17 @@ def test_an_edited_answer_goes_on_without_computing_anything_again(chat: Any, li
     chat.type("one question " * 10)
     land_until(chat, live, lambda: chat.answers() and not chat.all(".streaming"), "the answer")
     spent = live.ask(lambda app: app.runtime.stats()["prefill_tokens_computed"])
-    text = chat.answers()[0]
     chat.click("[aria-label='Edit and go on']")
     chat.until(lambda: chat.all(".rewrite textarea"), "the form")
-    chat.js("document.querySelector('.rewrite textarea').setSelectionRange(9, 9)")
+    kept = chat.js(
+        "const t = document.querySelector('.rewrite textarea'); t.setSelectionRange(9, 9); return t.value"
+    )
     chat.click(".rewrite [data-tool='cursor']")
     land_until(chat, live, lambda: chat.all(".branches") and not chat.all(".streaming"), "the other version")
     other = chat.js("return document.querySelector('.assistant .body').textContent")
-    assert not chat.all(".note.error") and other[:9] == text[:9] and len(other) > 9
+    assert not chat.all(".note.error") and len(other) > 9
+    # The fake answer may have blanks side by side or at its ends; the page shows them as a browser does.
+    assert " ".join(other.split()).startswith(" ".join(kept[:9].split()))
     assert live.ask(lambda app: app.runtime.stats()["prefill_tokens_computed"]) == spent
     assert live.ask(lambda app: app.runtime.stats()["copied_pages"]) == 1
 
